@@ -1,0 +1,28 @@
+"""BCMFNet: real-time semantic segmentation with its own kernels, in PyTorch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "BoundaryCorrectedLoss": "bcmfnet.nn",
+    "boundary_corrected_loss": "bcmfnet.ops",
+    "create_model": "bcmfnet.models",
+    "list_models": "bcmfnet.models",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that the command line starts without loading torch."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

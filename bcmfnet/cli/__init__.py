@@ -1,0 +1,14 @@
+"""The command line: parse, call the engine, print. One file for each verb."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 ok, 1 failure, 2 usage, 3 a quality gate missed, 130 and 143 signals."""
+    from bcmfnet.cli.app import run
+
+    sys.exit(run(sys.argv[1:] if argv is None else list(argv)))

@@ -1,0 +1,160 @@
+"""What the verbs share: flags, the overlay of preset, file and flags, logging, tables."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+from cyclopts import App, ArgumentCollection, Parameter
+from cyclopts.config import Dict
+
+from bcmfnet.engine.config import preset
+from bcmfnet.errors import ConfigError
+
+EXCLUSIVE = ("steps", "epochs")
+
+
+@Parameter(name="*", negative=())
+@dataclass
+class CommonOptions:
+    """Flags that every verb has."""
+
+    verbose: Annotated[bool, Parameter(alias="-v")] = False
+    """Show debugging messages."""
+    quiet: Annotated[bool, Parameter(alias="-q")] = False
+    """Show warnings and errors only."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def start_logging(self) -> None:
+        """Send the package's log to standard error at the chosen level."""
+        logger = logging.getLogger("bcmfnet")
+        logger.setLevel(logging.DEBUG)
+        handler = _StderrHandler()
+        handler.setLevel(logging.DEBUG if self.verbose else logging.WARNING if self.quiet else logging.INFO)
+        logger.handlers = [handler]
+
+
+@Parameter(name="data", negative=())
+@dataclass
+class DataOptions:
+    """The labelled frames to look at."""
+
+    name: str | None = None
+    """Dataset; without it the one that the weights were trained on."""
+    root: str = ""
+    """Folder of the dataset; generated data needs none."""
+    split: str | None = None
+    """Split; without it the validation split of the weights."""
+    workers: int = 1
+    """Loader processes; 0 loads in the main process."""
+
+    def build(self, metadata: dict[str, Any]) -> Any:
+        """The dataset, where nothing is said the one of a weights file's metadata."""
+        from bcmfnet.data import build_dataset
+
+        trained = metadata.get("config", {}).get("data", {})
+        name = self.name or trained.get("name")
+        split = self.split or trained.get("val_split", "val")
+        if name is None:
+            raise ConfigError("--data.name: expected a dataset, since the weights do not name one")
+        options = {"num_classes": metadata["num_classes"]} if name == "folder" else {}
+        return build_dataset(name, self.root, split, **options)
+
+
+class _StderrHandler(logging.StreamHandler):
+    """Writes to the standard error of the moment, which a progress bar redirects while it is shown."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+
+class OverlayConfig:
+    """Fill what the flags leave open: from the file of --config, and below it from --preset or the run to --resume.
+
+    An option that is set twice is taken from the upper layer; optim.steps in one layer also hides optim.epochs in the
+    layers below it, and the reverse. The file may name its preset (`preset = "camvid"`).
+    """
+
+    def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        named = {argument.name: argument for argument in arguments}
+        if "--preset" not in named:
+            return
+        path, run = _token(named, "--config"), _token(named, "--resume")
+        file = read_config(Path(path)) if path is not None else {}
+        base = _token(named, "--preset") or file.pop("preset", None)
+        file.pop("preset", None)
+        if run is not None and (path or base):
+            raise ConfigError("--resume: expected no --preset and no --config, the run has its own configuration")
+        values = read_config(Path(run) / "config.toml") if run is not None else preset(base or "synthetic")
+        given = {key for key in EXCLUSIVE if named[f"--optim.{key}"].tokens}
+        _fill(_hide(file, given), path, app, commands, arguments)
+        _fill(_hide(values, given | set(file.get("optim", {}))), run or f"preset {base}", app, commands, arguments)
+
+
+def _fill(values: dict[str, Any], source: str | None, app: App, commands: tuple[str, ...], arguments: Any) -> None:
+    """Give the values to arguments that have none. Nested under the verb, since `data` is a verb too."""
+    for command in reversed(commands):
+        values = {command: values}
+    Dict(values, source=source)(app, commands, arguments)
+
+
+def _token(named: dict[str, Any], name: str) -> str | None:
+    tokens = named[name].tokens if name in named else ()
+    return tokens[0].value if tokens else None
+
+
+def _hide(values: dict[str, Any], above: set[str]) -> dict[str, Any]:
+    """Values without optim.steps and optim.epochs, where a layer above sets one of the two."""
+    if not above.intersection(EXCLUSIVE) or "optim" not in values:
+        return values
+    return values | {"optim": {key: value for key, value in values["optim"].items() if key not in EXCLUSIVE}}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Nested values of a TOML or YAML file. Raises ConfigError for one that cannot be read or parsed."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config: cannot read {path}: {error}") from None
+    if path.suffix in (".yaml", ".yml"):
+        values = _parse_yaml(path, text)
+    else:
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"--config: {path} is not TOML: {error}") from None
+    return values
+
+
+def _parse_yaml(path: Path, text: str) -> dict[str, Any]:
+    try:
+        import yaml
+    except ImportError:
+        raise ConfigError(f"--config: {path} is YAML, which needs PyYAML; TOML needs nothing") from None
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config: {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config: expected sections of options in {path}, got {type(values).__name__}")
+    return values
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows as aligned columns, the first row as header; first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for number, row in enumerate(rows):
+        first, *others = row
+        print("  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]).rstrip())
+        if number == 0:
+            print("  ".join("-" * w for w in widths))

@@ -1,0 +1,161 @@
+"""Datasets by name: CamVid in two protocols, Cityscapes, a plain folder, and the drawn streets."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from pathlib import Path
+
+from bcmfnet.data.decode import UNKNOWN, ColorLabels, IdLabels, id_labels
+from bcmfnet.data.io import IMAGE_ENDINGS
+from bcmfnet.data.labels import (
+    CITYSCAPES_ROWS,
+    cityscapes_id_to_train_id,
+    get_label_table,
+    make_label_table,
+    unknown_name,
+)
+from bcmfnet.data.pairs import Dataset, PairedFiles, index_files
+from bcmfnet.data.synthetic import SyntheticStreets
+from bcmfnet.errors import ConfigError, DataError
+
+log = logging.getLogger("bcmfnet.data")
+CAMVID_FRAMES = {"train": 367, "val": 101, "test": 233}
+CAMVID_VOID = 11
+SYNTHETIC_FRAMES = {"train": 1000, "val": 100, "test": 100}
+
+
+def build_dataset(
+    name: str, root: str | Path | None = None, split: str = "train", *, strict: bool = True, **options
+) -> Dataset:
+    """Open a split of a dataset.
+
+    Args:
+        name: one of `list_datasets()`.
+        root: its folder; `cityscapes` falls back on the environment's CITYSCAPES_DATASET, `synthetic` needs none.
+        split: train, val or test.
+        strict: raise when an image has no mask; else leave it out and tell it in the dataset's `unpaired`.
+        options: `folder`: num_classes, classes; `synthetic`: length, size, seed.
+
+    Raises:
+        ConfigError: unknown name or option, or a root that is not there.
+        DataError: an empty folder, an image without a mask.
+    """
+    if name not in _BUILDERS:
+        raise ConfigError(unknown_name("dataset", name, _BUILDERS))
+    build = _BUILDERS[name]
+    known = list(inspect.signature(build).parameters)[3:]
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"dataset {name}: " + unknown_name("option", option, known))
+    return build(root, split, strict, **options)
+
+
+def list_datasets() -> list[str]:
+    """Names that `build_dataset` knows."""
+    return sorted(_BUILDERS)
+
+
+def _folder(root: str | Path | None, name: str) -> Path:
+    if not root:
+        raise ConfigError(f"root: dataset {name} needs the folder that it lies in")
+    if not Path(root).is_dir():
+        raise ConfigError(f"root: {root} is not a folder")
+    return Path(root)
+
+
+def _camvid_segnet(root: str | Path | None, split: str, strict: bool) -> PairedFiles:
+    """{split}/NAME.png|jpg and {split}annot/NAME.png, as in the SegNet tutorial; 480x360, 11 is void."""
+    folder, table = _folder(root, "camvid11-segnet"), get_label_table("camvid11")
+    images = index_files(folder / split, IMAGE_ENDINGS)
+    labels = index_files(folder / f"{split}annot", IMAGE_ENDINGS)
+    _compare_with_camvid(split, len(images))
+    return PairedFiles(split, table, images, labels, id_labels(table, void=(CAMVID_VOID,)), strict)
+
+
+def _camvid_ignore(root: str | Path | None, split: str, strict: bool) -> PairedFiles:
+    """960x720 with colour labels, as released (with lists {split}.txt of names) or as in the copies that come split."""
+    folder, table = _folder(root, "camvid11-ignore"), get_label_table("camvid11")
+    if (folder / "701_StillsRaw_full").is_dir():
+        images = index_files(folder / "701_StillsRaw_full", IMAGE_ENDINGS)
+        labels = index_files(folder / "LabeledApproved_full", ("_L.png",))
+        names = _listed_names(folder / f"{split}.txt")
+        absent = sorted(names - images.keys())
+        if absent:
+            raise DataError(f"{folder / f'{split}.txt'}: no image of the listed frame {absent[0]}")
+        images = {name: images[name] for name in names}
+        labels = {name: labels[name] for name in names & labels.keys()}
+    else:
+        images = index_files(folder / split, IMAGE_ENDINGS)
+        labels = index_files(folder / f"{split}_labels", ("_L.png",))
+    _compare_with_camvid(split, len(images))
+    return PairedFiles(split, table, images, labels, ColorLabels(table), strict)
+
+
+def _listed_names(path: Path) -> set[str]:
+    """Names of a list: the first word of each line, without folder and ending."""
+    if not path.is_file():
+        raise DataError(f"{path}: expected a list of the split's frames, a name a line")
+    return {Path(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()}
+
+
+def _compare_with_camvid(split: str, frames: int) -> None:
+    expected = CAMVID_FRAMES.get(split)
+    if frames != expected:
+        log.warning("CamVid %s: %d frames, but the published split has %s", split, frames, expected)
+
+
+def _cityscapes(root: str | Path | None, split: str, strict: bool) -> PairedFiles:
+    """leftImg8bit/{split}/CITY/*_leftImg8bit.png and gtFine/{split}/CITY/*_gtFine_labelIds.png."""
+    folder = _folder(root or os.environ.get("CITYSCAPES_DATASET"), "cityscapes (or CITYSCAPES_DATASET)")
+    images = index_files(folder / "leftImg8bit" / split, ("_leftImg8bit.png",), "*/*")
+    labels = index_files(folder / "gtFine" / split, ("_gtFine_labelIds.png",), "*/*")
+    return PairedFiles(split, get_label_table("cityscapes19"), images, labels, _cityscapes_labels(), strict)
+
+
+def _cityscapes_labels() -> IdLabels:
+    mapping = cityscapes_id_to_train_id()
+    highest = max(row.id for row in CITYSCAPES_ROWS)
+    mapping[highest + 1 : 255] = UNKNOWN
+    return IdLabels(tuple(mapping.tolist()), f"a labelId 0..{highest}, or 255 (the plate's -1)")
+
+
+def _plain_folder(
+    root: str | Path | None, split: str, strict: bool, num_classes: int | None = None, classes: tuple[str, ...] = ()
+) -> PairedFiles:
+    """images/{split}/NAME.* and masks/{split}/NAME.png, or {split}/images/ and {split}/masks/."""
+    folder = _folder(root, "folder")
+    if num_classes is None and not classes:
+        raise ConfigError("num_classes: dataset folder needs the number of classes")
+    table = make_label_table("folder", len(classes) if num_classes is None else num_classes, tuple(classes))
+    layouts = (
+        (folder / "images" / split, folder / "masks" / split),
+        (folder / split / "images", folder / split / "masks"),
+    )
+    at = next((layout for layout in layouts if layout[0].is_dir()), None)
+    if at is None:
+        raise DataError(f"{folder}: expected images/{split} and masks/{split}, or {split}/images and {split}/masks")
+    images, labels = (index_files(path, IMAGE_ENDINGS) for path in at)
+    return PairedFiles(split, table, images, labels, id_labels(table), strict)
+
+
+def _synthetic(
+    root: str | Path | None,
+    split: str,
+    strict: bool,
+    length: int | None = None,
+    size: tuple[int, int] = (256, 512),
+    seed: int = 0,
+) -> SyntheticStreets:
+    """Drawn streets; nothing is read from a disk."""
+    return SyntheticStreets(SYNTHETIC_FRAMES.get(split, 1) if length is None else length, size, seed, split)
+
+
+_BUILDERS = {
+    "camvid11-segnet": _camvid_segnet,
+    "camvid11-ignore": _camvid_ignore,
+    "cityscapes": _cityscapes,
+    "folder": _plain_folder,
+    "synthetic": _synthetic,
+}

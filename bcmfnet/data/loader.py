@@ -1,0 +1,209 @@
+"""Streams of batches that a resumed run takes up exactly where an interrupted one left them.
+
+Order is a function of (seed, epoch) and augmentation of (seed, epoch, index), so a position in the stream is two
+numbers and no worker has state to keep.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from bcmfnet.data.pairs import Dataset
+from bcmfnet.data.transforms import EvalTransform, TrainTransform
+from bcmfnet.errors import ConfigError, DataError
+
+ORDER, AUGMENTATION = 0, 1  # keys that keep the two kinds of random streams apart
+
+
+class Batch(NamedTuple):
+    """Frames of one size: images uint8 [N, 3, H, W], labels uint8 [N, H, W], and the files of each frame."""
+
+    images: Tensor
+    labels: Tensor
+    files: list[tuple[str, ...]]
+
+
+Sample = tuple[np.ndarray, np.ndarray, tuple[str, ...]]
+
+
+def stream(seed: int, *key: int) -> np.random.Generator:
+    """The generator of a key, independent of those of all other keys."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Endless (epoch, index), a new order each epoch when shuffled; each rank takes every world_size-th index.
+
+    Args:
+        length: frames of the dataset.
+        multiple: the indices of an epoch and rank are cut down to a multiple of this, so that batches of that size
+            never hold frames of two epochs.
+        start_epoch, start_index: where to begin; start_index counts this rank's indices within the epoch.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        seed: int,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        start_epoch: int = 0,
+        start_index: int = 0,
+        multiple: int = 1,
+    ) -> None:
+        self.length, self.seed, self.shuffle = length, seed, shuffle
+        self.rank, self.world_size = rank, world_size
+        self.start_epoch, self.start_index = start_epoch, start_index
+        self.per_epoch = length // (world_size * multiple) * multiple
+
+    def __len__(self) -> int:
+        """Indices of an epoch on this rank."""
+        return self.per_epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, start = self.start_epoch, self.start_index
+        while self.per_epoch:
+            order = stream(self.seed, ORDER, epoch).permutation(self.length) if self.shuffle else range(self.length)
+            mine = order[self.rank : self.per_epoch * self.world_size : self.world_size]
+            for index in mine[start:]:
+                yield epoch, int(index)
+            epoch, start = epoch + 1, 0
+
+
+@dataclass(frozen=True)
+class TrainSamples:
+    """Map (epoch, index) to an augmented frame; a DataError is returned, for `collate` to hand to the parent."""
+
+    dataset: Dataset
+    transform: TrainTransform
+    seed: int
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | DataError:
+        epoch, index = key
+        rng = stream(self.seed, AUGMENTATION, epoch, index)
+        return _load(self.dataset, index, lambda image, label: self.transform(image, label, rng))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+@dataclass(frozen=True)
+class EvalSamples:
+    """Map an index to a whole frame; a DataError is returned, for `collate` to hand to the parent."""
+
+    dataset: Dataset
+
+    def __getitem__(self, index: int) -> Sample | DataError:
+        return _load(self.dataset, index, EvalTransform())
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+def _load(dataset: Dataset, index: int, transform) -> Sample | DataError:
+    try:
+        image, label = transform(*dataset.read(index))
+    except DataError as error:
+        return error
+    return image, label, dataset.files(index)
+
+
+def collate(samples: Sequence[Sample | DataError]) -> Batch | DataError:
+    """Stack frames of one size. An error passes as a value: raised in a worker, torch would wrap its one line."""
+    for sample in samples:
+        if isinstance(sample, DataError):
+            return sample
+    images, labels, files = zip(*samples, strict=True)
+    for label, names in zip(labels, files, strict=True):
+        if label.shape != labels[0].shape:
+            return DataError(
+                f"{names[0]}: {label.shape[1]}x{label.shape[0]} pixels in one batch with {labels[0].shape[1]}x"
+                f"{labels[0].shape[0]} of {files[0][0]}; frames of several sizes need batch_size 1"
+            )
+    return Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), list(files))
+
+
+class BatchLoader:
+    """Iterates over batches and raises here the DataError that a worker met. `len` is the batches of an epoch."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+def train_loader(
+    dataset: Dataset,
+    transform: TrainTransform,
+    *,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    start: tuple[int, int] = (0, 0),
+    rank: int = 0,
+    world_size: int = 1,
+) -> BatchLoader:
+    """Endless batches of augmented frames, from batch start[1] of epoch start[0] on; short batches are dropped.
+
+    Raises:
+        ConfigError: batch_size < 2 (BatchNorm on the 1x1 map needs two values), or a dataset smaller than a batch.
+    """
+    if batch_size < 2:
+        raise ConfigError(
+            f"batch_size: expected at least 2 for each process (BatchNorm on a 1x1 map), got {batch_size}"
+        )
+    if len(dataset) < batch_size * world_size:
+        raise ConfigError(
+            f"batch_size: {batch_size} on {world_size} processes needs {batch_size * world_size} frames, "
+            f"but {dataset.split} has {len(dataset)}"
+        )
+    epoch, batches = start
+    sampler = EpochSampler(len(dataset), seed, True, rank, world_size, epoch, batches * batch_size, batch_size)
+    return _loader(TrainSamples(dataset, transform, seed), batch_size, workers, sampler)
+
+
+def eval_loader(dataset: Dataset, *, batch_size: int = 1, workers: int = 0) -> BatchLoader:
+    """Every frame once and in order. A batch_size above 1 needs frames of one size (DataError)."""
+    if batch_size < 1:
+        raise ConfigError(f"batch_size: expected at least 1, got {batch_size}")
+    return _loader(EvalSamples(dataset), batch_size, workers, None)
+
+
+def _loader(samples: TrainSamples | EvalSamples, batch_size: int, workers: int, sampler: Sampler | None) -> BatchLoader:
+    return BatchLoader(
+        DataLoader(
+            samples,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=collate,
+            worker_init_fn=_start_worker,
+            pin_memory=torch.cuda.is_available(),
+        )
+    )
+
+
+def _start_worker(worker: int) -> None:
+    """One thread a worker, and no signals: Ctrl-C reaches the whole process group, but the parent alone acts on it."""
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()

@@ -1,0 +1,117 @@
+"""Image files paired with label files by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from bcmfnet.data.io import read_image
+from bcmfnet.data.labels import LabelTable
+from bcmfnet.errors import DataError
+
+
+class Dataset(Protocol):
+    """What training, evaluation and verification ask of a dataset."""
+
+    split: str
+    table: LabelTable
+    unpaired: tuple[str, ...]
+    """A line for each image without a mask and each mask without an image."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, i: int) -> str:
+        """A name of frame i, unique in the dataset and fit for a file name."""
+
+    def files(self, i: int) -> tuple[str, ...]:
+        """What frame i is read from."""
+
+    def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """RGB uint8 [H, W, 3] and ids uint8 [H, W]. Raises DataError, naming the file."""
+
+
+class PairedFiles:
+    """Frames from files: `images` and `labels` by name, `decode` turning a label file into ids uint8 [H, W].
+
+    Args:
+        strict: raise when an image has no mask; else such frames are left out and told in `unpaired`.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        table: LabelTable,
+        images: dict[str, Path],
+        labels: dict[str, Path],
+        decode: Callable[[Path], np.ndarray],
+        strict: bool = True,
+    ) -> None:
+        self.split, self.table, self.decode = split, table, decode
+        self.images, self.labels = images, labels
+        self.names = sorted(images.keys() & labels.keys())
+        bare = [f"{path}: image without mask" for name, path in sorted(images.items()) if name not in labels]
+        lone = [f"{path}: mask without image" for name, path in sorted(labels.items()) if name not in images]
+        self.unpaired = (*bare, *lone)
+        if strict and bare:
+            more = f" (and {len(bare) - 1} more)" if len(bare) > 1 else ""
+            raise DataError(bare[0] + more)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, i: int) -> str:
+        return self.names[i]
+
+    def files(self, i: int) -> tuple[str, ...]:
+        return str(self.images[self.names[i]]), str(self.labels[self.names[i]])
+
+    def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        name = self.names[i]
+        image, label = read_image(self.images[name]), self.decode(self.labels[name])
+        if image.shape[:2] != label.shape:
+            raise DataError(
+                f"{self.labels[name]}: mask of {_size(label)} pixels, but its image {self.images[name]} "
+                f"has {_size(image)} (width x height)"
+            )
+        return image, label
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"
+
+
+def index_files(folder: Path, endings: Iterable[str], pattern: str = "*") -> dict[str, Path]:
+    """Files of a folder that match `pattern`, by their name without its ending; case of endings does not matter.
+
+    Raises:
+        DataError: no such folder, nothing in it, or two files of one name.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob(pattern)):
+        ending = next((e for e in endings if path.name.lower().endswith(e.lower())), None)
+        if ending is None or path.name.startswith(".") or not path.is_file():
+            continue
+        name = path.name[: -len(ending)]
+        if name in found:
+            raise DataError(f"{path}: a second file for the frame of {found[name]}")
+        found[name] = path
+    if not found:
+        raise DataError(f"{folder}: no file that ends in {', '.join(endings)}")
+    return found
+
+
+def check_split_leak(a: Dataset, b: Dataset) -> None:
+    """Raise DataError when a frame, told by its name, is in both datasets."""
+    shared = shared_names(a, b)
+    if shared:
+        raise DataError(f"{a.split} and {b.split} share {len(shared)} frames, the first is {shared[0]}")
+
+
+def shared_names(a: Dataset, b: Dataset) -> list[str]:
+    """Names of the frames that are in both datasets, sorted."""
+    return sorted({a.name(i) for i in range(len(a))} & {b.name(i) for i in range(len(b))})

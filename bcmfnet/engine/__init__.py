@@ -1,0 +1,1 @@
+"""Training, evaluation and prediction: one function each, to be read from top to bottom."""

@@ -1,0 +1,96 @@
+"""The device, its mixed precision, and what a run can be interrupted by."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+import torch
+
+from bcmfnet.errors import ConfigError
+
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """Device of a name: `auto` is the GPU where there is one. Raises ConfigError for one that is not here."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise ConfigError(f"WORLD_SIZE: expected one process, got {processes}; start bcmfnet without torchrun")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device: expected one of {torch.cuda.device_count()} CUDA devices, got {name!r}")
+    return device
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the device has bfloat16 arithmetic of its own, so that mixed precision is faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def resolve_amp(name: str, device: torch.device) -> torch.dtype | None:
+    """dtype of mixed precision, None for float32 throughout. `auto` is bf16 where the device computes in it."""
+    if name == "off":
+        return None
+    if name == "auto":
+        return torch.bfloat16 if computes_in_bf16(device) else None
+    if name == "fp16" and device.type == "cpu":
+        raise ConfigError("amp: expected bf16 or off on a CPU, got 'fp16'")
+    return AMP_DTYPES[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
+    """Mixed precision for the code inside; nothing where dtype is None."""
+    return torch.autocast(device.type, dtype=dtype) if dtype is not None else contextlib.nullcontext()
+
+
+class Interrupted(Exception):
+    """A run that was stopped by a signal after it had saved its state; `exit_code` is 130 or 143."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class StopRequest:
+    """Set once SIGINT, SIGTERM or SIGUSR1 has come; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        return 130 if self.signal is signal.SIGINT else 143
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a request that the loop reads between two steps."""
+    request = StopRequest()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    previous = {number: signal.signal(number, request.handle) for number in numbers}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,73 @@
+"""Confusion matrix pooled over a set, and the accuracies and IoU that follow from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bcmfnet.metrics._common import mean_of_present, ratio, valid_labels
+
+
+def class_iou(matrix: np.ndarray) -> np.ndarray:
+    """IoU of every class, float64 [..., C], from confusion matrices [..., C, C].
+
+    NaN for a class that is in neither the prediction nor the ground truth.
+    """
+    intersection = np.diagonal(matrix, axis1=-2, axis2=-1)
+    return ratio(intersection, matrix.sum(-1) + matrix.sum(-2) - intersection)
+
+
+class ConfusionMatrix:
+    """Streaming confusion matrix: every pixel of the set counts once, whatever image it is in.
+
+    Args:
+        num_classes: class ids are 0 .. num_classes - 1.
+        ignore_index: target value of the pixels that do not count.
+
+    Attributes:
+        matrix: int64 [C, C], rows are ground truth, columns prediction. A plain sum, so ranks may all-reduce
+            ``torch.from_numpy(matrix)`` in place.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.matrix = np.zeros((num_classes, num_classes), np.int64)
+
+    def update(self, prediction: Any, target: Any) -> None:
+        """Count one image or batch.
+
+        Args:
+            prediction, target: integer torch tensors or numpy arrays of one shape. The prediction at ignored
+                pixels may be anything.
+
+        Raises:
+            TypeError: labels that are not integers.
+            ValueError: shapes that differ, or (DataError) a class id out of range; nothing is counted then.
+        """
+        predicted, truth, _ = valid_labels(prediction, target, self.num_classes, self.ignore_index)
+        cell = truth * np.intp(self.num_classes) + predicted.astype(np.intp, copy=False)
+        self.matrix += np.bincount(cell, minlength=self.matrix.size).reshape(self.matrix.shape)
+
+    def merge(self, other: ConfusionMatrix) -> None:
+        """Add the counts of another part of the set, for example another rank's."""
+        if other.num_classes != self.num_classes:
+            raise ValueError(f"other: expected {self.num_classes} classes, got {other.num_classes}")
+        self.matrix += other.matrix
+
+    def iou(self) -> np.ndarray:
+        """IoU per class, float64 [C]; NaN for a class absent from both prediction and ground truth."""
+        return class_iou(self.matrix)
+
+    def miou(self) -> float:
+        """Mean IoU over the classes present in the prediction or the ground truth."""
+        return mean_of_present(self.iou())
+
+    def pixel_accuracy(self) -> float:
+        """Share of valid pixels with the right class; NaN before the first one."""
+        return float(ratio(np.trace(self.matrix), self.matrix.sum()))
+
+    def class_accuracy(self) -> np.ndarray:
+        """Recall per class, float64 [C]; NaN for a class absent from the ground truth."""
+        return ratio(np.diagonal(self.matrix), self.matrix.sum(1))

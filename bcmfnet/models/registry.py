@@ -1,0 +1,109 @@
+"""Models by name or from a weights file."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from os import PathLike
+
+import torch
+
+from bcmfnet.errors import CheckpointError, ConfigError
+from bcmfnet.models.bcmfnet import BCMFNet
+from bcmfnet.models.ddrnet import DDRNet23Slim, DualResolutionNet
+from bcmfnet.models.pretrained import load_pretrained
+from bcmfnet.models.weights import read_weights
+
+MODELS: dict[str, type[DDRNet23Slim]] = {"bcmfnet": BCMFNet, "ddrnet23_slim": DDRNet23Slim}
+MAX_CLASSES = 256
+
+
+def list_models() -> list[str]:
+    """Names that `create_model` knows."""
+    return sorted(MODELS)
+
+
+def create_model(
+    name: str, *, num_classes: int, aux: bool = False, pretrained: str | PathLike | None = None, **options
+) -> DualResolutionNet:
+    """Build a model by name, in training mode, on the CPU (or the current `torch.device` context).
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: 1..256.
+        aux: with the auxiliary head, which answers in training mode only.
+        pretrained: a weights file of ours or an official DDRNet-23-slim checkpoint, see `load_pretrained`.
+        options: keywords of the context module (`LMFM` for bcmfnet, `DAPPM` for ddrnet23_slim).
+
+    Raises:
+        ConfigError: unknown name, option or class count. ValueError: an unknown option value.
+        CheckpointError: a pretrained file that cannot be read or does not fit.
+    """
+    if name not in MODELS:
+        choices = " or ".join(list_models())
+        raise ConfigError(f"model: expected {choices}, got {name!r}{_suggestion(name, MODELS)}")
+    if type(num_classes) is not int or not 1 <= num_classes <= MAX_CLASSES:
+        raise ConfigError(f"num_classes: expected an integer in 1..{MAX_CLASSES}, got {num_classes!r}")
+    model_class = MODELS[name]
+    known = model_options(model_class)
+    for option in options:
+        if option not in known:
+            choices = ", ".join(known)
+            raise ConfigError(f"model option {option!r}: {name} has {choices}{_suggestion(option, known)}")
+    model = model_class(num_classes, aux, **options)
+    model.recipe = {"model": name, "num_classes": num_classes, "aux": aux, "options": options}
+    if pretrained is not None:
+        load_pretrained(model, pretrained)
+    return model
+
+
+def model_from_weights(
+    path: str | PathLike, device: str | torch.device = "cpu"
+) -> tuple[DualResolutionNet, dict]:
+    """The model that a file of `save_weights` describes, in eval mode, without auxiliary head; its metadata.
+
+    Raises:
+        CheckpointError: an unreadable file, one without our metadata, or tensors that are not the model's.
+    """
+    state, metadata = read_weights(path)
+    if not metadata:
+        raise CheckpointError(
+            f"{path}: does not name its model; use create_model(name, num_classes=..., pretrained=path)"
+        )
+    try:
+        options = metadata.get("options", {})
+        model = create_model(metadata["model"], num_classes=metadata["num_classes"], **options)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its metadata builds no model: {error}") from error
+    state = {key: tensor for key, tensor in state.items() if not key.startswith("aux_head.")}
+    _check_same_tensors(path, model.state_dict(), state)
+    model.load_state_dict(state)
+    return model.to(device).eval(), metadata
+
+
+def _check_same_tensors(path, expected: dict, state: dict) -> None:
+    wrong = [
+        key
+        for key in expected.keys() | state.keys()
+        if key not in expected or key not in state or expected[key].shape != state[key].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: {len(wrong)} tensors, such as {min(wrong)}, are missing, unknown or of another shape"
+        )
+
+
+def model_options(model_class: type[DDRNet23Slim]) -> list[str]:
+    """Keywords that a model hands to its context module."""
+    return [
+        parameter.name
+        for base in model_class.context_class.__mro__
+        if "__init__" in vars(base)
+        for parameter in inspect.signature(base.__init__).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+
+
+def _suggestion(word: str, choices) -> str:
+    close = difflib.get_close_matches(str(word), choices, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,144 @@
+"""Label maps as pictures: colours, overlays, a legend, and a prediction beside its ground truth.
+
+Images are RGB, uint8 [H, W, 3], everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from bcmfnet.data.labels import LabelTable
+
+WHITE = (255, 255, 255)
+INK = (60, 60, 60)
+WRONG = (222, 45, 38)
+IGNORED = (150, 150, 150)
+GAP = 6
+TITLE_HEIGHT = 26
+FONT, FONT_SCALE, CAP_HEIGHT = cv2.FONT_HERSHEY_SIMPLEX, 0.5, 10
+
+
+def colorize(labels: np.ndarray, table: LabelTable) -> np.ndarray:
+    """The table's colours for uint8 labels [H, W], black where a label is not in it; uint8 [H, W, 3]."""
+    return table.color_array()[labels]
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, table: LabelTable, alpha: float = 0.55) -> np.ndarray:
+    """The image with the labels' colours over it, uint8 [H, W, 3].
+
+    Args:
+        image: RGB, uint8 [H, W, 3].
+        labels: class ids, uint8 [H, W]; the image shows as it is where a label is not in the table.
+        table: its colours.
+        alpha: opacity of the colours, 0 to 1.
+
+    Raises:
+        ValueError: sizes that differ.
+    """
+    _check_size("labels", labels, image)
+    blended = cv2.addWeighted(colorize(labels, table), alpha, image, 1 - alpha, 0)
+    return np.where((labels < len(table.classes))[..., None], blended, image)
+
+
+def errors(image: np.ndarray, target: np.ndarray, prediction: np.ndarray, ignore_index: int) -> np.ndarray:
+    """Wrong pixels in red on the dimmed grey image, ignored ones in flat grey, uint8 [H, W, 3]."""
+    dimmed = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) // 2
+    picture = np.repeat(dimmed[..., None], 3, axis=2)
+    picture[prediction != target] = WRONG
+    picture[target == ignore_index] = IGNORED
+    return picture
+
+
+def comparison(
+    image: np.ndarray, target: np.ndarray, prediction: np.ndarray, table: LabelTable, tile_width: int = 480
+) -> np.ndarray:
+    """A row of titled tiles: image, ground truth, prediction, errors. RGB uint8.
+
+    Args:
+        image: RGB, uint8 [H, W, 3].
+        target, prediction: class ids, uint8 [H, W].
+        table: classes, colours and ignore_index.
+        tile_width: wider images are shrunk to it, pixels.
+
+    Returns:
+        uint8 [TITLE_HEIGHT + h, 4 w + 3 GAP, 3] for tiles of h x w.
+
+    Raises:
+        ValueError: sizes that differ.
+    """
+    _check_size("target", target, image)
+    _check_size("prediction", prediction, image)
+    pictures = {
+        "Image": image,
+        "Ground truth": overlay(image, target, table),
+        "Prediction": overlay(image, prediction, table),
+        "Errors": errors(image, target, prediction, table.ignore_index),
+    }
+    tiles = [_titled(title, _shrunk(picture, tile_width)) for title, picture in pictures.items()]
+    return _spaced(tiles, axis=1)
+
+
+def legend(table: LabelTable, width: int = 480, row_height: int = 26) -> np.ndarray:
+    """Class names beside their colours, in as many columns as fit the width; RGB uint8 [rows, width, 3]."""
+    swatch, pad = row_height // 2, 8
+    column = swatch + 3 * pad + max(_text_size(name)[0] for name in table.classes)
+    columns = max(1, min(len(table.classes), width // column))
+    rows = -(-len(table.classes) // columns)
+    picture = np.full((rows * row_height, width, 3), WHITE, np.uint8)
+    for index, (name, color) in enumerate(zip(table.classes, table.colors, strict=True)):
+        y, x = index // columns * row_height, index % columns * (width // columns)
+        top = y + (row_height - swatch) // 2
+        picture[top : top + swatch, x : x + swatch] = color
+        _write(picture[y : y + row_height], name, x + swatch + pad)
+    return picture
+
+
+def stacked(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Images below each other on white, each at the left."""
+    width = max(image.shape[1] for image in images)
+    rows = []
+    for image in images:
+        row = np.full((image.shape[0], width, 3), WHITE, np.uint8)
+        row[:, : image.shape[1]] = image
+        rows.append(row)
+    return _spaced(rows, axis=0)
+
+
+def _check_size(name: str, labels: np.ndarray, image: np.ndarray) -> None:
+    size = image.shape[:2]
+    if labels.shape != size:
+        raise ValueError(f"{name}: expected the image's size {list(size)}, got {list(labels.shape)}")
+
+
+def _shrunk(image: np.ndarray, width: int) -> np.ndarray:
+    if image.shape[1] <= width:
+        return image
+    height = max(1, round(image.shape[0] * width / image.shape[1]))
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _titled(title: str, image: np.ndarray) -> np.ndarray:
+    strip = np.full((TITLE_HEIGHT, image.shape[1], 3), WHITE, np.uint8)
+    _write(strip, title, x=2)
+    return np.concatenate([strip, image])
+
+
+def _write(strip: np.ndarray, text: str, x: int) -> None:
+    """Write a line of text at x, vertically in the middle of the strip."""
+    baseline = (strip.shape[0] + CAP_HEIGHT) // 2
+    cv2.putText(strip, text, (x, baseline), FONT, FONT_SCALE, INK, 1, cv2.LINE_AA)
+
+
+def _text_size(text: str) -> tuple[int, int]:
+    return cv2.getTextSize(text, FONT, FONT_SCALE, 1)[0]
+
+
+def _spaced(images: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """Join images along an axis with a white gap between them."""
+    gap_shape = list(images[0].shape)
+    gap_shape[axis] = GAP
+    gap = np.full(gap_shape, 255, np.uint8)
+    return np.concatenate([piece for image in images for piece in (gap, image)][1:], axis=axis)

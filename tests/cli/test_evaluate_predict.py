@@ -1,0 +1,148 @@
+"""`bcmfnet evaluate`, `predict`, `data verify` and `env` on files that the tests write."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def weights(trained):
+    return trained / "weights" / "best.safetensors"
+
+
+@pytest.fixture
+def frames(tmp_path):
+    """A folder with two frames of odd sizes, and a text file that is none."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (65, 97)), ("b.jpg", (80, 64))):
+        cv2.imwrite(str(folder / name), rng.integers(0, 256, (*size, 3), np.uint8))
+    (folder / "notes.txt").write_text("not a frame")
+    return folder
+
+
+def test_evaluate_prints_tables_and_leaves_a_folder(bcmfnet, weights, tmp_path):
+    result = bcmfnet("evaluate", "--weights", weights, "--output-dir", tmp_path / "out", "--amp", "off")
+    assert result.code == 0, result.err
+    for row in ("road", "mean", "mIoU", "boundary IoU", "boundary F at 3 px", "mIoU within 1 px of an edge"):
+        assert row in result.out
+    scores = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert f"{100 * scores['miou']:.2f}" in result.out
+    assert cv2.imread(str(tmp_path / "out" / "confusion_matrix.png")) is not None
+    assert len(list((tmp_path / "out" / "overlays").iterdir())) == 6
+
+
+def test_evaluate_gate(bcmfnet, weights, tmp_path):
+    for gate, code in ((0, 0), (100, 3)):
+        argv = ("--weights", weights, "--output-dir", tmp_path / str(gate), "--min-miou", gate, "--json")
+        result = bcmfnet("evaluate", *argv)
+        assert result.code == code
+        assert json.loads(result.out)["frames"] > 0
+
+
+def test_predict_writes_three_files_an_image(bcmfnet, weights, frames, tmp_path):
+    result = bcmfnet("predict", frames, "--weights", weights, "--output-dir", tmp_path / "out")
+    assert (result.code, result.out) == (0, f"2 of 2 images written to {tmp_path / 'out'}\n")
+    for stem, size in (("a", (65, 97)), ("b", (80, 64))):
+        ids = cv2.imread(str(tmp_path / "out" / f"{stem}_labelIds.png"), cv2.IMREAD_UNCHANGED)
+        assert ids.shape == size and ids.dtype == np.uint8 and ids.max() < 10
+        assert cv2.imread(str(tmp_path / "out" / f"{stem}_color.png")).shape[:2] == size
+        assert cv2.imread(str(tmp_path / "out" / f"{stem}_overlay.jpg")).shape[:2] == size
+    rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [row["file"] for row in rows] == [str(frames / "a.png"), str(frames / "b.jpg")]
+    assert sum(rows[0]["share"].values()) == pytest.approx(1, abs=1e-3)
+
+
+def test_predict_takes_a_file_and_a_glob(bcmfnet, weights, frames, tmp_path):
+    assert bcmfnet("predict", frames / "a.png", "--weights", weights, "--output-dir", tmp_path / "1").code == 0
+    assert bcmfnet("predict", frames / "*.jpg", "--weights", weights, "--output-dir", tmp_path / "2").code == 0
+    written = sorted(path.name for path in (tmp_path / "2").glob("b_*"))
+    assert written == ["b_color.png", "b_labelIds.png", "b_overlay.jpg"]
+
+
+def test_predict_goes_on_past_an_unreadable_file(bcmfnet, weights, frames, tmp_path):
+    (frames / "aa.jpg").write_bytes((frames / "b.jpg").read_bytes()[:600])
+    cv2.imwrite(str(frames / "small.png"), np.zeros((63, 64, 3), np.uint8))
+    result = bcmfnet("predict", frames, "--weights", weights, "--output-dir", tmp_path / "out")
+    assert result.code == 1
+    assert result.out.startswith("2 of 4 images written")
+    assert f"{frames / 'aa.jpg'}: truncated JPEG" in result.err
+    assert f"{frames / 'small.png'}: expected an image of at least 64x64 pixels, got 64x63" in result.err
+    assert (tmp_path / "out" / "b_overlay.jpg").exists()
+
+
+def test_predict_refuses_what_would_overwrite_itself(bcmfnet, weights, frames, tmp_path):
+    shutil.copy(frames / "a.png", frames / "b.png")
+    result = bcmfnet("predict", frames, "--weights", weights, "--output-dir", tmp_path / "out")
+    assert result.code == 2 and "would write the same files" in result.err
+
+
+@pytest.mark.parametrize("source", ["empty", "missing.png", "*.gif"])
+def test_predict_refuses_a_source_without_images(bcmfnet, weights, tmp_path, source):
+    (tmp_path / "empty").mkdir()
+    result = bcmfnet("predict", tmp_path / source, "--weights", weights)
+    assert result.code == 2
+    assert result.err == (
+        "bcmfnet: SOURCE: expected an image file, a folder of images or a glob, "
+        f"found no image at {tmp_path / source}\n"
+    )
+
+
+@pytest.mark.parametrize("content", [None, b"", b"x" * 1000, "half"])
+def test_unreadable_weights_are_one_line_and_exit_1(bcmfnet, weights, frames, tmp_path, content):
+    path = tmp_path / "w.safetensors"
+    if content is not None:
+        path.write_bytes(weights.read_bytes()[:100_000] if content == "half" else content)
+    result = bcmfnet("predict", frames, "--weights", path, "--output-dir", tmp_path / "out")
+    assert result.code == 1 and str(path) in result.err and result.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def write_camvid(root, split, names, value=3):
+    for folder in (root / split, root / f"{split}annot"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        cv2.imwrite(str(root / split / f"{name}.png"), np.full((72, 96, 3), 90, np.uint8))
+        cv2.imwrite(str(root / f"{split}annot" / f"{name}.png"), np.full((72, 96), value, np.uint8))
+
+
+def test_data_verify_names_every_problem(bcmfnet, tmp_path):
+    write_camvid(tmp_path, "train", ["a", "b", "c"])
+    write_camvid(tmp_path, "val", ["d"])
+    argv = ("data", "verify", "--data.name", "camvid11-segnet", "--data.root", tmp_path)
+    good = bcmfnet(*argv)
+    assert good.code == 0 and good.out.endswith("no problem found\n")
+    cv2.imwrite(str(tmp_path / "trainannot" / "a.png"), np.full((72, 96), 77, np.uint8))
+    cv2.imwrite(str(tmp_path / "trainannot" / "b.png"), np.full((72, 95), 3, np.uint8))
+    (tmp_path / "trainannot" / "c.png").unlink()
+    write_camvid(tmp_path, "val", ["a"])
+    bad = bcmfnet(*argv)
+    assert bad.code == 1
+    for words in ("77", "95", "c.png", "train and val"):
+        assert any(words in line for line in bad.out.splitlines()), words
+
+
+def test_train_on_a_wrong_label_names_the_file(bcmfnet, tmp_path):
+    write_camvid(tmp_path / "data", "train", ["a", "b", "c"], value=13)
+    write_camvid(tmp_path / "data", "val", ["d"])
+    flags = {"--data.crop": ("64", "64"), "--data.batch-size": (2,), "--data.workers": (1,), "--optim.steps": (1,),
+             "--data.name": ("camvid11-segnet",), "--data.root": (tmp_path / "data",)}  # fmt: skip
+    argv = [word for flag, values in flags.items() for word in (flag, *values)]
+    result = bcmfnet("train", *argv, "--output-dir", tmp_path / "run")
+    assert result.code == 1
+    line = result.err.splitlines()[-1]
+    assert "13" in line and ".png" in line and "Traceback" not in result.err
+
+
+def test_env_as_text_and_json(bcmfnet):
+    facts = json.loads(bcmfnet("env", "--json").out)
+    assert facts["packages"]["torch"].startswith("2.")
+    assert {row["op"] for row in facts["backends"]} >= {"bcl"}
+    text = bcmfnet("env").out
+    assert "native library:" in text and "bcl on cpu: reference" in text

@@ -1,0 +1,34 @@
+"""Small runs that the engine's and the command line's tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from bcmfnet.engine.config import DataConfig, OptimConfig, TrainConfig
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(scope="session")
+def camvid() -> Path:
+    """Real frames, where the environment says that there are any."""
+    root = os.environ.get("BCMFNET_CAMVID")
+    if not root:
+        pytest.skip("BCMFNET_CAMVID names no folder with the CamVid frames")
+    return Path(root)
+
+
+@pytest.fixture
+def tiny_config() -> TrainConfig:
+    """Six steps of two small generated frames: a run of a few seconds that touches everything."""
+    return TrainConfig(
+        data=DataConfig(name="synthetic", crop=(64, 96), batch_size=2, workers=0, length=8),
+        optim=OptimConfig(name="adamw", lr=1e-3, steps=6),
+        amp="off",
+        device="cpu",
+        log_every=1,
+    )

@@ -1,0 +1,183 @@
+"""A run end to end: what it leaves, that it resumes exactly, and what stops it."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from bcmfnet.engine import checkpoint
+from bcmfnet.engine import train as engine
+from bcmfnet.engine.checkpoint import read_checkpoint
+from bcmfnet.engine.config import DataConfig, TrainConfig
+from bcmfnet.engine.optim import Schedule
+from bcmfnet.engine.runtime import Interrupted
+from bcmfnet.errors import CheckpointError, ConfigError, TrainingError
+from bcmfnet.models import model_from_weights
+
+
+def weights_of(folder):
+    return read_checkpoint(folder / "checkpoints" / "last.pt")["model"]
+
+
+def assert_equal_state(a, b):
+    assert a.keys() == b.keys()
+    assert [key for key in a if not torch.equal(a[key], b[key])] == []
+
+
+def stop_after(monkeypatch, step, number):
+    """Send the process a signal once a step is done."""
+    original = engine._Run.train_step
+
+    def train_step(run, *args):
+        loss = original(run, *args)
+        if run.state.step + 1 == step:
+            os.kill(os.getpid(), number)
+        return loss
+
+    monkeypatch.setattr(engine._Run, "train_step", train_step)
+
+
+@pytest.fixture(autouse=True)
+def small_validation(monkeypatch):
+    """Three small validation frames: the engine is under test here, not the network."""
+    original = engine.build_datasets
+
+    def build(data):
+        train_set, val_set = original(data)
+        val_set.length = 3
+        return train_set, val_set
+
+    monkeypatch.setattr(engine, "build_datasets", build)
+
+
+def test_run_leaves_everything_in_its_folder(tiny_config, tmp_path):
+    result = engine.train(tiny_config, tmp_path)
+    for name in ("config.toml", "env.json", "train.log", "metrics.jsonl", "results.csv", "results.png",
+                 "confusion_matrix.png", "evaluation.json", "weights/best.safetensors", "weights/last.safetensors",
+                 "checkpoints/last.pt"):  # fmt: skip
+        assert (tmp_path / name).stat().st_size > 0, name
+    assert len(list((tmp_path / "overlays").glob("*.jpg"))) == 3
+    assert not list(tmp_path.rglob("*.tmp"))
+
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "miou" in row] == [4, 6]  # an epoch is 8 // 2 steps; the last step always
+
+    best = max(row["miou"] for row in rows if "miou" in row)
+    model, metadata = model_from_weights(tmp_path / "weights" / "best.safetensors")
+    assert metadata["val_miou"] == best
+    assert result.evaluation.miou == pytest.approx(best, abs=1e-6)
+    assert metadata["label_table"]["classes"] == list(result.evaluation.table.classes)
+
+
+def test_loss_falls(tiny_config, tmp_path):
+    tiny_config.optim.steps = 40
+    engine.train(tiny_config, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)])
+def test_interrupted_and_resumed_equals_uninterrupted(tiny_config, tmp_path, monkeypatch, number, code):
+    """Step 3 is inside the first epoch, so the stream of frames is taken up in its middle."""
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    engine.train(tiny_config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, number)
+        with pytest.raises(Interrupted, match="step 3; go on with --resume") as stopped:
+            engine.train(tiny_config, tmp_path / "parts")
+    assert stopped.value.exit_code == code
+    assert read_checkpoint(tmp_path / "parts" / "checkpoints" / "last.pt")["state"]["step"] == 3
+    engine.train(tiny_config, tmp_path / "parts", resume=True)
+    assert_equal_state(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 4, 5, 6, 6]  # each training row once, and the evaluations of steps 4 and 6
+
+
+def test_same_seed_same_weights_other_seed_others(tiny_config, tmp_path):
+    tiny_config.optim.steps = 2
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).mkdir()
+        engine.train(dataclasses.replace(tiny_config, seed=seed), tmp_path / name)
+    assert_equal_state(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
+    a, c = weights_of(tmp_path / "a"), weights_of(tmp_path / "c")
+    assert any(not torch.equal(a[key], c[key]) for key in a)
+
+
+def test_nan_loss_stops_with_step_files_and_advice(tiny_config, tmp_path, monkeypatch):
+    original = engine._Run.train_step
+    monkeypatch.setattr(
+        engine._Run, "train_step",
+        lambda run, *args: original(run, *args) * (float("nan") if run.state.step == 4 else 1.0),
+    )  # fmt: skip
+    message = r"got nan at step 5, on synthetic:\S+, synthetic:\S+; try a lower optim.lr"
+    with pytest.raises(TrainingError, match=message):
+        engine.train(tiny_config, tmp_path)
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.pt")["state"]["step"] == 4
+
+
+def test_full_disk_keeps_the_previous_checkpoint(tiny_config, tmp_path, monkeypatch):
+    original = torch.save
+
+    def save(payload, file):
+        if payload["state"]["step"] == 0:
+            return original(payload, file)
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", save)
+    with pytest.raises(TrainingError, match="cannot write the checkpoint of step 4.*No space left on device"):
+        engine.train(tiny_config, tmp_path)
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.pt")["state"]["step"] == 0
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (None, "found no file"), (b"", "not a readable"), (b"PK\x03\x04 half a zip", "not a readable"),
+])  # fmt: skip
+def test_unreadable_checkpoint_is_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "last.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(tmp_path / "last.pt")
+
+
+def test_truncated_and_foreign_checkpoints_are_refused(tiny_config, tmp_path):
+    tiny_config.optim.steps = 1
+    engine.train(tiny_config, tmp_path)
+    path = tmp_path / "checkpoints" / "last.pt"
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(CheckpointError, match="not a readable training checkpoint"):
+        engine.train(tiny_config, tmp_path, resume=True)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(CheckpointError, match="weights alone do not resume"):
+        read_checkpoint(path)
+
+
+def test_schedule_warms_up_and_decays():
+    config = TrainConfig(data=DataConfig(batch_size=4))
+    config.optim.lr, config.optim.warmup_steps, config.optim.epochs = 1.0, 4, 2
+    plan = Schedule.of(config, 43)  # 10 full batches an epoch, the short one dropped
+    assert (plan.steps_per_epoch, plan.steps, plan.evaluate_every) == (10, 20, 10)
+    assert plan.lr(0) == pytest.approx(1 / 5)
+    assert plan.lr(4) == pytest.approx((16 / 20) ** 0.9)
+    assert plan.lr(19) == pytest.approx((1 / 20) ** 0.9)
+    assert [plan.next_evaluation(step) for step in (0, 9, 10, 19)] == [10, 10, 20, 20]
+
+
+@pytest.mark.parametrize(("frames", "epochs", "message"), [
+    (3, 1, "data.batch_size: expected at most the 3 frames"), (8, None, "expected one of the two, got neither"),
+])  # fmt: skip
+def test_schedule_refuses(frames, epochs, message):
+    config = TrainConfig(data=DataConfig(batch_size=4))
+    config.optim.epochs = epochs
+    with pytest.raises(ConfigError, match=message):
+        Schedule.of(config, frames)

@@ -1,0 +1,455 @@
+"""Weights files: round trips, half files, full disks, and official checkpoints through the key map."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import resource
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from bcmfnet.errors import CheckpointError
+from bcmfnet.models import (
+    create_model,
+    load_pretrained,
+    model_from_weights,
+    read_weights,
+    save_weights,
+)
+from bcmfnet.models import weights as weights_module
+
+NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def norm_keys(name: str) -> list[str]:
+    return [f"{name}.{key}" for key in NORM]
+
+
+def stage_keys(name: str, shrinks: bool) -> list[str]:
+    """A stage of two basic blocks in the official files; the first has a downsample where the shape changes."""
+    keys = []
+    for block in (f"{name}.0", f"{name}.1"):
+        keys += [f"{block}.conv1.weight", *norm_keys(f"{block}.bn1")]
+        keys += [f"{block}.conv2.weight", *norm_keys(f"{block}.bn2")]
+    return keys + ([f"{name}.0.downsample.0.weight", *norm_keys(f"{name}.0.downsample.1")] if shrinks else [])
+
+
+def bottleneck_keys(name: str) -> list[str]:
+    keys = [key for i in (1, 2, 3) for key in (f"{name}.0.conv{i}.weight", *norm_keys(f"{name}.0.bn{i}"))]
+    return [*keys, f"{name}.0.downsample.0.weight", *norm_keys(f"{name}.0.downsample.1")]
+
+
+def head_keys(name: str) -> list[str]:
+    convs = [f"{name}.conv1.weight", f"{name}.conv2.weight", f"{name}.conv2.bias"]
+    return [*norm_keys(f"{name}.bn1"), *norm_keys(f"{name}.bn2"), *convs]
+
+
+def official_backbone_keys() -> list[str]:
+    """As the classification and the segmentation model of ydhongHIT/DDRNet and chenjun2hao/DDRNet.pytorch name them."""
+    keys = [f"conv1.{i}.{key}" for i in (0, 3) for key in ("weight", "bias")]
+    keys += norm_keys("conv1.1") + norm_keys("conv1.4")
+    for name, shrinks in [("layer1", False), ("layer2", True), ("layer3", True), ("layer4", True)]:
+        keys += stage_keys(name, shrinks)
+    keys += stage_keys("layer3_", False) + stage_keys("layer4_", False)
+    keys += bottleneck_keys("layer5") + bottleneck_keys("layer5_")
+    for name, convs in [("compression3", 1), ("compression4", 1), ("down3", 1), ("down4", 2)]:
+        for i in range(convs):
+            keys += [f"{name}.{3 * i}.weight", *norm_keys(f"{name}.{3 * i + 1}")]
+    return keys
+
+
+def official_context_keys() -> list[str]:
+    keys = []
+    for i in range(5):
+        norm, conv = (0, 2) if i == 0 else (1, 3)
+        keys += [*norm_keys(f"spp.scale{i}.{norm}"), f"spp.scale{i}.{conv}.weight"]
+    for name in ("process1", "process2", "process3", "process4", "compression", "shortcut"):
+        keys += [*norm_keys(f"spp.{name}.0"), f"spp.{name}.2.weight"]
+    return keys
+
+
+# Every tensor of DDRNet-23-slim carries its own shape and values, so the assignment below is by meaning, written
+# apart from the key map under test: module by module, in the order in which the official files name them.
+OUR_MODULES = {
+    "conv1.": "backbone.stem.",
+    "layer1.": "backbone.layer1.",
+    "layer2.": "backbone.layer2.",
+    "layer3.": "backbone.layer3.",
+    "layer4.": "backbone.layer4.",
+    "layer5.0.": "backbone.layer5.",
+    "layer3_.": "backbone.high3.",
+    "layer4_.": "backbone.high4.",
+    "layer5_.0.": "backbone.high5.",
+    "compression3.": "backbone.compression3.",
+    "compression4.": "backbone.compression4.",
+    "down3.": "backbone.down3.",
+    "down4.": "backbone.down4.",
+    "spp.scale0.0.": "context.scale.0.norm.",
+    "spp.scale0.2.": "context.scale.0.conv.",
+    **{f"spp.scale{i}.1.": f"context.scale.{i}.norm." for i in (1, 2, 3, 4)},
+    **{f"spp.scale{i}.3.": f"context.scale.{i}.conv." for i in (1, 2, 3, 4)},
+    **{f"spp.process{i}.0.": f"context.process.{i}.norm." for i in (1, 2, 3, 4)},
+    **{f"spp.process{i}.2.": f"context.process.{i}.conv." for i in (1, 2, 3, 4)},
+    "spp.compression.0.": "context.compression.norm.",
+    "spp.compression.2.": "context.compression.conv.",
+    "spp.shortcut.0.": "context.shortcut.norm.",
+    "spp.shortcut.2.": "context.shortcut.conv.",
+    "final_layer.": "head.",
+    "seghead_extra.": "aux_head.",
+}
+
+
+def our_key(official: str) -> str:
+    (module,) = [module for module in OUR_MODULES if official.startswith(module)]
+    return OUR_MODULES[module] + official.removeprefix(module)
+
+
+def randomised_model(name: str, seed: int = 0, num_classes: int = 19, **options) -> nn.Module:
+    torch.manual_seed(seed)
+    model = create_model(name, num_classes=num_classes, **options)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point() and tensor.ndim == 1:
+                tensor.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def cityscapes_checkpoint(source: nn.Module) -> dict[str, torch.Tensor]:
+    """As published: under "model.", with the class weights of the loss; the auxiliary head included."""
+    keys = official_backbone_keys() + official_context_keys()
+    keys += head_keys("final_layer") + (head_keys("seghead_extra") if source.aux_head is not None else [])
+    tensors = source.state_dict()
+    state = {f"model.{key}": tensors[our_key(key)] for key in keys}
+    return state | {"loss.criterion.weight": torch.ones(19)}
+
+
+def imagenet_checkpoint(source: nn.Module) -> dict[str, torch.Tensor]:
+    """As published: under "module.", with the classifier and its last downsampling instead of context and heads."""
+    tensors = source.state_dict()
+    state = {f"module.{key}": tensors[our_key(key)] for key in official_backbone_keys()}
+    extra = {"down5.0.weight": (256, 128, 3, 3), "last_layer.0.weight": (1024, 512, 1, 1), "linear.weight": (1000, 1024)}
+    return state | {f"module.{key}": torch.zeros(shape) for key, shape in extra.items()}
+
+
+def same(model: nn.Module, source: nn.Module, prefix: str) -> bool:
+    ours, theirs = model.state_dict(), source.state_dict()
+    return all(torch.equal(ours[key], theirs[key]) for key in ours if key.startswith(prefix))
+
+
+def test_our_own_file_comes_back_bit_for_bit(tmp_path):
+    source = randomised_model("bcmfnet", num_classes=11, aux=True, root_conv="1x1").to(
+        memory_format=torch.channels_last
+    )
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, source, {"mean": [0.5, 0.4, 0.3], "label_table": {"names": ["sky", "road"]}})
+    state, metadata = read_weights(path)
+    assert metadata == {
+        "format": 1,
+        "model": "bcmfnet",
+        "num_classes": 11,
+        "aux": True,
+        "options": {"root_conv": "1x1"},
+        "mean": [0.5, 0.4, 0.3],
+        "label_table": {"names": ["sky", "road"]},
+    }
+    assert state.keys() == source.state_dict().keys()
+    assert all(tensor.is_contiguous() for tensor in state.values())
+    assert all(torch.equal(state[key], tensor) for key, tensor in source.state_dict().items())
+
+    model, _ = model_from_weights(path)
+    assert not model.training and model.aux_head is None
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model(images).logits, source(images).logits)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_pools_survive_the_way_through_json(tmp_path):
+    source = randomised_model("ddrnet23_slim", pools=((3, 2, 1), (5, 4, 2)))
+    save_weights(tmp_path / "w.safetensors", source)
+    model, _ = model_from_weights(tmp_path / "w.safetensors")
+    assert model.context.pools == ((3, 2, 1), (5, 4, 2)) and same(model, source, "")
+
+
+def test_wrapped_models_are_saved_under_their_own_names(tmp_path):
+    source = randomised_model("bcmfnet")
+    save_weights(tmp_path / "w.safetensors", torch.compile(source), {"step": 7})
+    model, metadata = model_from_weights(tmp_path / "w.safetensors")
+    assert metadata["step"] == 7 and same(model, source, "")
+
+
+def test_metadata_must_name_the_model(tmp_path):
+    with pytest.raises(ValueError, match="^metadata: expected at least 'model' and 'num_classes'"):
+        save_weights(tmp_path / "w.safetensors", nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model."])
+def test_torch_files_of_any_wrapping_load_whole(tmp_path, wrap, prefix):
+    source = randomised_model("bcmfnet")
+    path = tmp_path / "weights.pth"
+    torch.save(wrap({prefix + key: tensor for key, tensor in source.state_dict().items()}), path)
+    model = create_model("bcmfnet", num_classes=19)
+    report = load_pretrained(model, path)
+    assert report.share == 1 and report.unused == () and same(model, source, "")
+
+
+def test_official_keys_are_all_of_our_network():
+    """Neither list has a key that the other lacks: 5,734,342 parameters pass through the map."""
+    keys = official_backbone_keys() + official_context_keys() + head_keys("final_layer") + head_keys("seghead_extra")
+    model = create_model("ddrnet23_slim", num_classes=19, aux=True)
+    assert {our_key(key) for key in keys} == model.state_dict().keys()
+    assert len(keys) == len(set(keys)) == len(model.state_dict())
+
+
+def test_official_cityscapes_checkpoint_is_the_whole_of_ddrnet(tmp_path, caplog):
+    source = randomised_model("ddrnet23_slim", aux=True)
+    torch.save(cityscapes_checkpoint(source), tmp_path / "best_val_smaller.pth")
+    with caplog.at_level(logging.INFO, "bcmfnet.models"):
+        model = create_model(
+            "ddrnet23_slim", num_classes=19, aux=True, pretrained=tmp_path / "best_val_smaller.pth"
+        )
+    assert same(model, source, "")
+    (record,) = caplog.records
+    assert "100.0% of the keys loaded" in record.message and "1 keys of the file not used" in record.message
+
+
+def test_official_dappm_in_lmfm_loads_what_they_share(tmp_path):
+    source = randomised_model("ddrnet23_slim")
+    torch.save(cityscapes_checkpoint(source), tmp_path / "w.pth")
+    model = create_model("bcmfnet", num_classes=19)
+    report = load_pretrained(model, tmp_path / "w.pth")
+    for part in ("backbone", "context.scale", "context.process.1", "context.process.2", "context.compression"):
+        assert same(model, source, part)
+    # Of LMFM's 10 units (5 keys each) only process.0 has no counterpart.
+    assert (report.loaded["context"], report.total["context"]) == (45, 50)
+    assert {key.split(".")[2] for key in report.unused if key.startswith("context.process")} == {"3", "4"}
+    assert "context 45 of 50" in str(report)
+
+
+def test_official_imagenet_checkpoint_is_the_backbone(tmp_path, caplog):
+    source = randomised_model("bcmfnet")
+    torch.save(imagenet_checkpoint(source), tmp_path / "DDRNet23s_imagenet.pth")
+    model = create_model("bcmfnet", num_classes=11, aux=True)
+    fresh_head = model.head.conv1.weight.clone()
+    report = load_pretrained(model, tmp_path / "DDRNet23s_imagenet.pth")
+    assert same(model, source, "backbone")
+    assert torch.equal(model.head.conv1.weight, fresh_head)
+    assert report.loaded["backbone"] == report.total["backbone"]
+    assert report.loaded["context"] == report.loaded["head"] == report.loaded["aux_head"] == 0
+    assert not caplog.records  # nothing here deserves a warning
+
+
+def test_aux_keys_are_ignored_without_an_aux_head(tmp_path):
+    source = randomised_model("bcmfnet", aux=True)
+    save_weights(tmp_path / "w.safetensors", source)
+    model = create_model("bcmfnet", num_classes=19)
+    report = load_pretrained(model, tmp_path / "w.safetensors")
+    assert same(model, source, "") and report.share == 1
+    assert {key.split(".")[0] for key in report.unused} == {"aux_head"}
+
+
+def test_heads_of_another_class_count_start_anew_with_one_warning(tmp_path, caplog):
+    source = randomised_model("bcmfnet", aux=True)
+    save_weights(tmp_path / "w.safetensors", source)
+    model = create_model("bcmfnet", num_classes=11, aux=True)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    load_pretrained(model, tmp_path / "w.safetensors")
+    assert same(model, source, "backbone") and same(model, source, "context")
+    after = model.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in after if "head." in key)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.message.endswith("has 19 classes, the model 11: its heads start anew")
+
+
+def without(state: dict, count: int) -> dict:
+    """The state less its first `count` backbone keys that load_pretrained counts."""
+    counted = [key for key in state if key.startswith("backbone") and "num_batches" not in key]
+    return {key: state[key] for key in state if key not in counted[:count]}
+
+
+def test_90_percent_of_the_backbone_is_needed(tmp_path):
+    state = randomised_model("bcmfnet").state_dict()
+    total = sum(key.startswith("backbone") and "num_batches" not in key for key in state)
+    allowed = total // 10
+    torch.save(without(state, allowed), tmp_path / "enough.pth")
+    torch.save(without(state, allowed + 1), tmp_path / "short.pth")
+    model = create_model("bcmfnet", num_classes=19)
+    assert load_pretrained(model, tmp_path / "enough.pth").loaded["backbone"] == total - allowed
+    with pytest.raises(CheckpointError, match=rf"short.pth: has {total - allowed - 1} of the {total} backbone keys"):
+        load_pretrained(model, tmp_path / "short.pth")
+
+
+def test_a_refused_file_changes_nothing(tmp_path):
+    state = randomised_model("bcmfnet").state_dict()
+    state["backbone.layer4.1.conv2.weight"] = torch.zeros(512, 256, 3, 3)
+    torch.save(state, tmp_path / "wide.pth")
+    model = create_model("bcmfnet", num_classes=19)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    message = r"layer4.1.conv2.weight is \[512, 256, 3, 3\], expected \[256, 256, 3, 3\]"
+    with pytest.raises(CheckpointError, match=message):
+        load_pretrained(model, tmp_path / "wide.pth")
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_files_without_step_counters_are_whole(tmp_path):
+    source = randomised_model("bcmfnet")
+    state = {key: tensor for key, tensor in source.state_dict().items() if "num_batches" not in key}
+    torch.save(state, tmp_path / "old.pth")
+    assert load_pretrained(create_model("bcmfnet", num_classes=19), tmp_path / "old.pth").share == 1
+
+
+def test_weights_of_another_network(tmp_path):
+    """A ResNet-18 shares many names (layer1.0.conv1.weight) with DDRNet."""
+    keys = [f"layer{i}.{j}.{k}.weight" for i in (1, 2, 3, 4) for j in (0, 1) for k in ("conv1", "bn1", "conv2", "bn2")]
+    torch.save({key: torch.zeros(1) for key in ["conv1.weight", *keys, "fc.weight"]}, tmp_path / "resnet18.pth")
+    with pytest.raises(CheckpointError, match="resnet18.pth: has 3.* backbone keys .*weights of another model"):
+        create_model("bcmfnet", num_classes=19, pretrained=tmp_path / "resnet18.pth")
+
+
+def one_line_error(path, read=read_weights) -> str:
+    with pytest.raises(CheckpointError) as error:
+        read(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
+def test_missing_empty_truncated_and_foreign_files(tmp_path, name):
+    path = tmp_path / name
+    assert "no such weights file" in one_line_error(path)
+    path.touch()
+    assert "empty" in one_line_error(path)
+
+    source = randomised_model("bcmfnet")
+    if path.suffix == ".safetensors":
+        save_weights(path, source)
+    else:
+        torch.save(source.state_dict(), path)
+    whole = path.read_bytes()
+    for size in (4, 100, len(whole) // 2, len(whole) - 1):  # in the length, in the header, in the data, at the end
+        path.write_bytes(whole[:size])
+        assert "not a complete" in one_line_error(path)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
+    assert "not a complete" in one_line_error(path)
+    assert "no such weights file" in one_line_error(tmp_path)
+
+
+class Trap:
+    """What a pickle could run; weights_only refuses to."""
+
+    def __reduce__(self):
+        return print, ("ran",)
+
+
+def test_torch_files_run_no_code(tmp_path, capsys):
+    torch.save({"state_dict": Trap()}, tmp_path / "trap.pth")
+    one_line_error(tmp_path / "trap.pth")
+    assert "ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"state_dict": {}}, torch.zeros(3)])
+def test_torch_files_without_a_state_dict(tmp_path, content):
+    torch.save(content, tmp_path / "other.pth")
+    assert "expected a state dict" in one_line_error(tmp_path / "other.pth")
+
+
+def test_files_that_do_not_say_what_they_are(tmp_path):
+    source = randomised_model("bcmfnet")
+    torch.save(source.state_dict(), tmp_path / "bare.pth")
+    save_file(source.state_dict(), tmp_path / "bare.safetensors")
+    for name in ("bare.pth", "bare.safetensors"):
+        assert read_weights(tmp_path / name)[1] == {}
+        assert "create_model(name, num_classes=..., pretrained=path)" in one_line_error(
+            tmp_path / name, model_from_weights
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "its metadata is not JSON"),
+        ("[]", "expected metadata of format 1"),
+        ('{"format": 2, "model": "bcmfnet", "num_classes": 19}', "expected metadata of format 1, got 2"),
+        ('{"format": 1, "num_classes": 19}', "its metadata builds no model"),
+        ('{"format": 1, "model": "pidnet", "num_classes": 19}', "its metadata builds no model: model: expected"),
+        ('{"format": 1, "model": "bcmfnet", "num_classes": 19, "options": 3}', "its metadata builds no model"),
+        ('{"format": 1, "model": "bcmfnet", "num_classes": 11}', "2 tensors, such as head.conv2.bias, are missing"),
+        ('{"format": 1, "model": "ddrnet23_slim", "num_classes": 19}', "such as context.process.0.conv.weight"),
+    ],
+)
+def test_metadata_that_does_not_fit(tmp_path, text, expected):
+    save_file(randomised_model("bcmfnet").state_dict(), tmp_path / "w.safetensors", {"bcmfnet": text})
+    assert expected in one_line_error(tmp_path / "w.safetensors", model_from_weights)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A good file in an otherwise empty folder, and its bytes."""
+    path = tmp_path / "best.safetensors"
+    save_weights(path, randomised_model("bcmfnet", seed=1))
+    return path, path.read_bytes()
+
+
+def assert_former_file_stays(path, before: bytes) -> None:
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_disk_full_keeps_the_former_file(saved, monkeypatch, call):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(weights_module.os, call, full)
+    path, before = saved
+    with pytest.raises(CheckpointError, match="best.safetensors: cannot be written: No space left on device$"):
+        save_weights(path, randomised_model("bcmfnet", seed=2))
+    assert_former_file_stays(path, before)
+
+
+def test_a_real_write_error_keeps_the_former_file(saved):
+    """The system itself stops the write half-way, at 1 MB of 22."""
+    path, before = saved
+    model = randomised_model("bcmfnet", seed=2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(CheckpointError, match="best.safetensors: cannot be written: File too large$"):
+            save_weights(path, model)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert_former_file_stays(path, before)
+
+
+def test_interrupt_while_writing_keeps_the_former_file(saved, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(weights_module.os, "fsync", interrupt)
+    path, before = saved
+    with pytest.raises(KeyboardInterrupt):
+        save_weights(path, randomised_model("bcmfnet", seed=2))
+    assert_former_file_stays(path, before)
+
+
+def test_folder_that_does_not_exist(tmp_path):
+    model = randomised_model("bcmfnet")
+    with pytest.raises(CheckpointError, match="cannot be written: No such file or directory"):
+        save_weights(tmp_path / "none" / "w.safetensors", model)
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="cannot be written: Not a directory"):
+        save_weights(tmp_path / "file" / "w.safetensors", model)
+
+
+def test_metadata_is_read_without_our_library(saved):
+    from safetensors import safe_open
+
+    path, _ = saved
+    with safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["bcmfnet"])["model"] == "bcmfnet"

@@ -1,0 +1,76 @@
+"""Imports point down only, read from the source text."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = (
+    {"errors"},
+    {"reference", "kernels"},
+    {"ops"},
+    {"nn"},
+    {"models", "data", "metrics", "export", "viz"},
+    {"engine", "benchmarks"},
+    {"cli"},
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+SHARED = {"bcmfnet.data.labels"}  # label tables, numpy only: its own floor's rooms may use them
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def imported_modules(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return {name for name in names if name.split(".")[0] == "bcmfnet"}
+
+
+def violations(room: str, names: set[str]) -> list[str]:
+    bad = []
+    for name in sorted(names):
+        target = room_of(name)
+        if target not in FLOOR or target == room or any(name.startswith(shared) for shared in SHARED):
+            continue
+        if FLOOR[target] >= FLOOR[room]:
+            bad.append(name)
+    return bad
+
+
+def sources() -> list[tuple[str, Path]]:
+    package = [(path.relative_to(ROOT / "bcmfnet").parts[0].removesuffix(".py"), path)
+               for path in (ROOT / "bcmfnet").rglob("*.py")]  # fmt: skip
+    mapped = [(room, path) for room in ("kernels", "benchmarks") for path in (ROOT / room).rglob("*.py")]
+    return [(room, path) for room, path in package + mapped if room in FLOOR]
+
+
+@pytest.mark.parametrize(("room", "path"), sources(), ids=lambda value: str(value).removeprefix(str(ROOT)))
+def test_imports_point_down(room, path):
+    assert violations(room, imported_modules(path)) == []
+
+
+def test_reference_imports_torch_and_the_standard_library_alone():
+    for path in (ROOT / "bcmfnet" / "reference").glob("*.py"):
+        tops = {
+            (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        }
+        assert tops <= {"torch", "__future__", "typing", "dataclasses", "math", "collections", "bcmfnet"}, path
+
+
+def test_violations_are_seen():
+    assert violations("nn", {"bcmfnet.models.ddrnet"}) == ["bcmfnet.models.ddrnet"]
+    assert violations("viz", {"bcmfnet.metrics", "bcmfnet.data.labels.LabelTable"}) == ["bcmfnet.metrics"]
+    assert violations("cli", {"bcmfnet.engine.train"}) == []

@@ -1,0 +1,65 @@
+"""The package as a stranger gets it: a wheel, built where there is a compiler and where there is none."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel built with a PATH that has no compiler."""
+    folder = tmp_path_factory.mktemp("wheel")
+    env = os.environ | {"CXX": "no-such-compiler"}
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
+    if done.returncode and "No matching distribution found for" in done.stderr:
+        pytest.skip("the build requirements cannot be had here (no network)")
+    assert done.returncode == 0, done.stderr
+    return next(folder.glob("bcmfnet-*.whl"))
+
+
+@pytest.mark.slow
+def test_wheel_without_compiler_says_what_was_not_built(wheel):
+    assert wheel.name.split("-", 2)[2].startswith("py3-none-")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        build = json.loads(archive.read("bcmfnet/_build.json"))
+    assert build == {"native": False, "reason": "no no-such-compiler on PATH"}
+    assert {"bcmfnet/kernels/__init__.py", "bcmfnet/benchmarks/__init__.py", "bcmfnet/engine/train.py"} <= names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"bcmfnet"}
+
+
+@pytest.mark.slow
+def test_wheel_imports_on_its_own(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = "import bcmfnet, bcmfnet.kernels, bcmfnet.benchmarks; print(bcmfnet.__file__, bcmfnet.create_model.__name__)"
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.split() == [str(tmp_path / "site" / "bcmfnet" / "__init__.py"), "create_model"], done.stderr
+
+
+def test_every_folder_of_the_package_is_in_the_explicit_list():
+    rooms = {path.parent.name for path in (ROOT / "bcmfnet").glob("*/*.py")}
+    assert rooms == {path.parent.name for path in (ROOT / "bcmfnet").glob("*/__init__.py")}
+
+
+def test_kernels_refuses_its_top_level_name():
+    code = "import kernels"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert "ImportError: expected to be imported as bcmfnet.kernels, got kernels" in done.stderr
+
+
+def test_command_line_starts_without_torch():
+    code = "import sys, bcmfnet.cli.app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-P", "-c", code]).returncode == 0
