@@ -18,19 +18,22 @@ TEXTURE_SIDE = 1024
 MID = 128  # a texture or shade of 128 leaves a colour as it is
 
 
-@lru_cache(maxsize=1)
-def textures(side: int = TEXTURE_SIDE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fine and coarse texture, int16 [2 side, 2 side] in about -64..64, and sensor noise uint8 [.., .., 3] about 128.
+GROUND_MASK = np.isin(np.arange(256), [STREET.ids[name] for name in GROUND]).astype(np.uint8)
 
-    Tiled twice along each axis, so that a window at any offset within the first tile is one slice.
+
+@lru_cache
+def textures(tiles: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fine and coarse texture, int16 in -64..64, and sensor noise, uint8 with three channels about 128.
+
+    One tile of TEXTURE_SIDE pixels, repeated `tiles` times along each axis.
     """
-    rng = np.random.Generator(np.random.PCG64(20240))
+    side, rng = TEXTURE_SIDE, np.random.Generator(np.random.PCG64(20240))
     fine = (rng.random((side, side)) * 128 - 64).astype(np.int16)
     cells = (rng.random((side // 8, side // 8)) * 255).astype(np.uint8)
     coarse = cv2.resize(np.tile(cells, (3, 3)), None, fx=8, fy=8, interpolation=cv2.INTER_LINEAR_EXACT)
     coarse = coarse[side : 2 * side, side : 2 * side].astype(np.int16) // 2 - 64
     noise = (rng.random((side, side, 3)) * 24 + rng.random((side, side, 3)) * 24 + (MID - 24)).astype(np.uint8)
-    return np.tile(fine, (2, 2)), np.tile(coarse, (2, 2)), np.tile(noise, (2, 2, 1))
+    return np.tile(fine, (tiles, tiles)), np.tile(coarse, (tiles, tiles)), np.tile(noise, (tiles, tiles, 1))
 
 
 class Painter:
@@ -39,6 +42,7 @@ class Painter:
     def __init__(self, height: int, width: int, rng: np.random.Generator) -> None:
         self.height, self.width = height, width
         self.rng = rng
+        self.textures = textures(1 + -(-max(height, width) // TEXTURE_SIDE))
         self.ids = np.zeros((height, width), np.uint8)
         self.shadow = np.zeros((height, width), np.uint8)
         self.focal = width * (0.8 + 0.3 * rng.random())
@@ -94,7 +98,7 @@ class Painter:
         image = cv2.multiply(image, cv2.cvtColor(self._shade(), cv2.COLOR_GRAY2RGB), scale=1 / MID)
         image = cv2.GaussianBlur(image, (3, 3), 0.5 + 0.4 * self.rng.random())
         strength = 0.1 + 0.4 * self.rng.random()
-        return cv2.addWeighted(image, 1.0, self._window(textures()[2]), strength, -MID * strength)
+        return cv2.addWeighted(image, 1.0, self._window(self.textures[2]), strength, -MID * strength)
 
     def _light(self) -> np.ndarray:
         """Gains of R, G and B: exposure times a colour temperature between warm and cool."""
@@ -103,7 +107,7 @@ class Painter:
 
     def _shade(self) -> np.ndarray:
         """Multiplier of each pixel, uint8 [H, W], in units of 1 / 128."""
-        fine, coarse, _ = textures()
+        fine, coarse, _ = self.textures
         amplitude = cv2.LUT(self.ids, STREET.grain) * self._window(fine)
         amplitude += cv2.LUT(self.ids, STREET.blotch) * self._window(coarse)
         shade = (amplitude >> 5) + MID
@@ -111,11 +115,6 @@ class Painter:
         return np.clip(shade, 0, 255).astype(np.uint8)
 
     def _window(self, texture: np.ndarray) -> np.ndarray:
-        repeats = -(-max(self.height, self.width) // TEXTURE_SIDE)
+        """The frame's size of a texture, from anywhere in its first tile."""
         top, left = (int(TEXTURE_SIDE * self.rng.random()) for _ in range(2))
-        if repeats > 1:
-            texture = np.tile(texture, (repeats, repeats) + (1,) * (texture.ndim - 2))
         return texture[top : top + self.height, left : left + self.width]
-
-
-GROUND_MASK = np.isin(np.arange(256), [STREET.ids[name] for name in GROUND]).astype(np.uint8)

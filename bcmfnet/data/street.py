@@ -35,6 +35,11 @@ class Street:
     def pick(self, count: int) -> int:
         return int(count * self.rng.random())
 
+    def depth(self, low: float, high: float) -> float:
+        """A distance ahead, more often a short one."""
+        fraction = self.rng.random()
+        return low + (high - low) * fraction * fraction
+
     def kerb(self, side: int) -> float:
         """x of the road's edge on a side, -1 left or 1 right."""
         return self.center + side * self.half
@@ -184,7 +189,7 @@ class Street:
             for k in range(4):
                 yield first + k * spacing, partial(self.street_lamp, side, first + k * spacing)
             for _ in range(self.pick(4)):
-                z = 4 + 26 * self.rng.random() ** 2
+                z = self.depth(4, 30)
                 draw = self.traffic_light if self.chance(0.4) else self.sign
                 yield z, partial(draw, self.kerb(side) + side * self.uniform(0.35, 0.9), z)
 
@@ -264,7 +269,7 @@ class Street:
         """On both pavements, now and then in the road."""
         for side in (-1, 1):
             for _ in range(1 + self.pick(6)):
-                z = 4 + 24 * self.rng.random() ** 2
+                z = self.depth(4, 28)
                 yield z, partial(self.person, self.kerb(side) + side * self.uniform(0.5, self.walk - 0.2), z)
         if self.chance(0.3):
             z = self.uniform(7, 20)

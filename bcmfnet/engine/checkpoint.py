@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from bcmfnet.errors import CheckpointError, TrainingError
+from bcmfnet.errors import CheckpointError
+from bcmfnet.models.weights import replace_file
 
 FORMAT = 1
 
@@ -36,7 +37,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> None:
-    """Write the state of a run. On a full disk the previous checkpoint stays and TrainingError says so."""
+    """Write the state of a run. Raises CheckpointError on a full disk, and the previous checkpoint stays."""
     payload = {
         "format": FORMAT,
         "state": vars(state),
@@ -47,15 +48,9 @@ def save_checkpoint(
         "rng": torch.get_rng_state(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(payload, file)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise TrainingError(f"{path}: cannot write the checkpoint of step {state.step}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    torch.save(payload, buffer)
+    replace_file(path, buffer.getbuffer())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import torch
 
 import bcmfnet
 from bcmfnet.engine.runtime import computes_in_bf16
-from bcmfnet.ops import backends, extension
 
 PACKAGES = ("torch", "triton", "numpy", "opencv-python-headless", "safetensors", "cyclopts", "matplotlib")
 
@@ -25,8 +24,6 @@ def describe_environment() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "cpu": _cpu(),
         "cuda": _cuda(),
-        "native": extension.describe(),
-        "backends": backends.describe(),
     }
 
 

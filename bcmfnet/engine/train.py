@@ -132,6 +132,7 @@ class _Run:
             self.metrics = MetricsLog(self.folder)
         write_text(self.folder / "config.toml", to_toml(self.config.to_dict()))
         write_json(self.folder / "env.json", describe_environment())
+        self.best_weights.parent.mkdir(exist_ok=True)
         log.info("%s: %.2f M parameters", self.config.model.name, count_parameters(self.model) / 1e6)
         log.info("%s: %d frames, %d to validate on", self.config.data.name, len(self.train_set), len(self.val_set))
         batch = self.config.data.batch_size
@@ -234,10 +235,6 @@ class _Run:
         config["data"].pop("root")
         config["model"].pop("pretrained", None)
         return {
-            "format": 1,
-            "model": self.config.model.name,
-            "num_classes": self.train_set.table.num_classes,
-            "options": {},
             "label_table": dataclasses.asdict(self.train_set.table),
             "mean": IMAGENET_MEAN,
             "std": IMAGENET_STD,

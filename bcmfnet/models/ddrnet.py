@@ -75,9 +75,7 @@ class Bottleneck(nn.Module):
 
 def stage(in_channels: int, channels: int, stride: int = 1) -> nn.Sequential:
     """Two basic blocks; the result is before the ReLU."""
-    return nn.Sequential(
-        BasicBlock(in_channels, channels, stride), BasicBlock(channels, channels, final_relu=False)
-    )
+    return nn.Sequential(BasicBlock(in_channels, channels, stride), BasicBlock(channels, channels, final_relu=False))
 
 
 class DDRNetBackbone(nn.Module):
@@ -112,11 +110,7 @@ class DDRNetBackbone(nn.Module):
 
         self.down3 = nn.Sequential(conv3x3(64, 128, stride=2), nn.BatchNorm2d(128))
         self.down4 = nn.Sequential(
-            conv3x3(64, 128, stride=2),
-            nn.BatchNorm2d(128),
-            nn.ReLU(),
-            conv3x3(128, 256, stride=2),
-            nn.BatchNorm2d(256),
+            conv3x3(64, 128, stride=2), nn.BatchNorm2d(128), nn.ReLU(), conv3x3(128, 256, stride=2), nn.BatchNorm2d(256)
         )
         self.compression3 = nn.Sequential(conv1x1(128, 64), nn.BatchNorm2d(64))
         self.compression4 = nn.Sequential(conv1x1(256, 64), nn.BatchNorm2d(64))

@@ -75,14 +75,13 @@ def load_pretrained(model: DualResolutionNet, path: str | PathLike) -> LoadRepor
     new_heads = _heads_of_other_classes(path, own, state)
 
     fitting = {}
-    for key in own.keys() & state.keys():
+    for key in [key for key in own if key in state]:
         part, same_shape = _part(key), own[key].shape == state[key].shape
         if part in new_heads or (part == "context" and not same_shape):
             continue
         if not same_shape:
             raise CheckpointError(
-                f"{path}: {key} is {list(state[key].shape)}, expected {list(own[key].shape)}: "
-                "weights of another model?"
+                f"{path}: {key} is {list(state[key].shape)}, expected {list(own[key].shape)}: weights of another model?"
             )
         fitting[key] = state[key]
     model.load_state_dict(fitting, strict=False)
@@ -129,9 +128,7 @@ def _check_backbone(path: str | PathLike, own: Mapping[str, Tensor], state: Mapp
         )
 
 
-def _heads_of_other_classes(
-    path: str | PathLike, own: Mapping[str, Tensor], state: Mapping[str, Tensor]
-) -> list[str]:
+def _heads_of_other_classes(path: str | PathLike, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
     """Heads whose class count differs from the file's; warns once for all of them."""
     biases = [key for key in ("head.conv2.bias", "aux_head.conv2.bias") if key in own and key in state]
     other = [key for key in biases if own[key].shape != state[key].shape]

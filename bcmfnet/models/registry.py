@@ -57,9 +57,7 @@ def create_model(
     return model
 
 
-def model_from_weights(
-    path: str | PathLike, device: str | torch.device = "cpu"
-) -> tuple[DualResolutionNet, dict]:
+def model_from_weights(path: str | PathLike, device: str | torch.device = "cpu") -> tuple[DualResolutionNet, dict]:
     """The model that a file of `save_weights` describes, in eval mode, without auxiliary head; its metadata.
 
     Raises:

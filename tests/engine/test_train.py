@@ -11,14 +11,13 @@ import signal
 import pytest
 import torch
 
-from bcmfnet.engine import checkpoint
 from bcmfnet.engine import train as engine
 from bcmfnet.engine.checkpoint import read_checkpoint
 from bcmfnet.engine.config import DataConfig, TrainConfig
 from bcmfnet.engine.optim import Schedule
 from bcmfnet.engine.runtime import Interrupted
 from bcmfnet.errors import CheckpointError, ConfigError, TrainingError
-from bcmfnet.models import model_from_weights
+from bcmfnet.models import model_from_weights, weights
 
 
 def weights_of(folder):
@@ -50,8 +49,7 @@ def small_validation(monkeypatch):
 
     def build(data):
         train_set, val_set = original(data)
-        val_set.length = 3
-        return train_set, val_set
+        return train_set, dataclasses.replace(val_set, length=3)
 
     monkeypatch.setattr(engine, "build_datasets", build)
 
@@ -125,16 +123,15 @@ def test_nan_loss_stops_with_step_files_and_advice(tiny_config, tmp_path, monkey
 
 
 def test_full_disk_keeps_the_previous_checkpoint(tiny_config, tmp_path, monkeypatch):
-    original = torch.save
+    original = weights.os.replace
 
-    def save(payload, file):
-        if payload["state"]["step"] == 0:
-            return original(payload, file)
-        file.write(b"half of it")
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def replace(source, target):
+        if target.name == "last.pt" and target.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(source, target)
 
-    monkeypatch.setattr(checkpoint.torch, "save", save)
-    with pytest.raises(TrainingError, match="cannot write the checkpoint of step 4.*No space left on device"):
+    monkeypatch.setattr(weights.os, "replace", replace)
+    with pytest.raises(CheckpointError, match="last.pt: cannot be written: No space left on device"):
         engine.train(tiny_config, tmp_path)
     assert read_checkpoint(tmp_path / "checkpoints" / "last.pt")["state"]["step"] == 0
     assert not list(tmp_path.rglob("*.tmp"))

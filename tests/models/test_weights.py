@@ -13,13 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bcmfnet.errors import CheckpointError
-from bcmfnet.models import (
-    create_model,
-    load_pretrained,
-    model_from_weights,
-    read_weights,
-    save_weights,
-)
+from bcmfnet.models import create_model, load_pretrained, model_from_weights, read_weights, save_weights
 from bcmfnet.models import weights as weights_module
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -72,8 +66,7 @@ def official_context_keys() -> list[str]:
     return keys
 
 
-# Every tensor of DDRNet-23-slim carries its own shape and values, so the assignment below is by meaning, written
-# apart from the key map under test: module by module, in the order in which the official files name them.
+# Written apart from the key map under test, module by module.
 OUR_MODULES = {
     "conv1.": "backbone.stem.",
     "layer1.": "backbone.layer1.",
@@ -131,7 +124,7 @@ def imagenet_checkpoint(source: nn.Module) -> dict[str, torch.Tensor]:
     """As published: under "module.", with the classifier and its last downsampling instead of context and heads."""
     tensors = source.state_dict()
     state = {f"module.{key}": tensors[our_key(key)] for key in official_backbone_keys()}
-    extra = {"down5.0.weight": (256, 128, 3, 3), "last_layer.0.weight": (1024, 512, 1, 1), "linear.weight": (1000, 1024)}
+    extra = {"down5.0.weight": (256, 128, 3, 3), "last_layer.0.weight": (1024, 512, 1, 1), "linear.bias": (1000,)}
     return state | {f"module.{key}": torch.zeros(shape) for key, shape in extra.items()}
 
 
@@ -163,6 +156,7 @@ def test_our_own_file_comes_back_bit_for_bit(tmp_path):
     model, _ = model_from_weights(path)
     assert not model.training and model.aux_head is None
     images = torch.randn(1, 3, 64, 64)
+    model.to(memory_format=torch.channels_last)
     torch.testing.assert_close(model(images).logits, source(images).logits)
     assert list(tmp_path.iterdir()) == [path]
 
@@ -209,9 +203,7 @@ def test_official_cityscapes_checkpoint_is_the_whole_of_ddrnet(tmp_path, caplog)
     source = randomised_model("ddrnet23_slim", aux=True)
     torch.save(cityscapes_checkpoint(source), tmp_path / "best_val_smaller.pth")
     with caplog.at_level(logging.INFO, "bcmfnet.models"):
-        model = create_model(
-            "ddrnet23_slim", num_classes=19, aux=True, pretrained=tmp_path / "best_val_smaller.pth"
-        )
+        model = create_model("ddrnet23_slim", num_classes=19, aux=True, pretrained=tmp_path / "best_val_smaller.pth")
     assert same(model, source, "")
     (record,) = caplog.records
     assert "100.0% of the keys loaded" in record.message and "1 keys of the file not used" in record.message

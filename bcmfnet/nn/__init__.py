@@ -1,0 +1,6 @@
+"""Modules that hold parameters or options."""
+
+from bcmfnet.nn.context import DAPPM, LMFM
+from bcmfnet.nn.losses import BoundaryCorrectedLoss
+
+__all__ = ["DAPPM", "LMFM", "BoundaryCorrectedLoss"]

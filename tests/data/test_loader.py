@@ -1,0 +1,156 @@
+import os
+import signal
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from bcmfnet.data import EpochSampler, SyntheticStreets, TrainTransform, build_dataset, eval_loader, train_loader
+from bcmfnet.data.labels import make_label_table
+from bcmfnet.data.loader import AUGMENTATION, stream
+from bcmfnet.errors import ConfigError, DataError
+
+TRANSFORM = TrainTransform((64, 64))
+STREETS = SyntheticStreets(11, size=(64, 96))  # 11: two batches of 4 and a rest of 3 that is dropped
+
+
+def take(count, **options):
+    loader = train_loader(STREETS, TRANSFORM, **{"batch_size": 4, "seed": 1, "workers": 0} | options)
+    return list(islice(loader, count))
+
+
+def assert_same(a, b):
+    assert a.files == b.files
+    assert torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
+
+
+def test_batch():
+    (batch,) = take(1)
+    assert batch.images.shape == (4, 3, 64, 64) and batch.images.dtype == torch.uint8
+    assert batch.labels.shape == (4, 64, 64) and batch.labels.dtype == torch.uint8
+    assert len(batch.files) == 4 and all(files[0].startswith("synthetic:train:0/") for files in batch.files)
+
+
+def test_batch_holds_the_augmented_frames_of_its_files():
+    (batch,) = take(1)
+    for image, label, files in zip(*batch, strict=True):
+        index = int(files[0].split("/")[1])
+        expected = TRANSFORM(*STREETS.read(index), stream(1, AUGMENTATION, 0, index))
+        assert np.array_equal(image, expected[0]) and np.array_equal(label, expected[1])
+
+
+# From the start, within an epoch, its last batch, the start of the second epoch, within the third.
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_stream_is_the_uninterrupted_one(at, workers):
+    whole = take(8)
+    assert len(train_loader(STREETS, TRANSFORM, batch_size=4, seed=1, workers=0)) == 2
+    for a, b in zip(whole[at:], take(8 - at, start=divmod(at, 2), workers=workers), strict=True):
+        assert_same(a, b)
+
+
+def test_epochs_differ_in_order_and_augmentation():
+    batches = take(8)
+    assert len({tuple(batch.files) for batch in batches}) == 8
+    first = {files: image for batch in batches[:2] for files, image in zip(batch.files, batch.images, strict=True)}
+    second = {files: image for batch in batches[2:4] for files, image in zip(batch.files, batch.images, strict=True)}
+    shared = first.keys() & second.keys()
+    assert shared and not any(torch.equal(first[files], second[files]) for files in shared)
+
+
+def test_seed_changes_the_stream():
+    assert take(1)[0].files != take(1, seed=2)[0].files
+
+
+def test_ranks_share_an_epoch_out():
+    batches = [take(3, batch_size=2, rank=rank, world_size=2) for rank in (0, 1)]
+    for epoch in ((0, 2), (2, 3)):
+        files = [name for rank in batches for batch in rank[slice(*epoch)] for name in batch.files]
+        assert len(set(files)) == len(files)
+    single = take(2)
+    assert {f for rank in batches for batch in rank[:2] for f in batch.files} == {f for b in single for f in b.files}
+
+
+# One process with a rest, two with a rest, three that divide evenly.
+@pytest.mark.parametrize(
+    ("length", "world_size", "multiple", "expected"), [(11, 1, 4, 8), (11, 2, 2, 4), (12, 3, 4, 4)]
+)
+def test_sampler_covers_an_epoch_without_repeats(length, world_size, multiple, expected):
+    ranks = [EpochSampler(length, 0, True, r, world_size, multiple=multiple) for r in range(world_size)]
+    assert {len(sampler) for sampler in ranks} == {expected}
+    for epoch in (0, 1):
+        keys = [key for sampler in ranks for key in islice(sampler, epoch * expected, (epoch + 1) * expected)]
+        assert {key[0] for key in keys} == {epoch}
+        indices = [key[1] for key in keys]
+        assert len(set(indices)) == len(indices) == expected * world_size
+        assert set(indices) <= set(range(length))
+
+
+def test_sampler_in_order():
+    assert list(islice(EpochSampler(3, 0, shuffle=False, start_index=1), 5)) == [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+
+
+def test_batch_of_one_and_small_dataset_are_refused():
+    with pytest.raises(ConfigError, match="batch_size: expected at least 2"):
+        take(1, batch_size=1)
+    with pytest.raises(ConfigError, match="needs 12 frames, but train has 11"):
+        take(1, batch_size=12)
+    with pytest.raises(ConfigError, match="on 3 processes needs 12 frames"):
+        take(1, world_size=3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_error_of_a_worker_is_its_own_line(segnet_root, workers):
+    path = segnet_root / "train" / "b.png"
+    path.write_bytes(path.read_bytes()[:60])
+    dataset = build_dataset("camvid11-segnet", segnet_root, "train")
+    loader = train_loader(dataset, TrainTransform((8, 8)), batch_size=3, seed=0, workers=workers)
+    with pytest.raises(DataError) as caught:
+        next(iter(loader))
+    assert str(caught.value) == f"{path}: truncated PNG"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_eval_loader_gives_each_frame_once_in_order(workers):
+    loader = eval_loader(STREETS, batch_size=4, workers=workers)
+    batches = list(loader)
+    assert [len(batch.files) for batch in batches] == [4, 4, 3] and len(loader) == 3
+    assert [files for batch in batches for files in batch.files] == [STREETS.files(i) for i in range(11)]
+    image, label = STREETS.read(5)
+    assert np.array_equal(batches[1].images[1], image.transpose(2, 0, 1))
+    assert np.array_equal(batches[1].labels[1], label)
+
+
+class Probe:
+    """Frames of growing size; a label tells what signals and process group its reader has."""
+
+    table = make_label_table("probe", 4)
+    split, unpaired = "val", ()
+
+    def __len__(self):
+        return 3
+
+    def name(self, i):
+        return str(i)
+
+    def files(self, i):
+        return (f"probe{i}",)
+
+    def read(self, i):
+        ignores = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        state = ignores + 2 * (os.getpgrp() == os.getpid())
+        return np.zeros((4 + i, 6, 3), np.uint8), np.full((4 + i, 6), state, np.uint8)
+
+
+def test_eval_loader_takes_frames_of_several_sizes_one_by_one():
+    assert [tuple(batch.images.shape) for batch in eval_loader(Probe())] == [(1, 3, 4 + i, 6) for i in range(3)]
+    with pytest.raises(DataError, match="probe1: 6x5 pixels in one batch with 6x4 of probe0"):
+        list(eval_loader(Probe(), batch_size=2))
+
+
+@pytest.mark.skipif(not hasattr(os, "setpgrp"), reason="no process groups on this system")
+def test_workers_leave_signals_to_the_parent():
+    for batch in eval_loader(Probe(), workers=1):
+        assert (batch.labels == 3).all(), "a worker in the parent's group, or one that dies of Ctrl-C"
+    assert signal.getsignal(signal.SIGINT) != signal.SIG_IGN
