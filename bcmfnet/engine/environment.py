@@ -11,6 +11,7 @@ import torch
 
 import bcmfnet
 from bcmfnet.engine.runtime import computes_in_bf16
+from bcmfnet.ops import _extension, backends
 
 PACKAGES = ("torch", "triton", "numpy", "opencv-python-headless", "safetensors", "cyclopts", "matplotlib")
 
@@ -24,6 +25,8 @@ def describe_environment() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "cpu": _cpu(),
         "cuda": _cuda(),
+        "native": _extension.describe(),
+        "backends": backends.describe(),
     }
 
 

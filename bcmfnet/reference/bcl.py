@@ -1,6 +1,7 @@
 """The Boundary Corrected Loss in plain PyTorch: the definition that every backend is checked against.
 
-Source: arXiv 2203.00436, section 2.3. The paper leaves choices open; each is stated where it is made.
+Source: arXiv 2203.00436, section 2.3. The paper leaves choices open; each is stated where it is made. `loss` is
+differentiable by autograd; `forward` and `backward` serve the op, with the gradient written out.
 """
 
 from __future__ import annotations
@@ -15,30 +16,55 @@ from torch import Tensor
 Q_MAX = 65535
 Q_SCALE = 1024.0
 
-
-class Coefficients(NamedTuple):
-    """What a mode weighs: the score by (s0, sr, sc), the boundary term by (g0, gr, gc); 0 means absent."""
-
-    s0: float
-    sr: float
-    sc: float
-    g0: float
-    gr: float
-    gc: float
-
-
 MODES = {
-    "detect": Coefficients(0, 1, 1, 1, 0, 0),
-    "detect0": Coefficients(1, 1, 1, 1, 0, 0),
-    "paper": Coefficients(0, 1, 1, 0, 1, 1),
-    "paper0": Coefficients(1, 1, 1, 1, 1, 1),
-    "ohem": Coefficients(1, 0, 0, 1, 0, 0),
+    "detect": ((0, 1, 1), (1, 0, 0)),
+    "detect0": ((1, 1, 1), (1, 0, 0)),
+    "paper": ((0, 1, 1), (0, 1, 1)),
+    "paper0": ((1, 1, 1), (1, 1, 1)),
+    "ohem": ((1, 0, 0), (1, 0, 0)),
 }
+"""What a mode weighs (own, row-flipped, column-flipped label): the score that selects, and the boundary term.
+
+`paper` is the literal reading: flipped labels are also targets, which at lambda * (alpha + beta) * valid / selected > 1
+teaches the neighbour's class. `detect` finds the boundary by the flipped labels and trains the true one.
+"""
+
+
+class BclOptions(NamedTuple):
+    """Options as the op takes them: the mode resolved to coefficients, alpha and beta multiplied in, 0 = term absent.
+
+    `step` and `offset` of the flip windows are (rows, columns).
+    """
+
+    score: tuple[float, float, float]
+    terms: tuple[float, float, float]
+    ce_weight: float = 1.0
+    boundary_weight: float = 1.0
+    ignore_index: int = 255
+    step: tuple[int, int] = (1, 1)
+    flip: str = "swap"
+    offset: tuple[int, int] = (0, 0)
+    nms: int = 3
+    threshold: float = 0.3567
+    ratio: float = 1 / 16
+    min_kept: int = 0
+    max_kept: int | None = None
+    norm: str = "selected"
+    per_image: bool = False
+
+
+def make_options(mode: str = "detect", alpha: float = 1.0, beta: float = 1.0, **others: object) -> BclOptions:
+    """Options of a mode; `others` are fields of BclOptions."""
+    score, terms = ((own, alpha * rows, beta * columns) for own, rows, columns in MODES[mode])
+    return BclOptions(score, terms, **others)
 
 
 class BclStats(NamedTuple):
-    """Detached figures of a loss: ce and boundary (without lambda) float, selected and valid int64 counts,
-    threshold int32 on the grid of q ([N] with per_image)."""
+    """Detached figures of a loss, on its device.
+
+    ce and boundary (without lambda) in the loss's dtype; selected and valid int64 counts of pixels; threshold int32
+    on the grid of q, [N] with per_image.
+    """
 
     ce: Tensor
     boundary: Tensor
@@ -48,7 +74,7 @@ class BclStats(NamedTuple):
 
 
 class BclMaps(NamedTuple):
-    """Per-pixel maps [N, H, W]: the three cross-entropies, the score on its grid, candidates and selected pixels."""
+    """Per-pixel maps [N, H, W]: three cross-entropies, the score on its grid, candidates and selected pixels."""
 
     ce: Tensor
     ce_r: Tensor
@@ -58,107 +84,105 @@ class BclMaps(NamedTuple):
     selected: Tensor
 
 
-def boundary_corrected_loss(
+def loss(
     logits: Tensor,
     target: Tensor,
-    *,
+    options: BclOptions,
     weight: Tensor | None = None,
-    ignore_index: int = 255,
-    mode: str = "detect",
-    ce_weight: float = 1.0,
-    boundary_weight: float = 1.0,
-    alpha: float = 1.0,
-    beta: float = 1.0,
-    step: tuple[int, int] = (1, 1),
-    flip: str = "swap",
-    nms: int = 3,
-    threshold: float = 0.3567,
-    ratio: float = 1 / 16,
-    min_kept: int = 0,
-    max_kept: int | None = None,
-    norm: str = "selected",
-    per_image: bool = False,
-    offset: tuple[int, int] = (0, 0),
     selected: Tensor | None = None,
 ) -> tuple[Tensor, BclStats, BclMaps]:
-    """Loss, figures and maps; differentiable by autograd where the decisions are constants.
+    """Loss, figures and maps; differentiable by autograd, the decisions being constants.
 
-    logits [N, C, h, w] with h <= H and w <= W are upsampled to the target [N, H, W]; half precision is computed in
-    float32. `offset` moves the flip windows (rows, columns). `selected`, bool [N, H, W], replaces the selection.
-    Raises IndexError for a label that is neither a class nor ignore_index.
+    Logits [N, C, h, w] with h <= H and w <= W are upsampled to the target [N, H, W]; half precision is computed in
+    float32. `selected`, bool [N, H, W], replaces the selection. Raises IndexError for a label that is neither a class
+    nor ignore_index.
     """
-    c = MODES[mode]
-    labels = target.long()
-    valid = labels != ignore_index
-    check_labels(labels, valid, logits.shape[1])
-    full = upsample(logits if logits.dtype == torch.float64 else logits.float(), labels.shape[1:])
-    log_p = F.log_softmax(full, 1)
+    return _loss(_log_softmax(logits, target), _labels(target, options, logits.shape[1]), options, weight, selected)
 
-    labels_r = flip_labels(labels, 1, step[0], flip, offset[0])
-    labels_c = flip_labels(labels, 2, step[1], flip, offset[1])
-    flipped = boundary_weight != 0 and any((c.sr, c.sc, c.gr, c.gc))
-    ce = cross_entropy_map(log_p, labels, valid, ignore_index)
-    ce_r = cross_entropy_map(log_p, labels_r, valid, ignore_index) if flipped else torch.zeros_like(ce)
-    ce_c = cross_entropy_map(log_p, labels_c, valid, ignore_index) if flipped else torch.zeros_like(ce)
 
-    score = weighted_sum((c.s0, ce), (c.sr * alpha, ce_r), (c.sc * beta, ce_c)).detach()
-    q = quantise(score).masked_fill(~valid, 0)
-    candidates = suppress(q, nms) & valid & (q > 0)
-    tau = int(quantise(torch.tensor(threshold, dtype=torch.float64)))
-    groups = zip(q, candidates, strict=True) if per_image else [(q, candidates)]
-    thresholds = [select_threshold(a, b, tau, ratio, min_kept, max_kept) for a, b in groups]
-    t = torch.stack(thresholds) if per_image else thresholds[0]
-    chosen = candidates & (q >= t.reshape(-1, 1, 1)) if selected is None else selected
+def forward(
+    logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions, needs_grad: bool
+) -> tuple[Tensor, BclStats, Tensor, Tensor, Tensor, Tensor]:
+    """Loss and figures, and what backward reads: lse, mask, scales, gradient.
 
-    w = valid.to(ce.dtype) if weight is None else weight.to(ce.dtype)[labels.masked_fill(~valid, 0)] * valid
-    count = (chosen if norm == "selected" else valid).sum()
-    ce_term = _mean(weighted_sum((1, ce)), w, w.sum())
-    hard = weighted_sum((c.g0, ce), (c.gr * alpha, ce_r), (c.gc * beta, ce_c))
-    boundary = _mean(hard, w * chosen, count)
-    loss = weighted_sum((ce_weight, ce_term), (boundary_weight, boundary))
-    stats = BclStats(ce_term.detach(), boundary.detach(), chosen.sum(), valid.sum(), t)
-    return loss, stats, BclMaps(ce, ce_r, ce_c, q, candidates, chosen)
+    Full resolution: lse = log sum exp(z - max z) [N, H, W], mask uint8 [N, H, W] and scales [2] = 1 / the sum of the
+    valid weights, 1 / the divisor of the boundary term. With upsampling: the gradient [N, C, h, w] of the loss. The
+    others, and all where needs_grad is off, are empty.
+    """
+    log_p = _log_softmax(logits, target)
+    labels = _labels(target, options, logits.shape[1])
+    value, stats, maps = _loss(log_p, labels, options, weight, None)
+    empty = log_p.new_empty
+    if not needs_grad:
+        return value, stats, empty(0), empty(0, dtype=torch.uint8), empty(0), empty(0)
+    mask = maps.selected.byte()
+    scales = _scales(labels, options, weight, mask, log_p.dtype)
+    if logits.shape[2:] == target.shape[1:]:
+        return value, stats, -log_p.amax(1), mask, scales, empty(0)
+    full = _gradient(log_p.exp(), labels, options, weight, mask, scales)
+    gradient = downsample(full, logits.shape[2:])
+    return value, stats, empty(0), empty(0, dtype=torch.uint8), empty(0), gradient
+
+
+def backward(
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    options: BclOptions,
+    lse: Tensor,
+    mask: Tensor,
+    scales: Tensor,
+    gradient: Tensor,
+) -> Tensor:
+    """Gradient of the logits, in their dtype; multiplied by grad in float32, since 1 / valid underflows float16."""
+    if gradient.numel() == 0:
+        z = _computed(logits)
+        p = torch.exp(z - z.amax(1, keepdim=True) - lse[:, None])
+        gradient = _gradient(p, _labels(target, options, logits.shape[1]), options, weight, mask, scales)
+    return (gradient * grad).to(logits.dtype)
+
+
+class _Labels(NamedTuple):
+    """Label maps int64 [N, H, W], own and flipped, with ignore replaced by class 0; and where each counts."""
+
+    own: Tensor
+    rows: Tensor
+    columns: Tensor
+    valid: Tensor
+    rows_valid: Tensor
+    columns_valid: Tensor
+
+
+def _labels(target: Tensor, options: BclOptions, classes: int) -> _Labels:
+    own = target.long()
+    rows, columns = (
+        own.index_select(dim, flip_index(own.shape[dim], step, options.flip, offset).to(own.device))
+        for dim, step, offset in zip((1, 2), options.step, options.offset, strict=True)
+    )
+    valid = own != options.ignore_index
+    check_labels(own, valid, classes)
+    counts = (valid, valid & (rows != options.ignore_index), valid & (columns != options.ignore_index))
+    maps = (label.masked_fill(~count, 0) for label, count in zip((own, rows, columns), counts, strict=True))
+    return _Labels(*maps, *counts)
 
 
 def check_labels(labels: Tensor, valid: Tensor, classes: int) -> None:
     """Raise IndexError naming the first label that is neither a class nor ignore, and where it is."""
     wrong = valid & ((labels < 0) | (labels >= classes))
     if wrong.any():
-        n, i, j = wrong.nonzero()[0].tolist()
-        got = f"{int(labels[n, i, j])} at (n, row, column) = {n, i, j}"
-        raise IndexError(f"target: expected a label in [0, {classes}) or ignore_index, got {got}")
-
-
-def upsample(logits: Tensor, size: torch.Size) -> Tensor:
-    """Bilinear (align_corners=False) to size (H, W) as nested lerp a + t*(b - a), columns first.
-
-    The four-weight form breaks plateaus: equal corners would not give exactly their value.
-    """
-    for dim, out in ((3, size[1]), (2, size[0])):
-        if logits.shape[dim] != out:
-            logits = _lerp(logits, dim, out)
-    return logits
-
-
-def _lerp(x: Tensor, dim: int, out: int) -> Tensor:
-    size = x.shape[dim]
-    source = ((torch.arange(out, dtype=torch.float64, device=x.device) + 0.5) * size / out - 0.5).clamp(min=0)
-    low = source.long()
-    t = (source - low).to(x.dtype).reshape([-1 if d == dim else 1 for d in range(x.ndim)])
-    a = x.index_select(dim, low)
-    b = x.index_select(dim, (low + 1).clamp(max=size - 1))
-    return a + t * (b - a)
-
-
-def flip_labels(labels: Tensor, dim: int, step: int, flip: str, offset: int) -> Tensor:
-    """Labels [N, H, W] with neighbouring blocks of `step` exchanged along a dimension; see flip_index."""
-    return labels.index_select(dim, flip_index(labels.shape[dim], step, flip, offset).to(labels.device))
+        place = tuple(wrong.nonzero()[0].tolist())
+        raise IndexError(
+            f"target: expected labels in [0, {classes}) or ignore_index, "
+            f"got {int(labels[place])} at (image, row, column) = {place}"
+        )
 
 
 def flip_index(length: int, step: int, flip: str, offset: int = 0) -> Tensor:
     """The involution pi [length] that the flip reads from; an index that would leave the image stays.
 
-    swap: blocks of `step` change places in pairs; mirror: windows of 2 * step are reversed.
+    swap: neighbouring blocks of `step` change places; mirror: windows of 2 * step are reversed. offset moves the
+    windows: an edge on a window's border is never seen by a fixed one.
     """
     i = torch.arange(length) + offset
     if flip == "swap":
@@ -169,54 +193,159 @@ def flip_index(length: int, step: int, flip: str, offset: int = 0) -> Tensor:
     return torch.where((pi < 0) | (pi >= length), i, pi)
 
 
-def cross_entropy_map(log_p: Tensor, labels: Tensor, valid: Tensor, ignore_index: int) -> Tensor:
-    """-log p of a label map [N, H, W]; 0 where the pixel or this label is ignore."""
-    counted = valid & (labels != ignore_index)
-    picked = log_p.gather(1, labels.masked_fill(~counted, 0)[:, None])[:, 0]
-    return torch.where(counted, -picked, 0.0)
+def _computed(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def weighted_sum(*terms: tuple[float, Tensor]) -> Tensor:
+def _log_softmax(logits: Tensor, target: Tensor) -> Tensor:
+    return F.log_softmax(upsample(_computed(logits), target.shape[1:]), 1)
+
+
+def upsample(logits: Tensor, size: torch.Size) -> Tensor:
+    """Bilinear (align_corners=False) to size (H, W) as nested lerp a + t*(b - a), columns first.
+
+    The four-weight form breaks plateaus: equal corners would not give exactly their value.
+    """
+    for dim, out in ((3, size[1]), (2, size[0])):
+        if logits.shape[dim] != out:
+            low, high, t = _source(logits.shape[dim], out)
+            shape = [1, 1, -1, 1] if dim == 2 else [1, 1, 1, -1]
+            a = logits.index_select(dim, low.to(logits.device))
+            b = logits.index_select(dim, high.to(logits.device))
+            logits = a + t.to(logits).reshape(shape) * (b - a)
+    return logits
+
+
+def downsample(gradient: Tensor, size: torch.Size) -> Tensor:
+    """The adjoint of upsample: gradient [N, C, H, W] of the upsampled map to that [N, C, h, w] of its source."""
+    rows = interpolation_matrix(size[0], gradient.shape[2]).to(gradient)
+    columns = interpolation_matrix(size[1], gradient.shape[3]).to(gradient)
+    return torch.matmul(rows.T, gradient @ columns)
+
+
+def interpolation_matrix(size: int, out: int) -> Tensor:
+    """Weights float64 [out, size] of bilinear upsampling along one axis."""
+    low, high, t = _source(size, out)
+    i = torch.arange(out)
+    matrix = torch.zeros(out, size, dtype=torch.float64)
+    matrix[i, low] = 1 - t
+    matrix[i, high] += t
+    return matrix
+
+
+def _source(size: int, out: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Lower and upper source index, and the share of the upper one, of each of `out` positions."""
+    source = ((torch.arange(out, dtype=torch.float64) + 0.5) * size / out - 0.5).clamp(min=0)
+    low = source.long()
+    return low, (low + 1).clamp(max=size - 1), source - low
+
+
+def _loss(
+    log_p: Tensor, labels: _Labels, options: BclOptions, weight: Tensor | None, selected: Tensor | None
+) -> tuple[Tensor, BclStats, BclMaps]:
+    ce = _cross_entropy(log_p, labels.own, labels.valid)
+    ce_r = _cross_entropy(log_p, labels.rows, labels.rows_valid)
+    ce_c = _cross_entropy(log_p, labels.columns, labels.columns_valid)
+
+    q = quantise(_weighted(options.score, (ce, ce_r, ce_c)).detach()).masked_fill(~labels.valid, 0)
+    candidates = suppress(q, options.nms) & (q > 0)
+    threshold = select_threshold(q, candidates, options)
+    chosen = candidates & (q >= threshold.reshape(-1, 1, 1)) if selected is None else selected
+
+    w = _pixel_weights(labels, weight, ce.dtype)
+    vw, d = _divisors(labels, options, w, chosen)
+    ce_mean = _sum(w, ce) / vw
+    boundary = _sum(w * chosen, _weighted(options.terms, (ce, ce_r, ce_c))) / d
+    total = _weighted((options.ce_weight, options.boundary_weight), (ce_mean, boundary))
+    stats = BclStats(ce_mean.detach(), boundary.detach(), chosen.sum(), labels.valid.sum(), threshold)
+    return total, stats, BclMaps(ce, ce_r, ce_c, q, candidates, chosen)
+
+
+def _cross_entropy(log_p: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
+    """-log p of each pixel's label [N, H, W]; 0 where it does not count."""
+    return torch.where(counts, -log_p.gather(1, labels[:, None])[:, 0], 0.0)
+
+
+def _weighted(coefficients: tuple[float, ...], terms: tuple[Tensor, ...]) -> Tensor:
     """Sum of coefficient * term; a coefficient of 0 leaves its term out, so that 0 * inf never arises."""
-    parts = [term if k == 1 else k * term for k, term in terms if k != 0]
-    return sum(parts[1:], parts[0]) if parts else terms[0][1] * 0
+    parts = [term if k == 1 else k * term for k, term in zip(coefficients, terms, strict=True) if k != 0]
+    return sum(parts[1:], parts[0]) if parts else torch.zeros_like(terms[0])
+
+
+def _sum(weights: Tensor, values: Tensor) -> Tensor:
+    return torch.where(weights != 0, weights * values, 0.0).sum()
+
+
+def _pixel_weights(labels: _Labels, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Class weight of each pixel's own label [N, H, W], 0 where it is ignore."""
+    return labels.valid.to(dtype) if weight is None else weight.to(dtype)[labels.own] * labels.valid
+
+
+def _divisors(labels: _Labels, options: BclOptions, w: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Divisors of the cross-entropy (weighted) and of the boundary term (a count); 1 where there is nothing."""
+    vw, d = w.sum(), (chosen if options.norm == "selected" else labels.valid).sum().to(w.dtype)
+    return torch.where(vw > 0, vw, 1.0), torch.where(d > 0, d, 1.0)
+
+
+def _scales(
+    labels: _Labels, options: BclOptions, weight: Tensor | None, mask: Tensor, dtype: torch.dtype
+) -> Tensor:
+    divisors = _divisors(labels, options, _pixel_weights(labels, weight, dtype), mask.bool())
+    return 1 / torch.stack(divisors)
+
+
+def _gradient(
+    p: Tensor, labels: _Labels, options: BclOptions, weight: Tensor | None, mask: Tensor, scales: Tensor
+) -> Tensor:
+    """A p - a0 e[y] - ar e[y_r] - ac e[y_c] over the classes of p [N, C, H, W], which is overwritten."""
+    if p.shape[1] == 1:
+        return torch.zeros_like(p)
+    w = _pixel_weights(labels, weight, p.dtype)
+    hard = w * mask * scales[1]
+    own, rows, columns = (options.boundary_weight * k * hard for k in options.terms)
+    own = own + options.ce_weight * w * scales[0]
+    rows, columns = rows * labels.rows_valid, columns * labels.columns_valid
+    total = (own + rows + columns)[:, None]
+    gradient = torch.where(total != 0, p * total, 0.0)
+    for index, amount in ((labels.own, own), (labels.rows, rows), (labels.columns, columns)):
+        gradient.scatter_add_(1, index[:, None], -amount[:, None])
+    return gradient
 
 
 def quantise(score: Tensor) -> Tensor:
-    """The grid that decisions are made on: min(65535, floor(1024 * S + 1/2)), int32; NaN is 0."""
+    """The grid that decisions are made on: min(65535, floor(1024 * S + 1/2)), int32; NaN is 0.
+
+    Upsampled logits have exact plateaus where one rounding would decide a maximum; on the grid it does not.
+    """
     return torch.floor(Q_SCALE * score + 0.5).nan_to_num(nan=0.0, posinf=Q_MAX).clamp(max=Q_MAX).int()
 
 
 def suppress(q: Tensor, window: int) -> Tensor:
-    """Whether a pixel of q [N, H, W] is the maximum of its window x window neighbourhood; ties all are."""
+    """Whether each pixel of q [N, H, W] is the maximum of its window x window neighbourhood; ties all are."""
     if window == 1:
         return torch.ones_like(q, dtype=torch.bool)
     scores = q.float()  # exact: q has 16 bits
     return F.max_pool2d(scores[:, None], window, 1, window // 2)[:, 0] == scores
 
 
-def select_threshold(
-    q: Tensor, candidates: Tensor, tau: int, ratio: float, min_kept: int, max_kept: int | None
-) -> Tensor:
-    """The score from which candidates are selected, int32 scalar.
+def select_threshold(q: Tensor, candidates: Tensor, options: BclOptions) -> Tensor:
+    """The score from which candidates are selected, int32: a scalar, or [N] with per_image."""
+    tau = int(quantise(torch.tensor(options.threshold, dtype=torch.float64)))
+    if not options.per_image:
+        return _threshold(q[candidates], tau, options)
+    return torch.stack([_threshold(image[kept], tau, options) for image, kept in zip(q, candidates, strict=True)])
 
-    t = min(tau, K-th largest), K = min(M, max(min_kept, floor(ratio * M))); with max_kept at least that-th largest.
-    """
-    histogram = torch.bincount(q[candidates], minlength=Q_MAX + 1)
-    at_least = histogram.flip(0).cumsum(0).flip(0)  # candidates with a score of at least the index
-    m = int(at_least[0])
-    k = min(m, max(min_kept, math.floor(ratio * m)))
-    t = tau if k == 0 else min(tau, _kth_largest(at_least, k))
-    if max_kept is not None and max_kept <= m:
-        t = max(t, _kth_largest(at_least, max_kept))
-    return torch.tensor(t, dtype=torch.int32, device=q.device)
+
+def _threshold(scores: Tensor, tau: int, options: BclOptions) -> Tensor:
+    """t = min(tau, K-th largest), K = min(M, max(min_kept, floor(ratio * M))); at least the max_kept-th largest."""
+    m = scores.numel()
+    at_least = torch.bincount(scores, minlength=Q_MAX + 1).flip(0).cumsum(0)  # by score from Q_MAX down
+    k = min(m, max(options.min_kept, math.floor(options.ratio * m)))
+    t = min(tau, _kth_largest(at_least, k)) if k else tau
+    if options.max_kept is not None and options.max_kept <= m:
+        t = max(t, _kth_largest(at_least, options.max_kept))
+    return torch.tensor(t, dtype=torch.int32, device=scores.device)
 
 
 def _kth_largest(at_least: Tensor, k: int) -> int:
-    return int((at_least >= k).sum()) - 1
-
-
-def _mean(values: Tensor, weights: Tensor, total: Tensor) -> Tensor:
-    """sum(weights * values) / total over the pixels that weigh; an attached 0 where there are none."""
-    summed = torch.where(weights != 0, weights * values, 0.0).sum()
-    return summed / torch.where(total > 0, total, 1)
+    return Q_MAX - int(torch.searchsorted(at_least, k))

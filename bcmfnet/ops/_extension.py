@@ -1,0 +1,43 @@
+"""The native library: loaded where it was built, and the reason where it was not."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGE = Path(__file__).parents[1]
+
+
+@cache
+def load() -> str | None:
+    """Load the native library once; None when it is there, else the reason why it is not."""
+    library = PACKAGE / "_C.so"
+    if not library.exists():
+        return _why_not_built()
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        return f"cannot be loaded: {error}"
+    return None
+
+
+def _why_not_built() -> str:
+    record = PACKAGE / "_build.json"
+    if not record.exists():
+        return "not built: this is a source tree that was not installed"
+    return f"not built: {json.loads(record.read_text())['reason']}"
+
+
+def describe() -> dict[str, Any]:
+    """Whether the library is there, the reason if it is not, and what it was built with, for `bcmfnet env`."""
+    reason = load()
+    if reason is not None:
+        return {"loaded": False, "reason": reason, "build": None}
+    build_info = ctypes.CDLL(str(PACKAGE / "_C.so")).bcmfnet_build_info
+    build_info.restype = ctypes.c_char_p
+    return {"loaded": True, "reason": None, "build": json.loads(build_info())}

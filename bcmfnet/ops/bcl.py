@@ -1,0 +1,244 @@
+"""The Boundary Corrected Loss as an op: argument checks, schema, fake, autograd, and the backend that serves it."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bcmfnet.ops import backends
+from bcmfnet.ops._library import LIBRARY
+from bcmfnet.reference import bcl as reference
+from bcmfnet.reference.bcl import MODES, BclOptions, BclStats
+
+OPS = ("boundary_corrected_loss", "BclStats")
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
+FLIPS = ("swap", "mirror")
+NORMS = ("selected", "valid")
+
+_OPTIONS = (
+    "float[3] score, float[3] terms, float ce_weight, float boundary_weight, int ignore_index, int[2] step, str flip, "
+    "SymInt[2] offset, int nms, float threshold, float ratio, int min_kept, int? max_kept, str norm, bool per_image"
+)
+
+LIBRARY.define(
+    f"bcl_forward(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}, bool needs_grad) -> (Tensor loss, "
+    "Tensor ce, Tensor boundary, Tensor selected, Tensor valid, Tensor threshold, "
+    "Tensor lse, Tensor mask, Tensor scales, Tensor gradient)"
+)
+LIBRARY.define(
+    "bcl_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, "
+    f"{_OPTIONS}, Tensor lse, Tensor mask, Tensor scales, Tensor gradient) -> Tensor"
+)
+
+
+def boundary_corrected_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    size: tuple[int, int] | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = 255,
+    mode: str = "detect",
+    ce_weight: float = 1.0,
+    boundary_weight: float = 1.0,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    step: int | tuple[int, int] = 1,
+    flip: str = "swap",
+    nms: int = 3,
+    threshold: float = 0.3567,
+    ratio: float = 1 / 16,
+    min_kept: int = 0,
+    max_kept: int | None = None,
+    norm: str = "selected",
+    per_image: bool = False,
+    jitter: int | None = None,
+    inplace_grad: bool = False,
+    validate: bool = False,
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, BclStats]:
+    """Cross-entropy plus a boundary term over online-selected boundary-hard pixels (arXiv 2203.00436, section 2.3).
+
+    Args:
+        logits: float16, bfloat16, float32 or float64 [N, C, H, W], or [N, C, h, w] with h <= H and w <= W, which are
+            upsampled inside (bilinear, align_corners=False). Arithmetic is float32 (float64 for float64).
+        target: uint8, int16, int32 or int64 [N, H, W]: class ids in [0, C) or ignore_index.
+        size: (H, W) of the target, if given it must be so.
+        weight: float [C], weight of a pixel by its own label; score and counts are unweighted.
+        mode: detect (flipped labels find the boundary, the true label trains it), detect0 (the own cross-entropy scores
+            too), paper (flipped labels are also targets: keep boundary_weight * (alpha + beta) * valid / selected below
+            1), paper0, or ohem (selection by the cross-entropy itself).
+        ce_weight: weight of the mean cross-entropy.
+        boundary_weight: weight of the boundary term, lambda; 0 is plain cross-entropy.
+        alpha, beta: weights of the row-flipped and the column-flipped cross-entropy.
+        step: pixels that the flip exchanges, or (rows, columns).
+        flip: swap (neighbouring blocks of step change places) or mirror (windows of 2 * step are reversed).
+        nms: side of the suppression window, odd; 1 is off.
+        threshold: tau, the score from which a candidate is selected, nats.
+        ratio: share of the candidates that is selected at least.
+        min_kept, max_kept: least and largest number of selected candidates; ties at the limit are all in.
+        norm: the boundary term is divided by the number of selected or of valid pixels.
+        per_image: select within each image instead of over the batch.
+        jitter: seed of a random offset of the flip windows; a new one each step lets every edge be seen.
+        inplace_grad: reuse the logits' memory for their gradient; no backend here can.
+        validate: check the labels' range and wait for the answer, also on a GPU.
+        return_stats: return (loss, BclStats) with detached figures on the device.
+
+    Returns:
+        Scalar loss, float32 (float64 for float64). Where no pixel is valid or selected, that part is 0 with zero
+        gradients (torch's cross_entropy gives NaN).
+
+    Raises:
+        TypeError, ValueError: an argument of another dtype, shape or range.
+        IndexError: on a CPU, a label that is neither a class nor ignore_index, with its place.
+    """
+    _check_tensors(logits, target, size, weight)
+    steps = (step, step) if isinstance(step, int) else tuple(step)
+    _check_options(mode, steps, flip, nms, ratio, min_kept, max_kept, norm)
+    _check_not_negative(
+        ce_weight=ce_weight, boundary_weight=boundary_weight, alpha=alpha, beta=beta, threshold=threshold
+    )
+    if inplace_grad:
+        raise ValueError("inplace_grad: expected False, no backend of this installation reuses the logits' memory")
+    if validate:
+        labels = target.long()
+        reference.check_labels(labels, labels != ignore_index, logits.shape[1])
+    score, terms = ((float(own), alpha * rows, beta * columns) for own, rows, columns in MODES[mode])
+    options = BclOptions(
+        score, terms, ce_weight, boundary_weight, ignore_index, steps, flip, _offset(jitter, steps), nms,
+        threshold, ratio, min_kept, max_kept, norm, per_image,
+    )  # fmt: skip
+    needs_grad = torch.is_grad_enabled() and logits.requires_grad
+    loss, *stats = torch.ops.bcmfnet.bcl_forward(logits, target, weight, *options, needs_grad)[:6]
+    return (loss, BclStats(*stats)) if return_stats else loss
+
+
+def _check_tensors(logits: Tensor, target: Tensor, size: tuple[int, int] | None, weight: Tensor | None) -> None:
+    if logits.dtype not in FLOATS:
+        raise TypeError(f"logits: expected float16, bfloat16, float32 or float64, got {_name(logits.dtype)}")
+    if target.dtype not in LABELS:
+        raise TypeError(f"target: expected uint8, int16, int32 or int64 [N, H, W], got {_describe(target)}")
+    if logits.ndim != 4 or logits.shape[1] < 1:
+        raise ValueError(f"logits: expected [N, C, h, w] with C >= 1, got {list(logits.shape)}")
+    if target.ndim != 3 or target.shape[0] != logits.shape[0]:
+        raise ValueError(f"target: expected [N, H, W] with N = {logits.shape[0]}, got {_describe(target)}")
+    if logits.shape[2] > target.shape[1] or logits.shape[3] > target.shape[2]:
+        raise ValueError(
+            f"logits: expected at most the target's {list(target.shape[1:])} pixels, got {list(logits.shape[2:])}"
+        )
+    if size is not None and tuple(size) != tuple(target.shape[1:]):
+        raise ValueError(f"size: expected the target's {list(target.shape[1:])}, got {list(size)}")
+    if weight is not None and tuple(weight.shape) != (logits.shape[1],):
+        raise ValueError(f"weight: expected [{logits.shape[1]}], one for each class, got {list(weight.shape)}")
+    for name, tensor in (("target", target), ("weight", weight)):
+        if tensor is not None and tensor.device != logits.device:
+            raise ValueError(f"{name}: expected it on the logits' device {logits.device}, got {tensor.device}")
+
+
+def _check_options(
+    mode: str, step: tuple[int, ...], flip: str, nms: int, ratio: float, min_kept: int, max_kept: int | None, norm: str
+) -> None:
+    for name, value, choices in (("mode", mode, MODES), ("flip", flip, FLIPS), ("norm", norm, NORMS)):
+        if value not in choices:
+            raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+    if len(step) != 2 or min(step) < 1:
+        raise ValueError(f"step: expected an int >= 1 or (rows, columns) of such, got {step}")
+    if nms < 1 or nms % 2 == 0:
+        raise ValueError(f"nms: expected an odd window >= 1, got {nms}")
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio: expected 0 to 1, got {ratio}")
+    if min_kept < 0:
+        raise ValueError(f"min_kept: expected >= 0, got {min_kept}")
+    if max_kept is not None and max_kept < 1:
+        raise ValueError(f"max_kept: expected >= 1 or None, got {max_kept}")
+
+
+def _check_not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"{name}: expected >= 0, got {value}")
+
+
+def _offset(jitter: int | None, step: tuple[int, int]) -> tuple[int, int]:
+    """Offset of the flip windows, uniform in [0, 2 * step) for each axis, drawn on the host."""
+    if jitter is None:
+        return (0, 0)
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise ValueError("jitter: expected None while a CUDA graph is captured, the graph would repeat one offset")
+    generator = random.Random(jitter)
+    return (generator.randrange(2 * step[0]), generator.randrange(2 * step[1]))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{_name(tensor.dtype)} {list(tensor.shape)}"
+
+
+COUNT = len(BclOptions._fields)
+
+
+def _forward(logits: Tensor, target: Tensor, weight: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
+    serve = backends.implementation("bcl", logits.device.type)
+    loss, stats, *saved = serve.forward(logits, target, weight, BclOptions(*arguments[:COUNT]), arguments[COUNT])
+    return (loss, *stats, *saved)
+
+
+def _backward(grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, *arguments: Any) -> Tensor:
+    serve = backends.implementation("bcl", logits.device.type)
+    return serve.backward(grad, logits, target, weight, BclOptions(*arguments[:COUNT]), *arguments[COUNT:])
+
+
+@torch.library.register_fake("bcmfnet::bcl_forward", lib=LIBRARY)
+def _forward_fake(logits: Tensor, target: Tensor, weight: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
+    options, needs_grad = BclOptions(*arguments[:COUNT]), arguments[COUNT]
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    full = logits.shape[2:] == target.shape[1:]
+    scalar, count = logits.new_empty((), dtype=dtype), logits.new_empty((), dtype=torch.int64)
+    threshold = logits.new_empty(target.shape[:1] if options.per_image else (), dtype=torch.int32)
+    pixels = target.shape if needs_grad and full else (0,)
+    return (
+        scalar, scalar.clone(), scalar.clone(), count, count.clone(), threshold,
+        logits.new_empty(pixels, dtype=dtype),
+        logits.new_empty(pixels, dtype=torch.uint8),
+        logits.new_empty(2 if needs_grad and full else 0, dtype=dtype),
+        logits.new_empty(logits.shape if needs_grad and not full else (0,), dtype=dtype),
+    )  # fmt: skip
+
+
+@torch.library.register_fake("bcmfnet::bcl_backward", lib=LIBRARY)
+def _backward_fake(grad: Tensor, logits: Tensor, *arguments: Any) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, target, weight, *arguments = inputs
+    ctx.save_for_backward(logits, target, weight, *output[6:])
+    ctx.options = arguments[:COUNT]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad: Tensor, *others: None) -> tuple[Tensor | None, ...]:
+    logits, target, weight, *saved = ctx.saved_tensors
+    result = torch.ops.bcmfnet.bcl_backward(grad, logits, target, weight, *ctx.options, *saved)
+    return (result, *(None,) * (COUNT + 3))
+
+
+def _refuse(ctx: Any, *grads: Any) -> None:
+    raise RuntimeError("boundary_corrected_loss: expected a first derivative, its selection has no second one")
+
+
+for _device, _key in (("cpu", "CPU"), ("cuda", "CUDA")):
+    LIBRARY.impl("bcl_forward", _forward, _key)
+    LIBRARY.impl("bcl_backward", _backward, _key)
+    backends.register("bcl", _device, "reference", reference)
+torch.library.register_autograd("bcmfnet::bcl_forward", _differentiate, setup_context=_setup_context, lib=LIBRARY)
+torch.library.register_autograd("bcmfnet::bcl_backward", _refuse, lib=LIBRARY)
