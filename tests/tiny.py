@@ -1,4 +1,4 @@
-"""Flags of a training run that takes seconds."""
+"""Flags of training runs that take seconds."""
 
-TINY = ("--data.crop", "64", "96", "--data.batch-size", "2", "--data.workers", "0", "--data.length", "8",
-        "--device", "cpu", "--amp", "off")  # fmt: skip
+FRAMES = ("--data.crop", "64", "96", "--data.batch-size", "2", "--data.length", "8")
+TINY = (*FRAMES, "--data.workers", "0", "--device", "cpu", "--amp", "off")

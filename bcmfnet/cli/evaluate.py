@@ -51,14 +51,14 @@ def evaluate(
     from bcmfnet.engine.evaluate import evaluate, scores_table, summary_table
     from bcmfnet.engine.inference import LabelPredictor
     from bcmfnet.engine.report import draw_evaluation
-    from bcmfnet.engine.run_folder import create_run_folder, write_json
+    from bcmfnet.engine.run_folder import run_folder, write_json
 
     predictor, metadata = LabelPredictor.from_weights(weights, device, amp)
     dataset = data.build(metadata)
-    folder = create_run_folder("evaluate", output_dir, name, exist_ok)
-    result = evaluate(predictor, dataset, workers=data.workers)
-    write_json(folder / "evaluation.json", result.to_dict())
-    draw_evaluation(folder, result, predictor, dataset)
+    with run_folder("evaluate", output_dir, name, exist_ok) as folder:
+        result = evaluate(predictor, dataset, workers=data.workers)
+        write_json(folder / "evaluation.json", result.to_dict())
+        draw_evaluation(folder, result, predictor, dataset)
     if json_output:
         print(json.dumps(result.to_dict(), indent=2))
     else:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TextIO
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
-from bcmfnet.engine.config import preset
+from bcmfnet.engine.config import DataConfig, preset
 from bcmfnet.errors import ConfigError
 
 EXCLUSIVE = ("steps", "epochs")
@@ -58,13 +58,18 @@ class DataOptions:
         """The dataset, where nothing is said the one of a weights file's metadata."""
         from bcmfnet.data import build_dataset
 
-        trained = metadata.get("config", {}).get("data", {})
-        name = self.name or trained.get("name")
-        split = self.split or trained.get("val_split", "val")
-        if name is None:
+        trained = metadata.get("config", {}).get("data")
+        if trained is None and self.name is None:
             raise ConfigError("--data.name: expected a dataset, since the weights do not name one")
-        options = {"num_classes": metadata["num_classes"]} if name == "folder" else {}
-        return build_dataset(name, self.root, split, **options)
+        data = DataConfig(**trained or {})
+        split = self.split or data.val_split
+        if self.name not in (None, data.name):
+            data = DataConfig(self.name, num_classes=metadata["num_classes"] if self.name == "folder" else None)
+        dataset = build_dataset(data.name, self.root, split, **data.options(split))
+        if dataset.table.num_classes != metadata["num_classes"]:
+            classes = f"{dataset.table.num_classes} classes of {dataset.table.name}"
+            raise ConfigError(f"--data.name: the weights have {metadata['num_classes']} classes, not the {classes}")
+        return dataset
 
 
 class _StderrHandler(logging.StreamHandler):

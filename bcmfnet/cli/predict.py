@@ -44,12 +44,12 @@ def predict(
     common.start_logging()
     from bcmfnet.engine.inference import LabelPredictor, label_table
     from bcmfnet.engine.predict import find_images, predict
-    from bcmfnet.engine.run_folder import create_run_folder
+    from bcmfnet.engine.run_folder import run_folder
 
     images = find_images(source)
     predictor, metadata = LabelPredictor.from_weights(weights, device, amp)
     table = label_table(metadata, weights)
-    folder = create_run_folder("predict", output_dir, name, exist_ok)
-    result = predict(predictor, table, images, folder)
+    with run_folder("predict", output_dir, name, exist_ok) as folder:
+        result = predict(predictor, table, images, folder)
     print(f"{result.done} of {len(images)} images written to {folder}")
     return 1 if result.failed else 0

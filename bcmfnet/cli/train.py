@@ -53,11 +53,14 @@ def train(
         print(to_toml(cfg.to_dict()), end="")
         return 0
     from bcmfnet.engine.evaluate import scores_table
-    from bcmfnet.engine.run_folder import create_run_folder
+    from bcmfnet.engine.run_folder import run_folder
     from bcmfnet.engine.train import train
 
-    folder = resume or create_run_folder("train", output_dir, name or preset, exist_ok)
-    result = train(cfg, folder, resume=resume is not None)
+    if resume is not None:
+        result = train(cfg, resume, resume=True)
+    else:
+        with run_folder("train", output_dir, name or preset, exist_ok) as folder:
+            result = train(cfg, folder)
     if json_output:
         print(json.dumps({"folder": str(result.folder), **result.evaluation.to_dict()}, indent=2))
     else:

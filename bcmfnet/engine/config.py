@@ -33,7 +33,7 @@ class DataConfig:
     num_classes: int | None = None
     """Number of classes of a folder dataset; the other datasets know theirs."""
     length: int | None = None
-    """Number of generated frames per epoch; synthetic only."""
+    """Number of generated training frames, an eighth of it to validate on; synthetic only."""
     crop: tuple[int, int] = (256, 512)
     """Height and width of a training crop, pixels."""
     scale: tuple[float, float] = (0.5, 2.0)
@@ -58,7 +58,14 @@ class DataConfig:
             self.num_classes is None or 2 <= self.num_classes <= 254,
             "data.num_classes", "2 to 254", self.num_classes,
         )
-        _require(self.length is None or self.length >= 1, "data.length", "at least 1", self.length)
+        _require(self.length is None or self.length >= 8, "data.length", "at least 8", self.length)
+
+    def options(self, split: str) -> dict[str, int]:
+        """What a dataset of that name takes besides its root and split."""
+        options = {"num_classes": self.num_classes, "length": self.length}
+        if self.length is not None and split != self.train_split:
+            options["length"] = self.length // 8
+        return {key: value for key, value in options.items() if value is not None}
 
 
 @dataclass
@@ -179,7 +186,7 @@ _CITYSCAPES = {"name": "cityscapes", "crop": [1024, 1024], "batch_size": 8, "wor
 
 PRESETS: dict[str, dict[str, Any]] = {
     "synthetic": {
-        "data": {"name": "synthetic", "crop": [256, 512], "length": 512},
+        "data": {"name": "synthetic", "crop": [256, 512]},
         "optim": {"name": "adamw", "lr": 2e-3, "weight_decay": 0.01, "warmup_steps": 10, "steps": 150},
         "val_every": 0.5,
     },

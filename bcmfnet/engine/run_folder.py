@@ -14,12 +14,23 @@ from typing import Any
 from bcmfnet.errors import ConfigError
 
 
-def create_run_folder(verb: str, output_dir: str | None, name: str, exist_ok: bool = False) -> Path:
-    """Create and return the folder of a run.
+@contextlib.contextmanager
+def run_folder(verb: str, output_dir: str | None, name: str, exist_ok: bool = False) -> Iterator[Path]:
+    """Create the folder of a run; one that the code inside left empty when it failed is taken away again.
 
     output_dir is the folder itself; without it the folder is runs/VERB/NAME, numbered NAME-2, NAME-3, ... where
     that exists. Raises ConfigError when output_dir has something in it and exist_ok is not given.
     """
+    folder = _create(verb, output_dir, name, exist_ok)
+    try:
+        yield folder
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
+
+
+def _create(verb: str, output_dir: str | None, name: str, exist_ok: bool) -> Path:
     if output_dir is not None:
         folder = Path(output_dir)
         if folder.exists() and not folder.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -80,10 +81,8 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False) -> TrainRe
 
 def build_datasets(data: DataConfig) -> tuple[Any, Any]:
     """The training and the validation set of a configuration. Raises DataError when they share a frame."""
-    options = {"num_classes": data.num_classes} if data.num_classes is not None else {}
-    train_options = options | ({"length": data.length} if data.length is not None else {})
-    train_set = build_dataset(data.name, data.root, data.train_split, **train_options)
-    val_set = build_dataset(data.name, data.root, data.val_split, **options)
+    splits = (data.train_split, data.val_split)
+    train_set, val_set = (build_dataset(data.name, data.root, split, **data.options(split)) for split in splits)
     check_split_leak(train_set, val_set)
     return train_set, val_set
 
@@ -296,16 +295,18 @@ def build_loss(config: TrainConfig, ignore_index: int) -> BoundaryCorrectedLoss:
     return BoundaryCorrectedLoss(mode=loss.mode, ce_weight=ce_weight, ignore_index=ignore_index, **options)
 
 
-class _log_file:
-    """Send the package's log to train.log in the folder as well."""
-
-    def __init__(self, folder: Path) -> None:
-        self.handler = logging.FileHandler(folder / "train.log")
-        self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-
-    def __enter__(self) -> None:
-        logging.getLogger("bcmfnet").addHandler(self.handler)
-
-    def __exit__(self, *exc: object) -> None:
-        logging.getLogger("bcmfnet").removeHandler(self.handler)
-        self.handler.close()
+@contextlib.contextmanager
+def _log_file(folder: Path) -> Iterator[None]:
+    """Send the package's log to train.log in the folder as well, from INFO on where nobody set a level."""
+    logger = logging.getLogger("bcmfnet")
+    level = logger.level
+    handler = logging.FileHandler(folder / "train.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(level or logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+        handler.close()
