@@ -63,3 +63,13 @@ def test_kernels_refuses_its_top_level_name():
 def test_command_line_starts_without_torch():
     code = "import sys, bcmfnet.cli.app; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-P", "-c", code]).returncode == 0
+
+
+def test_mapped_packages_are_the_folders_at_the_top():
+    """In an editable install bcmfnet.kernels is kernels/; in a wheel it lies in the package."""
+    import bcmfnet.benchmarks
+    import bcmfnet.kernels
+
+    for module, folder in ((bcmfnet.kernels, "kernels"), (bcmfnet.benchmarks, "benchmarks")):
+        assert Path(module.__file__).parent.name == folder
+        assert Path(module.__file__).read_text() == (ROOT / folder / "__init__.py").read_text()

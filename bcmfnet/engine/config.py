@@ -85,7 +85,7 @@ class LossConfig:
     """The Boundary Corrected Loss on both heads."""
 
     mode: LossMode = "detect"
-    """Reading of the loss; plain is cross-entropy, ohem selects by the cross-entropy itself."""
+    """Reading of the loss; plain is cross-entropy, ohem is OHEM (threshold and min_kept alone select)."""
     boundary_weight: float = 1.0
     """Weight of the boundary term (lambda)."""
     step: int = 1
@@ -96,6 +96,8 @@ class LossConfig:
     """Score from which a candidate is hard (tau)."""
     ratio: float = 0.0625
     """Share of the candidates that is selected at least."""
+    min_kept: int = 0
+    """Number of candidates in a batch that is selected at least."""
     aux_weight: float = 0.4
     """Weight of the auxiliary head's loss."""
 
@@ -103,7 +105,7 @@ class LossConfig:
         _require(self.step >= 1, "loss.step", "at least 1", self.step)
         _require(self.nms >= 1 and self.nms % 2 == 1, "loss.nms", "an odd number", self.nms)
         _require(0 <= self.ratio <= 1, "loss.ratio", "0 to 1", self.ratio)
-        for key in ("boundary_weight", "threshold", "aux_weight"):
+        for key in ("boundary_weight", "threshold", "min_kept", "aux_weight"):
             _require(getattr(self, key) >= 0, f"loss.{key}", "at least 0", getattr(self, key))
 
 

@@ -26,7 +26,7 @@ from bcmfnet.data import (
 )
 from bcmfnet.engine import report
 from bcmfnet.engine.checkpoint import TrainState, read_checkpoint, restore, save_checkpoint
-from bcmfnet.engine.config import DataConfig, TrainConfig, to_toml
+from bcmfnet.engine.config import DataConfig, LossConfig, TrainConfig, to_toml
 from bcmfnet.engine.environment import describe_environment
 from bcmfnet.engine.evaluate import Evaluation, amp_name, evaluate
 from bcmfnet.engine.inference import LabelPredictor
@@ -106,7 +106,7 @@ class _Run:
         self.train_set, self.val_set = train_set, val_set
         self.model = model
         self.forward = torch.compile(model) if config.compile else model
-        self.criterion = build_loss(config, train_set.table.ignore_index).to(device)
+        self.criterion = build_loss(config.loss, train_set.table.ignore_index).to(device)
         self.optimizer = build_optimizer(model, config.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
         self.predictor = LabelPredictor(self.forward, IMAGENET_MEAN, IMAGENET_STD, device, amp)
@@ -285,14 +285,14 @@ class _Meter:
         return sum(values) / len(values), rate
 
 
-def build_loss(config: TrainConfig, ignore_index: int) -> BoundaryCorrectedLoss:
-    """The loss of a configuration: `plain` is cross-entropy, `ohem` as mmseg and HRNet users know it."""
-    loss = config.loss
-    if loss.mode == "plain":
+def build_loss(config: LossConfig, ignore_index: int) -> BoundaryCorrectedLoss:
+    """The loss of a configuration: `plain` is cross-entropy, `ohem` is OHEM as mmseg and HRNet users know it."""
+    if config.mode == "plain":
         return BoundaryCorrectedLoss(boundary_weight=0.0, ignore_index=ignore_index)
-    options = {key: getattr(loss, key) for key in ("boundary_weight", "step", "nms", "threshold", "ratio")}
-    ce_weight = 0.0 if loss.mode == "ohem" else 1.0
-    return BoundaryCorrectedLoss(mode=loss.mode, ce_weight=ce_weight, ignore_index=ignore_index, **options)
+    options = {key: getattr(config, key) for key in ("mode", "boundary_weight", "step", "threshold", "min_kept")}
+    if config.mode == "ohem":
+        return BoundaryCorrectedLoss(ce_weight=0.0, nms=1, ratio=0.0, ignore_index=ignore_index, **options)
+    return BoundaryCorrectedLoss(nms=config.nms, ratio=config.ratio, ignore_index=ignore_index, **options)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import torch
 
 from bcmfnet.engine import train as engine
 from bcmfnet.engine.checkpoint import read_checkpoint
-from bcmfnet.engine.config import DataConfig, TrainConfig
+from bcmfnet.engine.config import DataConfig, LossConfig, TrainConfig
 from bcmfnet.engine.optim import Schedule
 from bcmfnet.engine.runtime import Interrupted
 from bcmfnet.errors import CheckpointError, ConfigError, TrainingError
@@ -166,3 +166,15 @@ def test_schedule_refuses(frames, epochs, message):
     config.optim.epochs = epochs
     with pytest.raises(ConfigError, match=message):
         Schedule.of(config, frames)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [
+    ("plain", {"boundary_weight": 0.0}),
+    ("ohem", {"mode": "ohem", "ce_weight": 0.0, "nms": 1, "ratio": 0.0, "threshold": 0.5, "min_kept": 7}),
+    ("detect", {"mode": "detect", "nms": 5, "ratio": 0.25, "threshold": 0.5, "min_kept": 7}),
+])  # fmt: skip
+def test_loss_of_a_configuration(mode, expected):
+    """OHEM has no suppression and no share; plain cross-entropy no boundary term."""
+    config = LossConfig(mode=mode, nms=5, ratio=0.25, threshold=0.5, min_kept=7)
+    options = engine.build_loss(config, 255).options
+    assert {key: options[key] for key in expected} == expected
