@@ -1,6 +1,6 @@
 """Draw the record of a training run, for benchmarks/results/, from its run folder.
 
-    python -m bcmfnet.benchmarks.record_run RUN OUT.json --command "bcmfnet train ..." --commit REV --note "..."
+python -m bcmfnet.benchmarks.record_run RUN OUT.json --command "bcmfnet train ..." --commit REV --note "..."
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Comparison of values, by relative norm, and of decisions (masks), exactly: apart, since one decision moves many values."""
+"""Values compared by relative norm, decisions (masks) exactly: apart, since one decision moves many values."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
         return float("inf")
     if not torch.equal(actual[~finite].nan_to_num(nan=0.5), expected[~finite].nan_to_num(nan=0.5)):
         return float("inf")
-    difference, norm = (actual - expected)[finite].norm().item(), expected[finite].norm().item()
-    return difference / norm if norm else float("inf") if difference else 0.0
+    if torch.equal(actual[finite], expected[finite]):
+        return 0.0
+    norm = expected[finite].norm().item()
+    return (actual - expected)[finite].norm().item() / norm if norm else float("inf")
 
 
 def assert_close(actual: Tensor, expected: Tensor, what: str = "values", tolerance: float | None = None) -> None:

@@ -67,10 +67,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def restore(
-    payload: dict[str, Any],
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
+    payload: dict[str, Any], model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
 ) -> TrainState:
     """Put a checkpoint's state into the model, the optimiser and the random generator."""
     model.load_state_dict(payload["model"])

@@ -55,8 +55,7 @@ class DataConfig:
         _require(self.batch_size >= 2, "data.batch_size", "at least 2 (BN sees a 1x1 map)", self.batch_size)
         _require(self.workers >= 0, "data.workers", "at least 0", self.workers)
         _require(
-            self.num_classes is None or 2 <= self.num_classes <= 254,
-            "data.num_classes", "2 to 254", self.num_classes,
+            self.num_classes is None or 2 <= self.num_classes <= 254, "data.num_classes", "2 to 254", self.num_classes
         )
         _require(self.length is None or self.length >= 8, "data.length", "at least 8", self.length)
 
@@ -168,7 +167,9 @@ class TrainConfig:
         _require(self.log_every >= 1, "log_every", "at least 1", self.log_every)
         _require(
             not (self.optim.steps and self.optim.epochs),
-            "optim.steps, optim.epochs", "one of the two", (self.optim.steps, self.optim.epochs),
+            "optim.steps, optim.epochs",
+            "one of the two",
+            (self.optim.steps, self.optim.epochs),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -197,11 +198,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optim": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01, "warmup_steps": 100, "epochs": 200},
         "val_every": 5,
     },
-    "cityscapes": {
-        "data": _CITYSCAPES,
-        "optim": {"lr": 0.01, "warmup_steps": 500, "steps": 120_000},
-        "val_every": 5,
-    },
+    "cityscapes": {"data": _CITYSCAPES, "optim": {"lr": 0.01, "warmup_steps": 500, "steps": 120_000}, "val_every": 5},
     "paper": {
         "data": _CITYSCAPES,
         "loss": {"mode": "paper"},

@@ -54,12 +54,7 @@ def _number(value: float) -> float | None:
 
 
 def evaluate(
-    predictor: LabelPredictor,
-    dataset: Any,
-    *,
-    workers: int = 0,
-    boundary: bool = True,
-    should_stop: object = False,
+    predictor: LabelPredictor, dataset: Any, *, workers: int = 0, boundary: bool = True, should_stop: object = False
 ) -> Evaluation | None:
     """Evaluate on every frame of a dataset; None when should_stop became true on the way (it is asked for its truth).
 
@@ -108,10 +103,7 @@ def scores_table(evaluation: Evaluation) -> list[tuple[str, ...]]:
 
 def summary_table(evaluation: Evaluation) -> list[tuple[str, ...]]:
     """Rows of text, header first: the scores of the whole set; per cent, speed in frames a second."""
-    rows = [
-        ("mIoU", _percent(evaluation.miou)),
-        ("pixel accuracy", _percent(evaluation.confusion.pixel_accuracy())),
-    ]
+    rows = [("mIoU", _percent(evaluation.miou)), ("pixel accuracy", _percent(evaluation.confusion.pixel_accuracy()))]
     if boundary := evaluation.boundary:
         rows.append(("boundary IoU", _percent(boundary.mean_boundary_iou)))
         rows += [(f"boundary F at {radius} px", _percent(score.mean)) for radius, score in boundary.boundary_f.items()]

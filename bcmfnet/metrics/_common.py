@@ -29,9 +29,7 @@ def valid_labels(
     """
     prediction, target = _integer_array("prediction", prediction), _integer_array("target", target)
     if prediction.shape != target.shape:
-        raise ValueError(
-            f"prediction: expected the target's shape {list(target.shape)}, got {list(prediction.shape)}"
-        )
+        raise ValueError(f"prediction: expected the target's shape {list(target.shape)}, got {list(prediction.shape)}")
     valid = target != ignore_index
     prediction, target = prediction[valid], target[valid]
     ids = f"class ids 0..{num_classes - 1}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import torch
@@ -123,8 +122,8 @@ def _check_tensors(logits: Tensor, target: Tensor, size: tuple[int, int] | None,
         raise TypeError(f"logits: expected float16, bfloat16, float32 or float64, got {_name(logits.dtype)}")
     if target.dtype not in LABELS:
         raise TypeError(f"target: expected uint8, int16, int32 or int64 [N, H, W], got {_describe(target)}")
-    if logits.ndim != 4 or logits.shape[1] < 1:
-        raise ValueError(f"logits: expected [N, C, h, w] with C >= 1, got {list(logits.shape)}")
+    if logits.ndim != 4 or min(logits.shape[1:]) < 1:
+        raise ValueError(f"logits: expected [N, C, h, w] with C, h, w >= 1, got {list(logits.shape)}")
     if target.ndim != 3 or target.shape[0] != logits.shape[0]:
         raise ValueError(f"target: expected [N, H, W] with N = {logits.shape[0]}, got {_describe(target)}")
     if logits.shape[2] > target.shape[1] or logits.shape[3] > target.shape[2]:
@@ -170,8 +169,8 @@ def _offset(jitter: int | None, step: tuple[int, int]) -> tuple[int, int]:
         return (0, 0)
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise ValueError("jitter: expected None while a CUDA graph is captured, the graph would repeat one offset")
-    generator = random.Random(jitter)
-    return (generator.randrange(2 * step[0]), generator.randrange(2 * step[1]))
+    mixed = jitter * 0x9E3779B1  # golden ratio * 2^32; plain arithmetic, which torch.compile follows
+    return (mixed // 2**16 % (2 * step[0]), mixed // 2**24 % (2 * step[1]))
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -226,7 +225,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad: Tensor, *others: None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor | None, *others: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * (COUNT + 4)
     logits, target, weight, *saved = ctx.saved_tensors
     result = torch.ops.bcmfnet.bcl_backward(grad, logits, target, weight, *ctx.options, *saved)
     return (result, *(None,) * (COUNT + 3))

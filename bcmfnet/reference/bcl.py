@@ -85,11 +85,7 @@ class BclMaps(NamedTuple):
 
 
 def loss(
-    logits: Tensor,
-    target: Tensor,
-    options: BclOptions,
-    weight: Tensor | None = None,
-    selected: Tensor | None = None,
+    logits: Tensor, target: Tensor, options: BclOptions, weight: Tensor | None = None, selected: Tensor | None = None
 ) -> tuple[Tensor, BclStats, BclMaps]:
     """Loss, figures and maps; differentiable by autograd, the decisions being constants.
 
@@ -97,7 +93,10 @@ def loss(
     float32. `selected`, bool [N, H, W], replaces the selection. Raises IndexError for a label that is neither a class
     nor ignore_index.
     """
-    return _loss(_log_softmax(logits, target), _labels(target, options, logits.shape[1]), options, weight, selected)
+    labels = _labels(target, options, logits.shape[1])
+    z = upsample(_computed(logits), target.shape[1:])
+    log_p = F.log_softmax(z.masked_fill(~labels.valid[:, None], 0.0), 1)  # an ignored NaN would reach the gradient
+    return _loss(log_p, labels, options, weight, selected)
 
 
 def forward(
@@ -135,12 +134,12 @@ def backward(
     scales: Tensor,
     gradient: Tensor,
 ) -> Tensor:
-    """Gradient of the logits, in their dtype; multiplied by grad in float32, since 1 / valid underflows float16."""
+    """Gradient of the logits, in their dtype and layout; times grad in float32, since 1 / valid underflows float16."""
     if gradient.numel() == 0:
         z = _computed(logits)
         p = torch.exp(z - z.amax(1, keepdim=True) - lse[:, None])
         gradient = _gradient(p, _labels(target, options, logits.shape[1]), options, weight, mask, scales)
-    return (gradient * grad).to(logits.dtype)
+    return torch.mul(gradient, grad, out=torch.empty_like(logits))
 
 
 class _Labels(NamedTuple):
@@ -155,7 +154,7 @@ class _Labels(NamedTuple):
 
 
 def _labels(target: Tensor, options: BclOptions, classes: int) -> _Labels:
-    own = target.long()
+    own = target.long().contiguous()  # sums run in memory order: equal bits for any layout
     rows, columns = (
         own.index_select(dim, flip_index(own.shape[dim], step, options.flip, offset).to(own.device))
         for dim, step, offset in zip((1, 2), options.step, options.offset, strict=True)
@@ -257,7 +256,8 @@ def _loss(
     ce_mean = _sum(w, ce) / vw
     boundary = _sum(w * chosen, _weighted(options.terms, (ce, ce_r, ce_c))) / d
     total = _weighted((options.ce_weight, options.boundary_weight), (ce_mean, boundary))
-    stats = BclStats(ce_mean.detach(), boundary.detach(), chosen.sum(), labels.valid.sum(), threshold)
+    ce_figure, boundary_figure = ce_mean.detach().clone(), boundary.detach().clone()  # total may be one of them
+    stats = BclStats(ce_figure, boundary_figure, chosen.sum(), labels.valid.sum(), threshold)
     return total, stats, BclMaps(ce, ce_r, ce_c, q, candidates, chosen)
 
 
@@ -267,13 +267,18 @@ def _cross_entropy(log_p: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
 
 
 def _weighted(coefficients: tuple[float, ...], terms: tuple[Tensor, ...]) -> Tensor:
-    """Sum of coefficient * term; a coefficient of 0 leaves its term out, so that 0 * inf never arises."""
+    """Sum of coefficient * term; a coefficient of 0 leaves its term out: no 0 * inf; none is an attached 0."""
     parts = [term if k == 1 else k * term for k, term in zip(coefficients, terms, strict=True) if k != 0]
-    return sum(parts[1:], parts[0]) if parts else torch.zeros_like(terms[0])
+    return sum(parts[1:], parts[0]) if parts else torch.where(torch.zeros_like(terms[0]) != 0, terms[0], 0.0)
 
 
 def _sum(weights: Tensor, values: Tensor) -> Tensor:
-    return torch.where(weights != 0, weights * values, 0.0).sum()
+    return _total(torch.where(weights != 0, weights * values, 0.0))
+
+
+def _total(values: Tensor) -> Tensor:
+    """Sum of [N, H, W] by rows, then float64: a full reduction is cut by the number of threads, with other bits."""
+    return values.sum(2).double().sum().to(values.dtype)
 
 
 def _pixel_weights(labels: _Labels, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -283,13 +288,11 @@ def _pixel_weights(labels: _Labels, weight: Tensor | None, dtype: torch.dtype) -
 
 def _divisors(labels: _Labels, options: BclOptions, w: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Divisors of the cross-entropy (weighted) and of the boundary term (a count); 1 where there is nothing."""
-    vw, d = w.sum(), (chosen if options.norm == "selected" else labels.valid).sum().to(w.dtype)
+    vw, d = _total(w), (chosen if options.norm == "selected" else labels.valid).sum().to(w.dtype)
     return torch.where(vw > 0, vw, 1.0), torch.where(d > 0, d, 1.0)
 
 
-def _scales(
-    labels: _Labels, options: BclOptions, weight: Tensor | None, mask: Tensor, dtype: torch.dtype
-) -> Tensor:
+def _scales(labels: _Labels, options: BclOptions, weight: Tensor | None, mask: Tensor, dtype: torch.dtype) -> Tensor:
     divisors = _divisors(labels, options, _pixel_weights(labels, weight, dtype), mask.bool())
     return 1 / torch.stack(divisors)
 

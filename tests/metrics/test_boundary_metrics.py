@@ -17,7 +17,6 @@ st = hypothesis.strategies
 NEIGHBOURS = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
 
-
 def bands_by_definition(labels, valid, label, width):
     mask = (labels == label) & valid
     return mask & ~ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=width, border_value=0)
@@ -75,9 +74,7 @@ def scores_by_definition(pairs, classes, ratio, f_radii, trimap_radii):
             a, b = (bands_by_definition(labels, g != 255, c, width) for labels in (p, g))
             intersection, union = intersection + (a & b).sum(), union + (a | b).sum()
         out["boundary_iou"].append(iou(intersection, union))
-    contours = [
-        [[contour_by_definition(labels, g != 255, c) for labels in (p, g)] for p, g in pairs] for c in ids
-    ]
+    contours = [[[contour_by_definition(labels, g != 255, c) for labels in (p, g)] for p, g in pairs] for c in ids]
     for r in f_radii:
         per_image = [[boundary_f_by_definition(*pair, r) for pair in contours[c]] for c in ids]
         out["f"][r] = [mean(values) for values in per_image]

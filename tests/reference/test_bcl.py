@@ -78,7 +78,8 @@ def cases(draw):
     }
     weight = draw(st.none() | st.lists(st.sampled_from([0.0, 0.25, 1.0, 3.0]), min_size=classes, max_size=classes))
     ignored = draw(st.sampled_from([0.0, 0.3, 1.0]))
-    return *random_case(draw(st.integers(0, 10**6)), classes, size, grid, draw(st.integers(1, 2)), ignored), weight, options
+    seed, batch = draw(st.integers(0, 10**6)), draw(st.integers(1, 2))
+    return *random_case(seed, classes, size, grid, batch, ignored), weight, options
 
 
 @settings(max_examples=250, deadline=None, derandomize=True)
@@ -112,7 +113,8 @@ def test_definition_by_loops(case):
 @pytest.mark.parametrize("mode", COEFFICIENTS)
 def test_gradient_is_that_of_the_loss_with_decisions_fixed(mode, grid):
     logits, target = random_case(3, 4, (5, 6), grid)
-    options = {"mode": mode, "alpha": 0.7, "beta": 1.3, "boundary_weight": 0.6, "ce_weight": 0.4, "threshold": 1.0}
+    options = {"mode": mode, "alpha": 0.7, "beta": 1.3, "boundary_weight": 0.6, "ce_weight": 0.4, "ratio": 0.5}
+    options["threshold"] = 100.0  # out of reach, so that half of the candidates is selected
     weight = torch.tensor([1.0, 0.5, 2.0, 0.0], dtype=torch.float64)
     _, by_autograd, _, maps = run(logits, target, weight, **options)
     assert 0 < maps.selected.sum() < maps.candidates.sum()
@@ -198,6 +200,8 @@ def test_suppression_keeps_ties_and_stops_at_its_window():
     q = torch.tensor([[[9, 1, 1, 5, 5, 1, 7]]], dtype=torch.int32)
     kept = {window: reference.suppress(q, window)[0, 0].nonzero()[:, 0].tolist() for window in (1, 3, 5, 7)}
     assert kept == {1: [0, 1, 2, 3, 4, 5, 6], 3: [0, 3, 4, 6], 5: [0, 3, 6], 7: [0, 6]}
+    one_apart = torch.tensor([[[65535, 65534], [65533, 65534]]], dtype=torch.int32)
+    assert reference.suppress(one_apart, 3).tolist() == [[[True, False], [False, False]]]
 
 
 def test_ignored_pixels_neither_compete_nor_stand():
@@ -346,7 +350,6 @@ def test_a_label_that_is_no_class_is_named_with_its_place(label):
         run(logits, target)
     with pytest.raises(IndexError, match=message):
         written_out(logits, target)
-    run(logits, target, ignore_index=label) if not (target == IGNORE).any() else None
 
 
 @pytest.mark.parametrize("ignore_index", [-1, 0, 2])
@@ -390,22 +393,27 @@ def test_one_pixel():
     assert int(stats.selected) == 1
 
 
-# Pixel 1's own class has -inf: each row leaves out every term that would read it.
+# Two pixels; the second one's class 0 has -inf. With labels 1|0 its own term is infinite, with 0|1 the flipped one.
 @pytest.mark.parametrize(
-    "options",
+    ("labels", "options", "grid"),
     [
-        {"ce_weight": 0.0, "boundary_weight": 0.0},
-        {"ce_weight": 0.0, "mode": "paper", "alpha": 0.0},
-        {"ce_weight": 0.0, "mode": "ohem", "max_kept": 1, "boundary_weight": 0.0},
+        ((1, 0), {"ce_weight": 0.0, "boundary_weight": 0.0}, [1494, 65535]),  # nothing is left of the loss
+        ((1, 0), {"mode": "paper", "ce_weight": 0.0, "alpha": 0.0}, [1024, 0]),  # s0, g0 and the rows' own label
+        ((1, 0), {"mode": "ohem", "ce_weight": 0.0, "boundary_weight": 0.0}, [470, 65535]),
+        ((0, 1), {}, [None, 65535]),  # detect: infinite score, finite true label
+        ((0, 1), {"mode": "paper", "boundary_weight": 0.0}, [None, 65535]),
+        ((0, 1), {"mode": "paper", "beta": 0.0}, [1024, 0]),
     ],
 )
-def test_a_coefficient_of_zero_removes_an_infinite_term(options):
-    logits, target = scored([[[1.0, 1.0]]])
+def test_a_coefficient_of_zero_removes_an_infinite_term(labels, options, grid):
+    logits, _ = scored([[[1.0, 1.0]]])
     logits[0, :, 0, 1] = torch.tensor([-INF, 0.0])
-    target[0, 0, 0] = 1
-    value, gradient = written_out(logits, target, **options)
-    assert value.isfinite()
-    assert gradient.isfinite().all()
+    target = torch.tensor([[labels]])
+    value, gradient, _, maps = run(logits, target, nms=1, **options)
+    for q, expected in zip(maps.q[0, 0].tolist(), grid, strict=True):
+        assert expected is None or q == expected
+    for result in (value, gradient, *written_out(logits, target, nms=1, **options)):
+        assert result.isfinite().all()
 
 
 def test_an_infinite_score_is_the_largest_on_the_grid():

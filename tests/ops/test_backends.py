@@ -1,0 +1,159 @@
+"""Who serves an op: the table, the two ways to ask for a backend, and why the native library is not there."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+
+from bcmfnet.ops import _extension, backends, boundary_corrected_loss
+
+
+@pytest.fixture(autouse=True)
+def table(monkeypatch):
+    """An op of two devices, alone in the table; nothing asked for."""
+    monkeypatch.setattr(backends, "_table", {})
+    monkeypatch.delenv("BCMFNET_BACKEND", raising=False)
+    backends.register("blur", "cuda", "triton", "by triton")
+    backends.register("blur", "cuda", "reference", "by reference on a GPU")
+    backends.register("blur", "cpu", "reference", "by reference")
+
+
+def test_the_first_that_was_registered_serves():
+    assert backends.choose("blur", "cuda") == ("triton", "the fastest of triton, reference")
+    assert backends.choose("blur", "cpu") == ("reference", "the only one")
+    assert backends.implementation("blur", "cuda") == "by triton"
+    assert backends.implementation("blur", "cpu") == "by reference"
+
+
+def test_registering_again_replaces_and_keeps_the_place():
+    backends.register("blur", "cuda", "triton", "anew")
+    assert backends.implementation("blur", "cuda") == "anew"
+
+
+def test_register_refuses_an_unknown_backend():
+    with pytest.raises(ValueError) as caught:
+        backends.register("blur", "cpu", "numba", None)
+    assert str(caught.value) == "backend: expected one of cpp, cuda, triton, reference, got 'numba'"
+
+
+def test_use_backend_serves_inside_and_ends_with_it(monkeypatch):
+    with backends.use_backend("reference"):
+        assert backends.choose("blur", "cuda") == ("reference", "use_backend")
+        assert backends.implementation("blur", "cuda") == "by reference on a GPU"
+        with backends.use_backend("triton"):
+            assert backends.implementation("blur", "cuda") == "by triton"
+        assert backends.choose("blur", "cuda")[0] == "reference"
+    with pytest.raises(KeyError), backends.use_backend("reference"):
+        raise KeyError
+    assert backends.choose("blur", "cuda")[0] == "triton"
+
+
+def test_use_backend_refuses_an_unknown_name():
+    with pytest.raises(ValueError) as caught, backends.use_backend("C++"):
+        pytest.fail("entered")
+    assert str(caught.value) == "backend: expected one of cpp, cuda, triton, reference, got 'C++'"
+
+
+def test_environment_asks_and_use_backend_overrules(monkeypatch):
+    monkeypatch.setenv("BCMFNET_BACKEND", "reference")
+    assert backends.choose("blur", "cuda") == ("reference", "BCMFNET_BACKEND")
+    with backends.use_backend("triton"):
+        assert backends.choose("blur", "cuda") == ("triton", "use_backend")
+    monkeypatch.setenv("BCMFNET_BACKEND", "")
+    assert backends.choose("blur", "cuda")[0] == "triton"
+
+
+def test_environment_with_an_unknown_name(monkeypatch):
+    monkeypatch.setenv("BCMFNET_BACKEND", "fast")
+    message = "BCMFNET_BACKEND: expected one of cpp, cuda, triton, reference, got 'fast'"
+    with pytest.raises(ValueError) as caught:
+        backends.choose("blur", "cpu")
+    assert str(caught.value) == message
+    assert [row["reason"] for row in backends.describe()] == [message] * 2
+
+
+@pytest.mark.parametrize("by_environment", [True, False])
+def test_a_backend_that_does_not_serve_says_who_does(monkeypatch, by_environment):
+    if by_environment:
+        monkeypatch.setenv("BCMFNET_BACKEND", "cpp")
+        source = "BCMFNET_BACKEND"
+        with pytest.raises(RuntimeError) as caught:
+            backends.implementation("blur", "cuda")
+    else:
+        source = "use_backend"
+        with backends.use_backend("cpp"), pytest.raises(RuntimeError) as caught:
+            backends.implementation("blur", "cuda")
+    assert str(caught.value) == f"blur on cuda: {source} asks for 'cpp'; it is served by triton, reference"
+
+
+def test_describe_has_a_row_for_each_op_and_device(monkeypatch):
+    assert backends.describe() == [
+        {"op": "blur", "device": "cpu", "backend": "reference", "reason": "the only one"},
+        {"op": "blur", "device": "cuda", "backend": "triton", "reason": "the fastest of triton, reference"},
+    ]
+    with backends.use_backend("triton"):
+        assert backends.describe() == [
+            {
+                "op": "blur",
+                "device": "cpu",
+                "backend": "none",
+                "reason": "blur on cpu: use_backend asks for 'triton'; it is served by reference",
+            },
+            {"op": "blur", "device": "cuda", "backend": "triton", "reason": "use_backend"},
+        ]
+
+
+def test_the_loss_asks_the_table(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.delenv("BCMFNET_BACKEND", raising=False)
+    assert ("bcl", "cpu") in backends._table
+    assert ("bcl", "cuda") in backends._table
+    logits, target = torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, dtype=torch.uint8)
+    with backends.use_backend("reference"):
+        boundary_corrected_loss(logits, target)
+    with backends.use_backend("triton"), pytest.raises(RuntimeError, match="bcl on cpu: use_backend asks for 'triton'"):
+        boundary_corrected_loss(logits, target)
+
+
+@pytest.fixture
+def package(monkeypatch, tmp_path):
+    """A package folder without a library; what is loaded from it is forgotten afterwards."""
+    monkeypatch.setattr(_extension, "PACKAGE", tmp_path)
+    _extension.load.cache_clear()
+    yield tmp_path
+    _extension.load.cache_clear()
+
+
+def not_loaded(reason: str) -> dict:
+    return {"loaded": False, "reason": reason, "build": None}
+
+
+def test_a_source_tree_has_no_library(package):
+    assert _extension.load() == "not built: this is a source tree that was not installed"
+    assert _extension.describe() == not_loaded("not built: this is a source tree that was not installed")
+
+
+def test_the_builds_record_says_why_there_is_no_library(package):
+    (package / "_build.json").write_text(json.dumps({"reason": "no C++ compiler was found"}))
+    assert _extension.load() == "not built: no C++ compiler was found"
+    assert _extension.describe() == not_loaded("not built: no C++ compiler was found")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF\x02\x01\x01" + bytes(200)])
+def test_a_broken_library_is_a_reason_and_no_crash(package, content):
+    library = package / "_C.so"
+    library.write_bytes(content)
+    reason = _extension.load()
+    assert reason.startswith("cannot be loaded: ")
+    assert os.fspath(library) in reason
+    assert "\n" not in reason
+    assert _extension.describe() == not_loaded(reason)
+
+
+def test_the_library_is_looked_for_once(package):
+    first = _extension.load()
+    (package / "_C.so").write_bytes(b"too late")
+    assert _extension.load() == first
