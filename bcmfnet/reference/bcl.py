@@ -246,7 +246,7 @@ def _loss(
     ce_r = _cross_entropy(log_p, labels.rows, labels.rows_valid)
     ce_c = _cross_entropy(log_p, labels.columns, labels.columns_valid)
 
-    q = quantise(_weighted(options.score, (ce, ce_r, ce_c)).detach()).masked_fill(~labels.valid, 0)
+    q = quantise(_weighted(options.score, (ce, ce_r, ce_c)).detach())
     candidates = suppress(q, options.nms) & (q > 0)
     threshold = select_threshold(q, candidates, options)
     chosen = candidates & (q >= threshold.reshape(-1, 1, 1)) if selected is None else selected
