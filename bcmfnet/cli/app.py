@@ -8,7 +8,13 @@ import traceback
 from cyclopts import App, CycloptsError
 
 import bcmfnet
+from bcmfnet.cli.config import app as config
+from bcmfnet.cli.data import app as data
+from bcmfnet.cli.env import env
+from bcmfnet.cli.evaluate import evaluate
 from bcmfnet.cli.options import OverlayConfig
+from bcmfnet.cli.predict import predict
+from bcmfnet.cli.train import train
 from bcmfnet.errors import ConfigError
 
 USAGE, FAILURE = 2, 1
@@ -23,12 +29,8 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-app.command("bcmfnet.cli.train:train")
-app.command("bcmfnet.cli.evaluate:evaluate")
-app.command("bcmfnet.cli.predict:predict")
-app.command("bcmfnet.cli.data:app", name="data")
-app.command("bcmfnet.cli.env:env")
-app.command("bcmfnet.cli.config:app", name="config")
+for _verb in (train, evaluate, predict, data, env, config):
+    app.command(_verb)
 
 
 def run(argv: list[str]) -> int:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from bcmfnet.cli.options import CommonOptions, DataOptions, print_table
+from bcmfnet.cli.options import CommonOptions, DataOptions, InferenceOptions, print_table
 
 
 def evaluate(
     *,
     weights: Path,
     data: DataOptions = DataOptions(),
-    output_dir: str | None = None,
-    name: str = "evaluate",
-    exist_ok: Annotated[bool, Parameter(negative=())] = False,
-    amp: Literal["auto", "bf16", "fp16", "off"] = "auto",
-    device: str = "auto",
+    inference: InferenceOptions = InferenceOptions(),
     min_miou: float | None = None,
     json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
     common: CommonOptions = CommonOptions(),
@@ -27,21 +23,12 @@ def evaluate(
     """Evaluate weights on a labelled split: IoU, Boundary IoU, boundary F and trimap IoU, pooled over the set.
 
     The dataset is the one that the weights were trained on, and its validation split, unless a flag says otherwise.
+    The folder gets evaluation.json, confusion_matrix.png and overlays.
 
     Parameters
     ----------
     weights
         Weights file of a run (.safetensors).
-    output_dir
-        Folder for evaluation.json, confusion_matrix.png and overlays; without it runs/evaluate/NAME[-N].
-    name
-        Name of the folder under runs/evaluate.
-    exist_ok
-        Write into an output folder that has something in it.
-    amp
-        Mixed precision; auto is bf16 where the device computes in it, else off.
-    device
-        cpu, cuda or cuda:N; auto is the GPU where there is one.
     min_miou
         Exit with 3 when the mIoU, in per cent, is below this.
     json_output
@@ -51,11 +38,11 @@ def evaluate(
     from bcmfnet.engine.evaluate import evaluate, scores_table, summary_table
     from bcmfnet.engine.inference import LabelPredictor
     from bcmfnet.engine.report import draw_evaluation
-    from bcmfnet.engine.run_folder import run_folder, write_json
+    from bcmfnet.engine.run_folder import write_json
 
-    predictor, metadata = LabelPredictor.from_weights(weights, device, amp)
+    predictor, metadata = LabelPredictor.from_weights(weights, inference.device, inference.amp)
     dataset = data.build(metadata)
-    with run_folder("evaluate", output_dir, name, exist_ok) as folder:
+    with inference.folder("evaluate") as folder:
         result = evaluate(predictor, dataset, workers=data.workers)
         write_json(folder / "evaluation.json", result.to_dict())
         draw_evaluation(folder, result, predictor, dataset)

@@ -6,9 +6,10 @@ import logging
 import sys
 import tomllib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
@@ -38,6 +39,29 @@ class CommonOptions:
         handler = _StderrHandler()
         handler.setLevel(logging.DEBUG if self.verbose else logging.WARNING if self.quiet else logging.INFO)
         logger.handlers = [handler]
+
+
+@Parameter(name="*", negative=())
+@dataclass
+class InferenceOptions:
+    """Where weights run, and where the results go."""
+
+    output_dir: str | None = None
+    """Folder for the results; without it runs/VERB/NAME[-N]."""
+    name: str | None = None
+    """Name of the folder under runs/VERB; without it the verb."""
+    exist_ok: bool = False
+    """Write into an output folder that has something in it."""
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    """Mixed precision; auto is bf16 where the device computes in it, else off."""
+    device: str = "auto"
+    """cpu, cuda or cuda:N; auto is the GPU where there is one."""
+
+    def folder(self, verb: str) -> AbstractContextManager[Path]:
+        """The folder for the results, for the time of the code inside; see `engine.run_folder`."""
+        from bcmfnet.engine.run_folder import run_folder
+
+        return run_folder(verb, self.output_dir, self.name or verb, self.exist_ok)
 
 
 @Parameter(name="data", negative=())
