@@ -98,6 +98,7 @@ def boundary_corrected_loss(
     """
     _check_tensors(logits, target, size, weight)
     steps = (step, step) if isinstance(step, int) else tuple(step)
+    _check_integers(nms=nms, min_kept=min_kept, max_kept=max_kept, jitter=jitter)
     _check_options(mode, steps, flip, nms, ratio, min_kept, max_kept, norm)
     _check_not_negative(
         ce_weight=ce_weight, boundary_weight=boundary_weight, alpha=alpha, beta=beta, threshold=threshold
@@ -118,6 +119,9 @@ def boundary_corrected_loss(
 
 
 def _check_tensors(logits: Tensor, target: Tensor, size: tuple[int, int] | None, weight: Tensor | None) -> None:
+    for name, value in (("logits", logits), ("target", target), ("weight", weight)):
+        if not isinstance(value, Tensor) and not (name == "weight" and value is None):
+            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if logits.dtype not in FLOATS:
         raise TypeError(f"logits: expected float16, bfloat16, float32 or float64, got {_name(logits.dtype)}")
     if target.dtype not in LABELS:
@@ -157,6 +161,12 @@ def _check_options(
         raise ValueError(f"max_kept: expected >= 1 or None, got {max_kept}")
 
 
+def _check_integers(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and not isinstance(value, int):
+            raise TypeError(f"{name}: expected an integer, got {value!r}")
+
+
 def _check_not_negative(**values: float) -> None:
     for name, value in values.items():
         if not value >= 0:
@@ -169,8 +179,10 @@ def _offset(jitter: int | None, step: tuple[int, int]) -> tuple[int, int]:
         return (0, 0)
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise ValueError("jitter: expected None while a CUDA graph is captured, the graph would repeat one offset")
-    mixed = jitter * 0x9E3779B1  # golden ratio * 2^32; plain arithmetic, which torch.compile follows
-    return (mixed // 2**16 % (2 * step[0]), mixed // 2**24 % (2 * step[1]))
+    # Two rounds of a multiplicative hash: plain arithmetic, which torch.compile follows.
+    mixed = jitter * 0x9E3779B1 % 2**32
+    mixed = (mixed ^ (mixed >> 15)) * 0x85EBCA77 % 2**32
+    return (mixed // 2**8 % (2 * step[0]), mixed // 2**20 % (2 * step[1]))
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -186,7 +198,8 @@ COUNT = len(BclOptions._fields)
 
 def _forward(logits: Tensor, target: Tensor, weight: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
     serve = backends.implementation("bcl", logits.device.type)
-    loss, stats, *saved = serve.forward(logits, target, weight, BclOptions(*arguments[:COUNT]), arguments[COUNT])
+    with torch.autocast(logits.device.type, enabled=False):  # it would run the reference's matmul in half precision
+        loss, stats, *saved = serve.forward(logits, target, weight, BclOptions(*arguments[:COUNT]), arguments[COUNT])
     return (loss, *stats, *saved)
 
 

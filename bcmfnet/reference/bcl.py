@@ -154,9 +154,10 @@ class _Labels(NamedTuple):
 
 
 def _labels(target: Tensor, options: BclOptions, classes: int) -> _Labels:
-    own = target.long().contiguous()  # sums run in memory order: equal bits for any layout
+    target = target.contiguous()  # sums run in memory order: equal bits for any layout
+    own = target.long()
     rows, columns = (
-        own.index_select(dim, flip_index(own.shape[dim], step, options.flip, offset).to(own.device))
+        target.index_select(dim, flip_index(own.shape[dim], step, options.flip, offset).to(own.device)).long()
         for dim, step, offset in zip((1, 2), options.step, options.offset, strict=True)
     )
     valid = own != options.ignore_index
@@ -211,7 +212,7 @@ def upsample(logits: Tensor, size: torch.Size) -> Tensor:
             shape = [1, 1, -1, 1] if dim == 2 else [1, 1, 1, -1]
             a = logits.index_select(dim, low.to(logits.device))
             b = logits.index_select(dim, high.to(logits.device))
-            logits = a + t.to(logits).reshape(shape) * (b - a)
+            logits = b.sub_(a).mul_(t.to(logits).reshape(shape)).add_(a)  # fresh memory costs more than the sum
     return logits
 
 
@@ -246,7 +247,8 @@ def _loss(
     ce_r = _cross_entropy(log_p, labels.rows, labels.rows_valid)
     ce_c = _cross_entropy(log_p, labels.columns, labels.columns_valid)
 
-    q = quantise(_weighted(options.score, (ce, ce_r, ce_c)).detach())
+    score = _weighted(options.score, (ce, ce_r, ce_c)).detach()
+    q = quantise(score)
     candidates = suppress(q, options.nms) & (q > 0)
     threshold = select_threshold(q, candidates, options)
     chosen = candidates & (q >= threshold.reshape(-1, 1, 1)) if selected is None else selected
@@ -255,6 +257,7 @@ def _loss(
     vw, d = _divisors(labels, options, w, chosen)
     ce_mean = _sum(w, ce) / vw
     boundary = _sum(w * chosen, _weighted(options.terms, (ce, ce_r, ce_c))) / d
+    boundary = torch.where(score.isnan().any(), torch.nan, boundary)  # it selects nothing, and must not pass for 0
     total = _weighted((options.ce_weight, options.boundary_weight), (ce_mean, boundary))
     ce_figure, boundary_figure = ce_mean.detach().clone(), boundary.detach().clone()  # total may be one of them
     stats = BclStats(ce_figure, boundary_figure, chosen.sum(), labels.valid.sum(), threshold)
@@ -309,9 +312,11 @@ def _gradient(
     own = own + options.ce_weight * w * scales[0]
     rows, columns = rows * labels.rows_valid, columns * labels.columns_valid
     total = (own + rows + columns)[:, None]
-    gradient = torch.where(total != 0, p * total, 0.0)
-    for index, amount in ((labels.own, own), (labels.rows, rows), (labels.columns, columns)):
-        gradient.scatter_add_(1, index[:, None], -amount[:, None])
+    gradient = p.mul_(total).masked_fill_(total == 0, 0.0)
+    parts = ((1, labels.own, own), (options.terms[1], labels.rows, rows), (options.terms[2], labels.columns, columns))
+    for coefficient, index, amount in parts:
+        if coefficient != 0:
+            gradient.scatter_add_(1, index[:, None], -amount[:, None])
     return gradient
 
 

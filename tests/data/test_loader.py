@@ -151,6 +151,10 @@ def test_eval_loader_takes_frames_of_several_sizes_one_by_one():
 
 @pytest.mark.skipif(not hasattr(os, "setpgrp"), reason="no process groups on this system")
 def test_workers_leave_signals_to_the_parent():
-    for batch in eval_loader(Probe(), workers=1):
-        assert (batch.labels == 3).all(), "a worker in the parent's group, or one that dies of Ctrl-C"
-    assert signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
+    try:
+        for batch in eval_loader(Probe(), workers=1):
+            assert (batch.labels == 3).all(), "a worker in the parent's group, or one that dies of Ctrl-C"
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -164,9 +164,10 @@ def test_labels_are_compared_after_widening(dtype, label, shown):
         boundary_corrected_loss(logits, target, ignore_index=label + 256)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_autocast_leaves_the_logits_as_they_are(dtype):
-    logits, target = inputs(dtype=dtype)
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_autocast_changes_neither_the_logits_nor_the_arithmetic(dtype, grid):
+    logits, target = inputs(grid, dtype)
     expected = run(logits, target)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for actual, wanted in zip(run(logits, target), expected, strict=True):
@@ -414,6 +415,11 @@ LOGITS, TARGET, WEIGHT = torch.zeros(2, 4, 8, 10), torch.zeros(2, 8, 10, dtype=t
         ({"boundary_weight": -0.5}, ValueError, "boundary_weight: expected >= 0, got -0.5"),
         ({"alpha": -2}, ValueError, "alpha: expected >= 0, got -2"),
         ({"beta": float("nan")}, ValueError, "beta: expected >= 0, got nan"),
+        ({"nms": 3.0}, TypeError, "nms: expected an integer, got 3.0"),
+        ({"min_kept": 1.5}, TypeError, "min_kept: expected an integer, got 1.5"),
+        ({"jitter": 1.5}, TypeError, "jitter: expected an integer, got 1.5"),
+        ({"weight": [1.0, 2.0]}, TypeError, "weight: expected a tensor, got list"),
+        ({"target": None}, TypeError, "target: expected a tensor, got NoneType"),
         ({"threshold": -0.1}, ValueError, "threshold: expected >= 0, got -0.1"),
         (
             {"inplace_grad": True},
@@ -460,3 +466,14 @@ def test_random_maps_have_work_for_the_selection():
     logits, target = inputs(size=(8, 10))
     found = oracle(logits.detach().double().numpy(), target.numpy())
     assert 0 < found.selected.sum() < np.count_nonzero(target.numpy() != 255) / 4
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_nan_is_not_swallowed_where_only_the_selection_sees_it(grid):
+    """With ce_weight 0 a NaN pixel is in no term: its score is q = 0, so it is never selected."""
+    logits, target = inputs(grid)
+    logits.data[0, :, 2, 2] = float("nan")
+    target[0] = 0
+    assert boundary_corrected_loss(logits, target, mode="ohem", ce_weight=0.0, nms=1).isnan()
+    target[0] = 255
+    assert boundary_corrected_loss(logits, target, mode="ohem", ce_weight=0.0, nms=1).isfinite()
