@@ -47,7 +47,14 @@ class CMakeBuild(build_ext):
                 raise SystemExit(f"bcmfnet: BCMFNET_CUDA=1, but the native library was not built: {error}") from error
             built, reason = False, str(error)
             print(f"bcmfnet: native library not built ({reason}); every op is served by plain PyTorch")
-        (library.parent / "_build.json").write_text(json.dumps({"native": built, "reason": reason}) + "\n")
+        self.record = library.parent / "_build.json"
+        self.record.write_text(json.dumps({"native": built, "reason": reason}) + "\n")
+
+    def copy_extensions_to_source(self) -> None:
+        """For an editable install: the library where there is one, none of an earlier build, and the record."""
+        (ROOT / "bcmfnet" / "_C.so").unlink(missing_ok=True)
+        super().copy_extensions_to_source()
+        shutil.copyfile(self.record, ROOT / "bcmfnet" / "_build.json")
 
     def compile(self, destination: Path) -> None:
         for tool in ("cmake", "ninja", os.environ.get("CXX", "c++")):
@@ -77,6 +84,6 @@ setup(
     packages=[*PACKAGES, "bcmfnet.kernels", "bcmfnet.benchmarks"],
     package_dir={"bcmfnet": "bcmfnet", "bcmfnet.kernels": "kernels", "bcmfnet.benchmarks": "benchmarks"},
     package_data={"bcmfnet": ["_build.json"]},
-    ext_modules=[Extension("bcmfnet._C", sources=[])],
+    ext_modules=[Extension("bcmfnet._C", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": StableABIWheel},
 )

@@ -4,27 +4,50 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+NOT_BUILT = {"native": False, "reason": "no no-such-compiler on PATH"}
+
+
+def install(*command: object) -> None:
+    """Run a pip command with a PATH that has no compiler."""
+    env = os.environ | {"CXX": "no-such-compiler"}
+    done = subprocess.run([*map(str, command)], env=env, capture_output=True, text=True, timeout=280)
+    if done.returncode and "No matching distribution found for" in done.stderr:
+        pytest.skip("the build requirements cannot be had here (no network)")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """A wheel built with a PATH that has no compiler."""
     folder = tmp_path_factory.mktemp("wheel")
-    env = os.environ | {"CXX": "no-such-compiler"}
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
-    if done.returncode and "No matching distribution found for" in done.stderr:
-        pytest.skip("the build requirements cannot be had here (no network)")
-    assert done.returncode == 0, done.stderr
+    install(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT)
     return next(folder.glob("bcmfnet-*.whl"))
+
+
+@pytest.mark.slow
+def test_editable_install_without_compiler(tmp_path):
+    """Also over a library of an earlier build, which must not stay beside the new record."""
+    tree = tmp_path / "tree"
+    ignored = shutil.ignore_patterns(".*", "build", "runs", "*.egg-info", "__pycache__", "_build.json")
+    shutil.copytree(ROOT, tree, ignore=ignored)
+    (tree / "bcmfnet" / "_C.so").write_bytes(b"of an earlier build")
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    install(python, "-m", "pip", "install", "-q", "--no-deps", "-e", tree)
+    assert json.loads((tree / "bcmfnet" / "_build.json").read_text()) == NOT_BUILT
+    assert not (tree / "bcmfnet" / "_C.so").exists()
+    code = "import bcmfnet.kernels, bcmfnet.benchmarks; print(bcmfnet.kernels.__file__)"
+    done = subprocess.run([python, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == str(tree / "kernels" / "__init__.py"), done.stderr
 
 
 @pytest.mark.slow
@@ -33,7 +56,7 @@ def test_wheel_without_compiler_says_what_was_not_built(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         build = json.loads(archive.read("bcmfnet/_build.json"))
-    assert build == {"native": False, "reason": "no no-such-compiler on PATH"}
+    assert build == NOT_BUILT
     assert {"bcmfnet/kernels/__init__.py", "bcmfnet/benchmarks/__init__.py", "bcmfnet/engine/train.py"} <= names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"bcmfnet"}
 

@@ -31,6 +31,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     lines.append(f"CPU: {cpu['cores']} cores, {cpu['threads']} threads, {cpu['capability']}, {bf16}")
     devices = ", ".join(cuda["devices"]) or "none"
     lines.append(f"CUDA: torch built with {cuda['torch_built_with'] or 'none'}; devices: {devices}")
-    lines.append(f"native library: {native['reason'] or 'loaded, ' + native['build']['compiler']}")
+    build = native["build"] or {}
+    loaded = f"loaded, compiler {build.get('compiler')}, CUDA {'built' if build.get('cuda') else 'not built'}"
+    lines.append(f"native library: {native['reason'] or loaded}")
     lines += [f"{row['op']} on {row['device']}: {row['backend']} ({row['reason']})" for row in facts["backends"]]
     return lines
