@@ -38,6 +38,7 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         library.parent.mkdir(parents=True, exist_ok=True)
+        library.unlink(missing_ok=True)  # one of an earlier build must not be packed where this one fails
         required = os.environ.get("BCMFNET_CUDA", "auto") == "1"
         try:
             self.compile(library.parent)
