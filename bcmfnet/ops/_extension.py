@@ -26,6 +26,13 @@ def load() -> str | None:
     return None
 
 
+@cache
+def load_cuda() -> str | None:
+    """Load the native library; None when it has CUDA kernels, else the reason why they are not there."""
+    reason = load()
+    return reason if reason or _build_info()["cuda"] else "built without nvcc"
+
+
 def _why_not_built() -> str:
     record = PACKAGE / "_build.json"
     if not record.exists():
@@ -38,6 +45,10 @@ def describe() -> dict[str, Any]:
     reason = load()
     if reason is not None:
         return {"loaded": False, "reason": reason, "build": None}
+    return {"loaded": True, "reason": None, "build": _build_info()}
+
+
+def _build_info() -> dict[str, Any]:
     build_info = ctypes.CDLL(str(PACKAGE / "_C.so")).bcmfnet_build_info
     build_info.restype = ctypes.c_char_p
-    return {"loaded": True, "reason": None, "build": json.loads(build_info())}
+    return json.loads(build_info())

@@ -1,42 +1,80 @@
-"""The table op x backend: who can serve an op on a device, and who is chosen."""
+"""The table op x device x backend: who can serve a call, and who is chosen."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 BACKENDS = ("cpp", "cuda", "triton", "reference")
 """Native C++, CUDA C++, Triton, and plain PyTorch, which serves every op on every device."""
 
+
+class Entry(NamedTuple):
+    """What serves an op, and why it cannot in this installation (None: it can)."""
+
+    implementation: Any
+    unavailable: Callable[[], str | None]
+
+
 _chosen: ContextVar[str | None] = ContextVar("bcmfnet_backend", default=None)
-_table: dict[tuple[str, str], dict[str, Any]] = {}
+_table: dict[tuple[str, str], dict[str, Entry]] = {}
 
 
-def register(op: str, device: str, backend: str, implementation: Any) -> None:
-    """Let a backend serve an op on a device type; of several, the one registered first is the default."""
+def register(
+    op: str, device: str, backend: str, implementation: Any, unavailable: Callable[[], str | None] = lambda: None
+) -> None:
+    """Let a backend serve an op on a device type; of those available, the one registered first is the default."""
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    _table.setdefault((op, device), {})[backend] = implementation
+    _table.setdefault((op, device), {})[backend] = Entry(implementation, unavailable)
+
+
+@cache
+def no_triton() -> str | None:
+    """Why Triton kernels cannot run on a GPU here."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    return "TRITON_INTERPRET is set" if _interpreted() else None
+
+
+@cache
+def no_interpreter() -> str | None:
+    """Why Triton kernels cannot run on a CPU here: only the interpreter does that, and slowly."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    return None if _interpreted() else "only under TRITON_INTERPRET=1"
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
 def implementation(op: str, device: str) -> Any:
     """What serves an op on a device type. Raises RuntimeError where the requested backend does not."""
-    return _table[op, device][choose(op, device)[0]]
+    return _table[op, device][choose(op, device)[0]].implementation
 
 
 def choose(op: str, device: str) -> tuple[str, str]:
     """Name of the backend that serves an op on a device type, and why it is that one."""
-    serving = _table[op, device]
+    reasons = {}
     requested, source = _request()
-    if requested is None:
-        name = next(iter(serving))
-        return name, "the only one" if len(serving) == 1 else f"the fastest of {', '.join(serving)}"
-    if requested not in serving:
-        raise RuntimeError(f"{op} on {device}: {source} asks for {requested!r}; it is served by {', '.join(serving)}")
-    return requested, source
+    for name, entry in _table[op, device].items():
+        if requested in (None, name):
+            reasons[name] = entry.unavailable()
+            if reasons[name] is None:
+                return name, source if requested else _because(reasons)
+    why = reasons.get(requested) or f"it is served by {', '.join(_table[op, device])}"
+    raise RuntimeError(f"{op} on {device}: {source} asks for {requested!r}; {why}")
+
+
+def _because(reasons: dict[str, str | None]) -> str:
+    missing = [f"{name}: {reason}" for name, reason in reasons.items() if reason]
+    return "; ".join(missing) or "the default"
 
 
 def _request() -> tuple[str | None, str]:
@@ -58,6 +96,11 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _chosen.reset(token)
+
+
+def available(op: str, device: str) -> list[str]:
+    """Backends that can serve an op on a device type in this installation, the default first."""
+    return [name for name, entry in _table[op, device].items() if entry.unavailable() is None]
 
 
 def describe() -> list[dict[str, str]]:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bcmfnet.reference.bilinear import downsample, upsample
+
 Q_MAX = 65535
 Q_SCALE = 1024.0
 
@@ -199,45 +201,6 @@ def _computed(logits: Tensor) -> Tensor:
 
 def _log_softmax(logits: Tensor, target: Tensor) -> Tensor:
     return F.log_softmax(upsample(_computed(logits), target.shape[1:]), 1)
-
-
-def upsample(logits: Tensor, size: torch.Size) -> Tensor:
-    """Bilinear (align_corners=False) to size (H, W) as nested lerp a + t*(b - a), columns first.
-
-    The four-weight form breaks plateaus: equal corners would not give exactly their value.
-    """
-    for dim, out in ((3, size[1]), (2, size[0])):
-        if logits.shape[dim] != out:
-            low, high, t = _source(logits.shape[dim], out)
-            shape = [1, 1, -1, 1] if dim == 2 else [1, 1, 1, -1]
-            a = logits.index_select(dim, low.to(logits.device))
-            b = logits.index_select(dim, high.to(logits.device))
-            logits = b.sub_(a).mul_(t.to(logits).reshape(shape)).add_(a)  # fresh memory costs more than the sum
-    return logits
-
-
-def downsample(gradient: Tensor, size: torch.Size) -> Tensor:
-    """The adjoint of upsample: gradient [N, C, H, W] of the upsampled map to that [N, C, h, w] of its source."""
-    rows = interpolation_matrix(size[0], gradient.shape[2]).to(gradient)
-    columns = interpolation_matrix(size[1], gradient.shape[3]).to(gradient)
-    return torch.matmul(rows.T, gradient @ columns)
-
-
-def interpolation_matrix(size: int, out: int) -> Tensor:
-    """Weights float64 [out, size] of bilinear upsampling along one axis."""
-    low, high, t = _source(size, out)
-    i = torch.arange(out)
-    matrix = torch.zeros(out, size, dtype=torch.float64)
-    matrix[i, low] = 1 - t
-    matrix[i, high] += t
-    return matrix
-
-
-def _source(size: int, out: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Lower and upper source index, and the share of the upper one, of each of `out` positions."""
-    source = ((torch.arange(out, dtype=torch.float64) + 0.5) * size / out - 0.5).clamp(min=0)
-    low = source.long()
-    return low, (low + 1).clamp(max=size - 1), source - low
 
 
 def _loss(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from bcl_oracle import COEFFICIENTS, oracle
 from compare import assert_close, assert_same_decisions
+from grids import UPSAMPLINGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -514,23 +515,11 @@ def test_ohem_is_that_of_the_toolboxes(thresh, min_kept):
     assert_close(stats.boundary, ce[maps.selected].mean())
 
 
-# A whole factor, a fraction, each axis alone, one source pixel, and a scale that float32 cannot hold (3/7).
-UPSAMPLINGS = [
-    ((2, 3), (16, 24)),
-    ((3, 5), (7, 8)),
-    ((4, 3), (4, 9)),
-    ((2, 9), (6, 9)),
-    ((1, 1), (5, 4)),
-    ((3, 3), (7, 7)),
-]
-
-
 @pytest.mark.parametrize(("grid", "size"), UPSAMPLINGS)
 def test_low_resolution_is_upsampling_then_full_resolution(grid, size):
     logits, target = random_case(9, 4, size, grid)
     z = torch.tensor(logits, requires_grad=True)
     up = F.interpolate(z, size, mode="bilinear", align_corners=False)
-    assert_close(reference.upsample(z, size), up)
     value, gradient, _, maps = run(logits, target)
     full, _, full_maps = reference.loss(up, torch.tensor(target), make_options(), selected=maps.selected)
     full.backward()
@@ -538,30 +527,6 @@ def test_low_resolution_is_upsampling_then_full_resolution(grid, size):
     assert_close(value, full)
     assert_close(gradient, z.grad)
     assert_close(written_out(logits, target)[1], z.grad)
-
-
-@pytest.mark.parametrize(("grid", "size"), UPSAMPLINGS)
-def test_downsample_is_the_adjoint_of_upsample(grid, size):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 3, *grid, dtype=torch.float64, generator=generator)
-    y = torch.randn(2, 3, *size, dtype=torch.float64, generator=generator)
-    upped = (reference.upsample(x, size) * y).sum()
-    downed = (x * reference.downsample(y, grid)).sum()
-    assert_close(downed, upped)
-    weights = reference.interpolation_matrix(grid[0], size[0])
-    torch.testing.assert_close(weights.sum(1), torch.ones(size[0], dtype=torch.float64))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_plateaus_stay_exact(dtype):
-    """0.1 and 1/3 are no binary fractions: the four-weight form misses them by a rounding, and decides on it."""
-    column = torch.tensor([0.1, 1 / 3, -7.7], dtype=dtype).reshape(1, 3, 1, 1)
-    up = reference.upsample(column.expand(1, 3, 3, 3), (7, 8))
-    assert torch.equal(up, column.expand_as(up))
-    edge = torch.cat([column.expand(1, 3, 3, 3), column.expand(1, 3, 3, 2) + 1], 3)
-    up = reference.upsample(edge, (12, 20))
-    assert torch.equal(up[..., :10], column.expand(1, 3, 12, 10))  # up to the centre of cell 2
-    assert torch.equal(up, up[:, :, :1].expand_as(up))  # rows are equal
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -1,0 +1,104 @@
+"""Upsampling and argmax as one op: a label map from low-resolution logits, without the full-resolution ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bcmfnet.ops import _extension, backends
+from bcmfnet.ops._library import LIBRARY
+from bcmfnet.reference import upsample_argmax as reference
+
+OPS = ("upsample_argmax",)
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+MAX_CLASSES = 2**15
+
+LIBRARY.define("upsample_argmax(Tensor logits, SymInt[2] size, bool confidence) -> (Tensor, Tensor)")
+
+
+def upsample_argmax(
+    logits: Tensor, size: tuple[int, int], *, return_confidence: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Label map of low-resolution logits: bilinear upsampling (align_corners=False), then argmax over the classes.
+
+    The first of equal classes wins; NaN wins over every number, as in torch.argmax, in each pixel whose interpolation
+    reads it; infinities count as +-1e38, so that a class masked with -inf wins nowhere.
+
+    Args:
+        logits: float16, bfloat16 or float32 [N, C, h, w], C <= 32768, of any strides. Arithmetic is float32.
+        size: (H, W) of the label map, H >= h and W >= w.
+        return_confidence: return (labels, confidence): the softmax of the winning class, float16 [N, H, W].
+
+    Returns:
+        Labels uint8 [N, H, W], int16 where there are more than 256 classes. They have no gradient.
+
+    Raises:
+        TypeError, ValueError: an argument of another dtype or shape.
+    """
+    _check(logits, size)
+    labels, confidence = torch.ops.bcmfnet.upsample_argmax(logits.detach(), size, return_confidence)
+    return (labels, confidence) if return_confidence else labels
+
+
+def _check(logits: Tensor, size: tuple[int, int]) -> None:
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"logits: expected a tensor, got {type(logits).__name__}")
+    if logits.dtype not in FLOATS:
+        dtype = str(logits.dtype).removeprefix("torch.")
+        raise TypeError(f"logits: expected float16, bfloat16 or float32, got {dtype}")
+    if logits.ndim != 4 or min(logits.shape[1:]) < 1 or logits.shape[1] > MAX_CLASSES:
+        shape = list(logits.shape)
+        raise ValueError(f"logits: expected [N, C, h, w] with h, w >= 1 and C of 1 to {MAX_CLASSES}, got {shape}")
+    if len(size) != 2:
+        raise ValueError(f"size: expected (H, W), got {tuple(size)}")
+    if size[0] < logits.shape[2] or size[1] < logits.shape[3]:
+        raise ValueError(f"size: expected at least the logits' {list(logits.shape[2:])}, got {list(size)}")
+
+
+def _outputs(logits: Tensor, size: tuple[int, int], confidence: bool) -> tuple[Tensor, Tensor]:
+    shape = (logits.shape[0], *size)
+    labels = torch.empty(shape, dtype=torch.uint8 if logits.shape[1] <= 256 else torch.int16, device=logits.device)
+    return labels, torch.empty(shape if confidence else (0,), dtype=torch.float16, device=logits.device)
+
+
+def _serve(logits: Tensor, size: tuple[int, int], confidence: bool) -> tuple[Tensor, Tensor]:
+    labels, probability = _outputs(logits, size, confidence)
+    if labels.numel():
+        write = backends.implementation("upsample_argmax", logits.device.type)
+        write(logits, labels, probability if confidence else None)
+    return labels, probability
+
+
+def _native(logits: Tensor, labels: Tensor, confidence: Tensor | None) -> None:
+    torch.ops.bcmfnet._upsample_argmax(logits, labels, confidence)
+
+
+def _triton(logits: Tensor, labels: Tensor, confidence: Tensor | None) -> None:
+    from bcmfnet.kernels.upsample_argmax import upsample_argmax as launch
+
+    launch(logits, labels, confidence)
+
+
+def _reference(logits: Tensor, labels: Tensor, confidence: Tensor | None) -> None:
+    winners, probability = reference.upsample_argmax(logits, labels.shape[1:])
+    labels.copy_(winners)
+    if confidence is not None:
+        confidence.copy_(probability)
+
+
+@torch.library.register_fake("bcmfnet::upsample_argmax", lib=LIBRARY)
+def _fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return _outputs(*arguments)
+
+
+for _key in ("CPU", "CUDA"):
+    LIBRARY.impl("upsample_argmax", _serve, _key)
+backends.register("upsample_argmax", "cpu", "cpp", _native, _extension.load)
+backends.register("upsample_argmax", "cpu", "reference", _reference)
+backends.register("upsample_argmax", "cpu", "triton", _triton, backends.no_interpreter)
+backends.register("upsample_argmax", "cuda", "cuda", _native, _extension.load_cuda)
+backends.register("upsample_argmax", "cuda", "triton", _triton, backends.no_triton)
+backends.register("upsample_argmax", "cuda", "reference", _reference)

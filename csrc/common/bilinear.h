@@ -1,0 +1,31 @@
+// Bilinear sampling with align_corners=False and a scale of at least 1. Positions are exact fractions of integers.
+#pragma once
+
+#include <cstdint>
+
+#include "common/host_device.h"
+
+namespace bcmfnet {
+
+// The two source positions of an output position, and the share of the upper one: a + share * (b - a).
+struct Source {
+  int64_t low, high;
+  float share;
+};
+
+BCM_HD Source source_of(int64_t output, int64_t in_size, int64_t out_size) {
+  int64_t numerator = (2 * output + 1) * in_size - out_size;
+  if (numerator < 0) numerator = 0;
+  const int64_t low = numerator / (2 * out_size);
+  const float share = static_cast<float>(numerator % (2 * out_size)) / static_cast<float>(2 * out_size);
+  return {low, low + 1 < in_size ? low + 1 : low, share};
+}
+
+// The first output position whose lower source is `low` (0 to in_size, where it is out_size).
+BCM_HD int64_t first_output(int64_t low, int64_t in_size, int64_t out_size) {
+  if (low <= 0) return 0;
+  if (low >= in_size) return out_size;
+  return (2 * out_size * low + out_size - in_size + 2 * in_size - 1) / (2 * in_size);
+}
+
+}  // namespace bcmfnet

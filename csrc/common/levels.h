@@ -1,0 +1,32 @@
+// The levels of instruction sets that every *_cpu.cpp is compiled for, each in a namespace, and the choice of one.
+#pragma once
+
+namespace bcmfnet {
+
+enum class Level { kPlain, kV3, kV4 };
+
+// The best level of this processor that was compiled, or a lower one that BCMFNET_CPU_LEVEL (plain, v3, v4) names.
+Level cpu_level();
+
+#if defined(__x86_64__)
+#define BCM_DECLARE(declaration) \
+  namespace plain {              \
+  declaration;                   \
+  }                              \
+  namespace v3 {                 \
+  declaration;                   \
+  }                              \
+  namespace v4 {                 \
+  declaration;                   \
+  }
+#define BCM_CHOOSE(function) \
+  (cpu_level() == Level::kV4 ? v4::function : cpu_level() == Level::kV3 ? v3::function : plain::function)
+#else
+#define BCM_DECLARE(declaration) \
+  namespace plain {              \
+  declaration;                   \
+  }
+#define BCM_CHOOSE(function) plain::function
+#endif
+
+}  // namespace bcmfnet

@@ -1,0 +1,231 @@
+// One row of cells at a time: the output rows between two source rows. The source rows become planes of floats, each cell
+// gets the set of classes that can win in it, and each vector of output columns evaluates the union of its cells' sets
+// for several output rows at once, in registers.
+#include "upsample_argmax/upsample_argmax_cpu.h"
+
+#include "common/bilinear.h"
+#include "common/simd.h"
+#include "upsample_argmax/upsample_argmax_math.h"
+
+namespace bcmfnet::BCM_LEVEL {
+namespace {
+
+constexpr int kRows = kLanes == 16 ? 8 : 4;  // pairs of score and label that the registers hold: 16 of 32, or 8 of 16
+
+struct Winners;
+struct Block;
+
+struct Cells {
+  const UpsampleArgmax& call;
+  const Columns& columns;
+  const int64_t pitch, words;
+  float *top, *bottom;  // [classes, pitch]: the two source rows
+  int32_t* sets;        // [words, pitch]: bit c % 32 of word c / 32 is set where class c can win in a cell
+  int32_t* has_nan;     // [pitch]: all bits where a corner of a cell is NaN
+  int32_t* candidates;  // [classes]: the classes that one vector of columns evaluates
+
+  Cells(const UpsampleArgmax& call, const Columns& columns, void* scratch)
+      : call(call), columns(columns), pitch(call.in_width + kMaxLanes), words((call.classes + 31) / 32) {
+    top = static_cast<float*>(scratch);
+    bottom = top + call.classes * pitch;
+    sets = reinterpret_cast<int32_t*>(bottom + call.classes * pitch);
+    has_nan = sets + words * pitch;
+    candidates = has_nan + pitch;
+  }
+
+  void read_row(int64_t image, int64_t row, float* planes) const;
+  void find_sets() const;
+  int64_t find_candidates(int64_t begin, int64_t end) const;
+  template <bool kNaN>
+  Winners evaluate(const Block& block, int64_t count) const;
+  void write_labels(Int label, int64_t at, int lanes) const;
+  void write_confidence(const Block& block, const Winners& best, int64_t at, int rows, int lanes) const;
+  void write(int64_t image, int64_t row) const;
+};
+
+template <typename T, float (*convert)(T)>
+void read_plane(const T* from, int64_t stride, int64_t width, float* to) {
+  if (stride == 1) {
+    for (int64_t x = 0; x < width; ++x) to[x] = finite(convert(from[x]));
+  } else {
+    for (int64_t x = 0; x < width; ++x) to[x] = finite(convert(from[x * stride]));
+  }
+  for (int x = 0; x < kMaxLanes; ++x) to[width + x] = to[width - 1];
+}
+
+inline float from_float(float value) { return value; }
+
+void Cells::read_row(int64_t image, int64_t row, float* planes) const {
+  const int64_t start = image * call.batch_stride + row * call.row_stride;
+  for (int64_t c = 0; c < call.classes; ++c) {
+    const int64_t at = start + c * call.class_stride;
+    float* to = planes + c * pitch;
+    const auto* half = static_cast<const uint16_t*>(call.logits) + at;
+    const auto* single = static_cast<const float*>(call.logits) + at;
+    switch (call.dtype) {
+      case DType::kFloat32: read_plane<float, from_float>(single, call.column_stride, call.in_width, to); break;
+      case DType::kFloat16: read_plane<uint16_t, from_half>(half, call.column_stride, call.in_width, to); break;
+      case DType::kBFloat16: read_plane<uint16_t, from_bfloat16>(half, call.column_stride, call.in_width, to); break;
+    }
+  }
+}
+
+struct Corners {
+  Float a, b, c, d;
+
+  Corners(const float* top, const float* bottom)
+      : a(load<Float>(top)), b(load<Float>(top + 1)), c(load<Float>(bottom)), d(load<Float>(bottom + 1)) {}
+  Float smallest() const { return smaller(smaller(a, b), smaller(c, d)); }
+  Float largest() const { return larger(larger(a, b), larger(c, d)); }
+  Int is_nan() const {
+    const Float sum = a + b + c + d;
+    return sum != sum;
+  }
+};
+
+void Cells::find_sets() const {
+  for (int64_t x = 0; x < call.in_width; x += kLanes) {
+    Float bound = fill(-kInfinity);
+    for (int64_t c = 0; c < call.classes; ++c)
+      bound = larger(bound, Corners(top + c * pitch + x, bottom + c * pitch + x).smallest());
+    Int nan = fill(0);
+    for (int64_t word = 0; word < words; ++word) {
+      Int set = fill(0), bit = fill(1);
+      const int64_t end = 32 * (word + 1) < call.classes ? 32 * (word + 1) : call.classes;
+      for (int64_t c = 32 * word; c < end; ++c, bit += bit) {
+        const Corners corners(top + c * pitch + x, bottom + c * pitch + x);
+        const Int is_nan = corners.is_nan();
+        set |= ((corners.largest() >= bound) | is_nan) & bit;
+        nan |= is_nan;
+      }
+      store(sets + word * pitch + x, set, kLanes);
+    }
+    store(has_nan + x, nan, kLanes);
+  }
+}
+
+// Columns of output between neighbouring source columns: a + share * (b - a).
+struct Expand {
+  Int index;
+  Float share;
+
+  Float operator()(const float* row) const {
+    const Float a = permute(load<Float>(row), index), b = permute(load<Float>(row + 1), index);
+    return a + share * (b - a);
+  }
+};
+
+// The best scores and their classes of kLanes columns of kRows output rows.
+struct Winners {
+  Float score[kRows];
+  Int label[kRows];
+};
+
+// The four corners' columns, and the shares of the lower source row, of kLanes columns of kRows output rows.
+struct Block {
+  Expand expand;
+  const float *upper, *lower;
+  Float share[kRows];
+};
+
+template <bool kNaN>
+Winners Cells::evaluate(const Block& block, int64_t count) const {
+  Winners best;
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    best.score[r] = fill(-2 * kInfinity);
+    best.label[r] = fill(candidates[0]);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t c = candidates[i];
+    const Float score = block.expand(block.upper + c * pitch), step = block.expand(block.lower + c * pitch) - score;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const Float value = score + block.share[r] * step;
+      const Int takes = kNaN ? ~(value <= best.score[r]) & (best.score[r] == best.score[r]) : value > best.score[r];
+      best.score[r] = takes ? value : best.score[r];
+      best.label[r] = takes ? fill(candidates[i]) : best.label[r];
+    }
+  }
+  return best;
+}
+
+void Cells::write_confidence(const Block& block, const Winners& best, int64_t at, int rows, int lanes) const {
+  Float sum[kRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) sum[r] = fill(0.0f);
+  for (int64_t c = 0; c < call.classes; ++c) {
+    const Float score = block.expand(block.upper + c * pitch), step = block.expand(block.lower + c * pitch) - score;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) sum[r] += exp(score + block.share[r] * step - best.score[r]);
+  }
+  for (int r = 0; r < rows; ++r)
+    store(call.confidence + at + r * call.out_width, __builtin_convertvector(half_bits(1.0f / sum[r]), Short), lanes);
+}
+
+void Cells::write_labels(Int label, int64_t at, int lanes) const {
+  if (call.wide) {
+    store(static_cast<int16_t*>(call.labels) + at, __builtin_convertvector(label, Short), lanes);
+  } else {
+    store(static_cast<uint8_t*>(call.labels) + at, __builtin_convertvector(label, Byte), lanes);
+  }
+}
+
+// The classes that can win in one of the cells [begin, end], in `candidates`; their number.
+int64_t Cells::find_candidates(int64_t begin, int64_t end) const {
+  int64_t count = 0;
+  for (int64_t word = 0; word < words; ++word) {
+    uint32_t set = 0;
+    for (int64_t cell = begin; cell <= end; ++cell) set |= static_cast<uint32_t>(sets[word * pitch + cell]);
+    for (; set != 0; set &= set - 1) candidates[count++] = static_cast<int32_t>(32 * word + __builtin_ctz(set));
+  }
+  return count;
+}
+
+void Cells::write(int64_t image, int64_t row) const {
+  const int64_t begin = first_output(row, call.in_height, call.out_height);
+  const int64_t end = first_output(row + 1, call.in_height, call.out_height);
+  for (int64_t x = 0; x < call.out_width; x += kLanes) {
+    const int lanes = call.out_width - x < kLanes ? static_cast<int>(call.out_width - x) : kLanes;
+    const int64_t cell = columns.low[x], last_cell = columns.low[x + lanes - 1];
+    const int64_t count = find_candidates(cell, last_cell);
+    Int nan = fill(0);
+    for (int64_t i = cell; i <= last_cell; ++i) nan |= has_nan[i];
+    const Expand expand{load<Int>(columns.low + x) - columns.low[x], load<Float>(columns.share + x)};
+    Block block{expand, top + cell, bottom + cell, {}};
+    for (int64_t y = begin; y < end; y += kRows) {
+      const int rows = end - y < kRows ? static_cast<int>(end - y) : kRows;
+      for (int r = 0; r < rows; ++r) block.share[r] = fill(source_of(y + r, call.in_height, call.out_height).share);
+      const int64_t at = (image * call.out_height + y) * call.out_width + x;
+      if (count == 1 && call.confidence == nullptr) {
+        for (int r = 0; r < rows; ++r) write_labels(fill(candidates[0]), at + r * call.out_width, lanes);
+        continue;
+      }
+      const Winners best = any(nan) ? evaluate<true>(block, count) : evaluate<false>(block, count);
+      for (int r = 0; r < rows; ++r) write_labels(best.label[r], at + r * call.out_width, lanes);
+      if (call.confidence != nullptr) write_confidence(block, best, at, rows, lanes);
+    }
+  }
+}
+
+}  // namespace
+
+void upsample_argmax_cells(
+    const UpsampleArgmax& call, const Columns& columns, int64_t begin, int64_t end, void* scratch) {
+  Cells cells(call, columns, scratch);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t image = task / call.in_height, row = task % call.in_height;
+    if (task == begin || row == 0) {
+      cells.read_row(image, row, cells.top);
+    } else {
+      float* const read = cells.bottom;  // the lower row of the cells above
+      cells.bottom = cells.top;
+      cells.top = read;
+    }
+    cells.read_row(image, row + 1 < call.in_height ? row + 1 : row, cells.bottom);
+    cells.find_sets();
+    cells.write(image, row);
+  }
+}
+
+}  // namespace bcmfnet::BCM_LEVEL
