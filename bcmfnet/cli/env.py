@@ -32,7 +32,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     devices = ", ".join(cuda["devices"]) or "none"
     lines.append(f"CUDA: torch built with {cuda['torch_built_with'] or 'none'}; devices: {devices}")
     build = native["build"] or {}
-    loaded = f"loaded, compiler {build.get('compiler')}, CUDA {'built' if build.get('cuda') else 'not built'}"
+    loaded = f"loaded, {build.get('cpu')}, compiler {build.get('compiler')}, CUDA {build.get('cuda') or 'not built'}"
     lines.append(f"native library: {native['reason'] or loaded}")
     lines += [f"{row['op']} on {row['device']}: {row['backend']} ({row['reason']})" for row in facts["backends"]]
     return lines

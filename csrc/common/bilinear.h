@@ -13,12 +13,16 @@ struct Source {
   float share;
 };
 
+// The share of the upper source position, where the lower one is known.
+BCM_HD float share_of(int64_t output, int64_t low, int64_t in_size, int64_t out_size) {
+  const int64_t numerator = (2 * output + 1) * in_size - out_size - 2 * out_size * low;
+  return numerator > 0 ? static_cast<float>(numerator) / static_cast<float>(2 * out_size) : 0.0f;
+}
+
 BCM_HD Source source_of(int64_t output, int64_t in_size, int64_t out_size) {
-  int64_t numerator = (2 * output + 1) * in_size - out_size;
-  if (numerator < 0) numerator = 0;
-  const int64_t low = numerator / (2 * out_size);
-  const float share = static_cast<float>(numerator % (2 * out_size)) / static_cast<float>(2 * out_size);
-  return {low, low + 1 < in_size ? low + 1 : low, share};
+  const int64_t numerator = (2 * output + 1) * in_size - out_size;
+  const int64_t low = numerator > 0 ? numerator / (2 * out_size) : 0;
+  return {low, low + 1 < in_size ? low + 1 : low, share_of(output, low, in_size, out_size)};
 }
 
 // The first output position whose lower source is `low` (0 to in_size, where it is out_size).

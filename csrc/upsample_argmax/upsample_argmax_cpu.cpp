@@ -40,7 +40,7 @@ struct Cells {
   Winners evaluate(const Block& block, int64_t count) const;
   void write_labels(Int label, int64_t at, int lanes) const;
   void write_confidence(const Block& block, const Winners& best, int64_t at, int rows, int lanes) const;
-  void write(int64_t image, int64_t row) const;
+  void write_rows(int64_t image, int64_t row, int64_t begin, int rows) const;
 };
 
 template <typename T, float (*convert)(T)>
@@ -125,7 +125,7 @@ struct Winners {
 struct Block {
   Expand expand;
   const float *upper, *lower;
-  Float share[kRows];
+  const Float* share;
 };
 
 template <bool kNaN>
@@ -182,29 +182,26 @@ int64_t Cells::find_candidates(int64_t begin, int64_t end) const {
   return count;
 }
 
-void Cells::write(int64_t image, int64_t row) const {
-  const int64_t begin = first_output(row, call.in_height, call.out_height);
-  const int64_t end = first_output(row + 1, call.in_height, call.out_height);
+// Output rows [begin, begin + rows) of one row of cells.
+void Cells::write_rows(int64_t image, int64_t row, int64_t begin, int rows) const {
+  Float share[kRows] = {};
+  for (int r = 0; r < rows; ++r) share[r] = fill(share_of(begin + r, row, call.in_height, call.out_height));
   for (int64_t x = 0; x < call.out_width; x += kLanes) {
     const int lanes = call.out_width - x < kLanes ? static_cast<int>(call.out_width - x) : kLanes;
     const int64_t cell = columns.low[x], last_cell = columns.low[x + lanes - 1];
     const int64_t count = find_candidates(cell, last_cell);
+    const int64_t at = (image * call.out_height + begin) * call.out_width + x;
+    if (count == 1 && call.confidence == nullptr) {
+      for (int r = 0; r < rows; ++r) write_labels(fill(candidates[0]), at + r * call.out_width, lanes);
+      continue;
+    }
     Int nan = fill(0);
     for (int64_t i = cell; i <= last_cell; ++i) nan |= has_nan[i];
     const Expand expand{load<Int>(columns.low + x) - columns.low[x], load<Float>(columns.share + x)};
-    Block block{expand, top + cell, bottom + cell, {}};
-    for (int64_t y = begin; y < end; y += kRows) {
-      const int rows = end - y < kRows ? static_cast<int>(end - y) : kRows;
-      for (int r = 0; r < rows; ++r) block.share[r] = fill(source_of(y + r, call.in_height, call.out_height).share);
-      const int64_t at = (image * call.out_height + y) * call.out_width + x;
-      if (count == 1 && call.confidence == nullptr) {
-        for (int r = 0; r < rows; ++r) write_labels(fill(candidates[0]), at + r * call.out_width, lanes);
-        continue;
-      }
-      const Winners best = any(nan) ? evaluate<true>(block, count) : evaluate<false>(block, count);
-      for (int r = 0; r < rows; ++r) write_labels(best.label[r], at + r * call.out_width, lanes);
-      if (call.confidence != nullptr) write_confidence(block, best, at, rows, lanes);
-    }
+    const Block block{expand, top + cell, bottom + cell, share};
+    const Winners best = any(nan) ? evaluate<true>(block, count) : evaluate<false>(block, count);
+    for (int r = 0; r < rows; ++r) write_labels(best.label[r], at + r * call.out_width, lanes);
+    if (call.confidence != nullptr) write_confidence(block, best, at, rows, lanes);
   }
 }
 
@@ -224,7 +221,9 @@ void upsample_argmax_cells(
     }
     cells.read_row(image, row + 1 < call.in_height ? row + 1 : row, cells.bottom);
     cells.find_sets();
-    cells.write(image, row);
+    const int64_t last = first_output(row + 1, call.in_height, call.out_height);
+    for (int64_t y = first_output(row, call.in_height, call.out_height); y < last; y += kRows)
+      cells.write_rows(image, row, y, last - y < kRows ? static_cast<int>(last - y) : kRows);
   }
 }
 
