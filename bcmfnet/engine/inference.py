@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bcmfnet.data import normalize
@@ -15,6 +14,7 @@ from bcmfnet.data.labels import LabelTable
 from bcmfnet.engine.runtime import autocast, resolve_amp, resolve_device
 from bcmfnet.errors import CheckpointError
 from bcmfnet.models import model_from_weights
+from bcmfnet.ops import upsample_argmax
 
 
 class LabelPredictor:
@@ -59,12 +59,3 @@ def label_table(metadata: dict[str, Any], path: Path) -> LabelTable:
         return LabelTable(values["name"], tuple(values["classes"]), colors, values["ignore_index"])
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path}: expected weights with a label table, found none that can be used") from None
-
-
-def upsample_argmax(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Labels uint8 [N, H, W] of logits [N, C, h, w]: bilinear upsampling (align_corners=False), then argmax.
-
-    The logits are made contiguous first: channels_last makes the upsampling four times slower on a CPU.
-    """
-    full = F.interpolate(logits.float().contiguous(), size=tuple(size), mode="bilinear", align_corners=False)
-    return full.argmax(1).to(torch.uint8)

@@ -1,12 +1,32 @@
-// What the bindings share: element types, and the launch of a CUDA kernel on torch's current stream.
+// What the bindings share: element types, registration, and the launch of a CUDA kernel on torch's current stream.
 #pragma once
 
 #include <stdexcept>
 #include <string>
 
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include "common/dtype.h"
+
+// BCM_SCHEMA declares private ops; BCM_SERVE names what serves one on the two devices. Where the CUDA sources are compiled
+// for the CPU (tests/cuda_on_cpu), the same ops stand in a library of their own, and the CUDA code serves CPU tensors.
+#if defined(BCM_CUDA_ON_CPU)
+#define BCM_LIBRARY bcmfnet_cuda_on_cpu
+#define BCM_SERVE(name, cpu, cuda) \
+  STABLE_TORCH_LIBRARY_IMPL(BCM_LIBRARY, CPU, m) { m.impl(name, TORCH_BOX(&cuda)); }
+#elif BCMFNET_WITH_CUDA
+#define BCM_LIBRARY bcmfnet
+#define BCM_SERVE(name, cpu, cuda)                                                  \
+  STABLE_TORCH_LIBRARY_IMPL(BCM_LIBRARY, CPU, m) { m.impl(name, TORCH_BOX(&cpu)); } \
+  STABLE_TORCH_LIBRARY_IMPL(BCM_LIBRARY, CUDA, m) { m.impl(name, TORCH_BOX(&cuda)); }
+#else
+#define BCM_LIBRARY bcmfnet
+#define BCM_SERVE(name, cpu, cuda) \
+  STABLE_TORCH_LIBRARY_IMPL(BCM_LIBRARY, CPU, m) { m.impl(name, TORCH_BOX(&cpu)); }
+#endif
+#define BCM_SCHEMA STABLE_TORCH_LIBRARY_FRAGMENT(BCM_LIBRARY, m)
 
 namespace bcmfnet {
 
@@ -14,16 +34,24 @@ constexpr int64_t kGrain = 1 << 15;  // elementary steps, some tens of microseco
 
 DType dtype_of(const torch::stable::Tensor& tensor);
 
+#if BCMFNET_WITH_CUDA
+
 // torch's current stream on a CUDA device. The library does not link to torch's CUDA part, so that it loads without it.
 void* current_stream(int32_t device);
 
 void check_cuda(int error);
 
-// Call `kernel(stream)` with the tensor's device current; throw std::runtime_error where it returns a cudaError_t.
+// Call `kernel(stream)` with the tensor's device current; throws std::runtime_error where it returns a cudaError_t.
 template <typename Kernel>
 void launch(const torch::stable::Tensor& tensor, Kernel kernel) {
+#ifdef BCM_CUDA_ON_CPU
+  check_cuda(kernel(nullptr));
+#else
   const torch::stable::accelerator::DeviceGuard guard(tensor.get_device_index());
   check_cuda(kernel(current_stream(tensor.get_device_index())));
+#endif
 }
+
+#endif
 
 }  // namespace bcmfnet

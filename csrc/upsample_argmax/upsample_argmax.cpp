@@ -2,9 +2,7 @@
 #include <optional>
 #include <vector>
 
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include "common/bilinear.h"
 #include "common/tensor.h"
@@ -56,15 +54,8 @@ void on_cuda(const Tensor& logits, Tensor labels, std::optional<Tensor> confiden
 }
 #endif
 
-STABLE_TORCH_LIBRARY_FRAGMENT(bcmfnet, m) {
-  m.def("_upsample_argmax(Tensor logits, Tensor(a!) labels, Tensor(b!)? confidence) -> ()");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(bcmfnet, CPU, m) { m.impl("_upsample_argmax", TORCH_BOX(&on_cpu)); }
-
-#if BCMFNET_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(bcmfnet, CUDA, m) { m.impl("_upsample_argmax", TORCH_BOX(&on_cuda)); }
-#endif
+BCM_SCHEMA { m.def("_upsample_argmax(Tensor logits, Tensor(a!) labels, Tensor(b!)? confidence) -> ()"); }
+BCM_SERVE("_upsample_argmax", on_cpu, on_cuda)
 
 }  // namespace
 }  // namespace bcmfnet

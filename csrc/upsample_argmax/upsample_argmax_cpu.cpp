@@ -19,13 +19,18 @@ struct Cells {
   const UpsampleArgmax& call;
   const Columns& columns;
   const int64_t pitch, words;
+  const int right;      // from a source column to its neighbour: 0 where the width is kept
   float *top, *bottom;  // [classes, pitch]: the two source rows
   int32_t* sets;        // [words, pitch]: bit c % 32 of word c / 32 is set where class c can win in a cell
   int32_t* has_nan;     // [pitch]: all bits where a corner of a cell is NaN
   int32_t* candidates;  // [classes]: the classes that one vector of columns evaluates
 
   Cells(const UpsampleArgmax& call, const Columns& columns, void* scratch)
-      : call(call), columns(columns), pitch(call.in_width + kMaxLanes), words((call.classes + 31) / 32) {
+      : call(call),
+        columns(columns),
+        pitch(call.in_width + kMaxLanes),
+        words((call.classes + 31) / 32),
+        right(call.in_width < call.out_width) {
     top = static_cast<float*>(scratch);
     bottom = top + call.classes * pitch;
     sets = reinterpret_cast<int32_t*>(bottom + call.classes * pitch);
@@ -73,8 +78,8 @@ void Cells::read_row(int64_t image, int64_t row, float* planes) const {
 struct Corners {
   Float a, b, c, d;
 
-  Corners(const float* top, const float* bottom)
-      : a(load<Float>(top)), b(load<Float>(top + 1)), c(load<Float>(bottom)), d(load<Float>(bottom + 1)) {}
+  Corners(const float* top, const float* bottom, int right)
+      : a(load<Float>(top)), b(load<Float>(top + right)), c(load<Float>(bottom)), d(load<Float>(bottom + right)) {}
   Float smallest() const { return smaller(smaller(a, b), smaller(c, d)); }
   Float largest() const { return larger(larger(a, b), larger(c, d)); }
   Int is_nan() const {
@@ -87,13 +92,13 @@ void Cells::find_sets() const {
   for (int64_t x = 0; x < call.in_width; x += kLanes) {
     Float bound = fill(-kInfinity);
     for (int64_t c = 0; c < call.classes; ++c)
-      bound = larger(bound, Corners(top + c * pitch + x, bottom + c * pitch + x).smallest());
+      bound = larger(bound, Corners(top + c * pitch + x, bottom + c * pitch + x, right).smallest());
     Int nan = fill(0);
     for (int64_t word = 0; word < words; ++word) {
       Int set = fill(0), bit = fill(1);
       const int64_t end = 32 * (word + 1) < call.classes ? 32 * (word + 1) : call.classes;
       for (int64_t c = 32 * word; c < end; ++c, bit += bit) {
-        const Corners corners(top + c * pitch + x, bottom + c * pitch + x);
+        const Corners corners(top + c * pitch + x, bottom + c * pitch + x, right);
         const Int is_nan = corners.is_nan();
         set |= ((corners.largest() >= bound) | is_nan) & bit;
         nan |= is_nan;
@@ -108,9 +113,10 @@ void Cells::find_sets() const {
 struct Expand {
   Int index;
   Float share;
+  int right;
 
   Float operator()(const float* row) const {
-    const Float a = permute(load<Float>(row), index), b = permute(load<Float>(row + 1), index);
+    const Float a = permute(load<Float>(row), index), b = permute(load<Float>(row + right), index);
     return a + share * (b - a);
   }
 };
@@ -197,7 +203,7 @@ void Cells::write_rows(int64_t image, int64_t row, int64_t begin, int rows) cons
     }
     Int nan = fill(0);
     for (int64_t i = cell; i <= last_cell; ++i) nan |= has_nan[i];
-    const Expand expand{load<Int>(columns.low + x) - columns.low[x], load<Float>(columns.share + x)};
+    const Expand expand{load<Int>(columns.low + x) - columns.low[x], load<Float>(columns.share + x), right};
     const Block block{expand, top + cell, bottom + cell, share};
     const Winners best = any(nan) ? evaluate<true>(block, count) : evaluate<false>(block, count);
     for (int r = 0; r < rows; ++r) write_labels(best.label[r], at + r * call.out_width, lanes);
@@ -210,16 +216,19 @@ void Cells::write_rows(int64_t image, int64_t row, int64_t begin, int rows) cons
 void upsample_argmax_cells(
     const UpsampleArgmax& call, const Columns& columns, int64_t begin, int64_t end, void* scratch) {
   Cells cells(call, columns, scratch);
+  int64_t held = -1;  // the source row in the lower planes: for the next row of cells it is the upper one
   for (int64_t task = begin; task < end; ++task) {
     const int64_t image = task / call.in_height, row = task % call.in_height;
-    if (task == begin || row == 0) {
-      cells.read_row(image, row, cells.top);
-    } else {
-      float* const read = cells.bottom;  // the lower row of the cells above
+    const int64_t below = high_of(row, call.in_height, call.out_height);
+    if (held == task) {
+      float* const upper = cells.bottom;
       cells.bottom = cells.top;
-      cells.top = read;
+      cells.top = upper;
+    } else {
+      cells.read_row(image, row, cells.top);
     }
-    cells.read_row(image, row + 1 < call.in_height ? row + 1 : row, cells.bottom);
+    cells.read_row(image, below, cells.bottom);
+    held = image * call.in_height + below;
     cells.find_sets();
     const int64_t last = first_output(row + 1, call.in_height, call.out_height);
     for (int64_t y = first_output(row, call.in_height, call.out_height); y < last; y += kRows)

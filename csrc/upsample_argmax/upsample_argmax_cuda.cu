@@ -41,12 +41,12 @@ struct Reader {
 
   __device__ Reader(const UpsampleArgmax& call, int64_t image, int64_t row) : call(call) {
     top = static_cast<const T*>(call.logits) + image * call.batch_stride + row * call.row_stride;
-    bottom = row + 1 < call.in_height ? top + call.row_stride : top;
+    bottom = top + (high_of(row, call.in_height, call.out_height) - row) * call.row_stride;
   }
 
   __device__ Corners operator()(int c, int64_t cell) const {
     const int64_t left = c * call.class_stride + cell * call.column_stride;
-    const int64_t right = cell + 1 < call.in_width ? left + call.column_stride : left;
+    const int64_t right = left + (high_of(cell, call.in_width, call.out_width) - cell) * call.column_stride;
     return {read(top + left), read(top + right), read(bottom + left), read(bottom + right)};
   }
 

@@ -1,0 +1,63 @@
+"""One test for every backend that can run here, and outputs that show what a kernel left unwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from cuda_on_cpu.native import native
+
+from bcmfnet.ops import backends
+
+KERNELS = [("cuda", "cuda"), ("cuda", "triton")]
+SERVED = [
+    ("cpu", "cpp"),
+    ("cpu", "cuda"),  # the CUDA sources, executed by tests/cuda_on_cpu
+    ("cpu", "triton"),  # interpreted
+    ("cpu", "reference"),
+    *(pytest.param(pair, marks=pytest.mark.gpu) for pair in [*KERNELS, ("cuda", "reference")]),
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(params=SERVED, ids="-".join)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A device whose op, the OP of the test's module, is served by one backend."""
+    yield from serve(request.module.OP, *request.param, monkeypatch)
+
+
+@pytest.fixture(params=KERNELS, ids="-".join)
+def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The kernels on a GPU alone."""
+    yield from serve(request.module.OP, *request.param, monkeypatch)
+
+
+def serve(op: str, device: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(backends, "_table", {key: dict(row) for key, row in backends._table.items()})
+    if (device, backend) == ("cpu", "cuda"):
+        backends.register(op, device, backend, native(op))
+    reason = backends._table[op, device][backend].unavailable()
+    if reason is not None:
+        pytest.skip(f"{backend} on {device}: {reason}")
+    with backends.use_backend(backend):
+        yield device
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.empty returns NaN, or the largest integer."""
+    empty = torch.empty
+
+    def fill(*args: Any, **options: Any) -> torch.Tensor:
+        result = empty(*args, **options)
+        return result.fill_(float("nan") if result.is_floating_point() else torch.iinfo(result.dtype).max)
+
+    monkeypatch.setattr(torch, "empty", fill)
