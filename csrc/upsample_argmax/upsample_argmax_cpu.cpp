@@ -95,12 +95,12 @@ void Cells::find_sets() const {
       bound = larger(bound, Corners(top + c * pitch + x, bottom + c * pitch + x, right).smallest());
     Int nan = fill(0);
     for (int64_t word = 0; word < words; ++word) {
-      Int set = fill(0), bit = fill(1);
+      Int set = fill(0);
       const int64_t end = 32 * (word + 1) < call.classes ? 32 * (word + 1) : call.classes;
-      for (int64_t c = 32 * word; c < end; ++c, bit += bit) {
+      for (int64_t c = 32 * word; c < end; ++c) {
         const Corners corners(top + c * pitch + x, bottom + c * pitch + x, right);
         const Int is_nan = corners.is_nan();
-        set |= ((corners.largest() >= bound) | is_nan) & bit;
+        set |= ((corners.largest() >= bound) | is_nan) & static_cast<int32_t>(uint32_t{1} << c % 32);
         nan |= is_nan;
       }
       store(sets + word * pitch + x, set, kLanes);
