@@ -2,8 +2,9 @@
 
     python benchmarks/on_gpu.py REPORT [--minutes 9]
 
-Run it from a checkout; it needs torch, triton, numpy, pytest, hypothesis, opencv, safetensors, cmake, ninja and nvcc, and
-no network. A step that fails is reported and the next one runs; a step gets no more time than what is left.
+It needs torch, triton, numpy, pytest, hypothesis, opencv, safetensors, cmake, ninja and nvcc, and no network. A step that
+fails is reported and the next one runs; a step gets no more time than what is left. Where the sources are not a checkout,
+BCMFNET_COMMIT says which commit they are of.
 """
 
 from __future__ import annotations
@@ -80,6 +81,16 @@ def stage(report: Path) -> Path:
     return package.parent
 
 
+def commit() -> str:
+    """The checkout's commit, with -dirty where sources differ from it; nothing outside of a checkout."""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, capture_output=True, text=True
+        ).stdout.strip()
+    except OSError:
+        return ""
+
+
 def run_all(todo: list[Step], report: Path, environment: dict[str, str], seconds: float) -> list[Outcome]:
     """Run each step, its output in a log of its own; write the summary after each, in case there is no next."""
     deadline = time.monotonic() + seconds
@@ -132,6 +143,7 @@ def main(argv: list[str] | None = None, plan: Callable[[Path], list[Step]] = ste
     paths = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     environment = {**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
     environment.setdefault("TORCH_CUDA_ARCH_LIST", "9.0")
+    environment.setdefault("BCMFNET_COMMIT", commit())
     outcomes = run_all(plan(report), report, environment, 60 * arguments.minutes)
     print((report / "summary.md").read_text())
     return sum(outcome.status != "ok" for outcome in outcomes)

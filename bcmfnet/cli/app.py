@@ -8,6 +8,7 @@ import traceback
 from cyclopts import App, CycloptsError
 
 import bcmfnet
+from bcmfnet.cli.benchmark import benchmark
 from bcmfnet.cli.config import app as config
 from bcmfnet.cli.data import app as data
 from bcmfnet.cli.env import env
@@ -29,7 +30,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-for _verb in (train, evaluate, predict, data, env, config):
+for _verb in (train, evaluate, predict, benchmark, data, env, config):
     app.command(_verb)
 
 

@@ -1,0 +1,77 @@
+"""`bcmfnet benchmark`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from bcmfnet.cli.options import CommonOptions, print_table
+
+
+def benchmark(
+    *names: str,
+    device: str = "cpu",
+    case: str = "*",
+    providers: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
+    threads: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative=())] = (),
+    seconds: float = 1.0,
+    output: Path | None = None,
+    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    common: CommonOptions = CommonOptions(),
+) -> int:
+    """Time this installation's ops beside what they replace; each must first agree with the float64 reference.
+
+    Exit code 1 says that one of them did not, or failed; it has no time then.
+
+    Parameters
+    ----------
+    names
+        Benchmarks; all where none is named.
+    device
+        cpu, cuda or cuda:N.
+    case
+        Pattern of the cases to run, as of file names: 1x19x*.
+    providers
+        What to time; everything that can run here where none is named.
+    threads
+        Numbers of threads on a CPU; one, and as many as torch uses, where none is given.
+    seconds
+        Least time to measure for each provider of a case.
+    output
+        CSV file to write the rows to, in place of those of the same case; in a folder, the machine's own file.
+    json_output
+        Print JSON instead of tables.
+    """
+    common.start_logging()
+    from bcmfnet.benchmarks import _results, harness
+
+    rows = harness.run(
+        names, device=device, case=case, providers=providers, threads=threads, seconds=seconds, output=output
+    )
+    if json_output:
+        print(json.dumps(rows, indent=2))
+    else:
+        _print(rows, device.partition(":")[0])
+    return 1 if _results.failed(rows) else 0
+
+
+def _print(rows: list[dict[str, Any]], device: str) -> None:
+    from bcmfnet.benchmarks import _results
+    from bcmfnet.ops import backends
+
+    first = rows[0]
+    versions = [f"{name} {first[name] or 'none'}" for name in ("python", "torch", "triton", "compiler", "cuda")]
+    print(f"{first['machine']}, {first['capability']}; commit {first['commit'] or 'unknown'}; {', '.join(versions)}")
+    for threads, rate in {row["threads"]: row["copy_gb_per_s"] for row in rows}.items():
+        print(f"copy{f', threads {threads}' if threads else ''}: {rate:.3g} GB/s")
+    for row in backends.describe():
+        if row["device"] == device and row["op"] in {row["benchmark"] for row in rows}:
+            print(f"{row['op']} on {row['device']}: {row['backend']} ({row['reason']})")
+    for heading, table in _results.tables(rows):
+        print(f"\n{heading}")
+        print_table(table)
+    for number, line in enumerate(_results.remarks(rows)):
+        print(line if number else f"\n{line}")
