@@ -2,9 +2,9 @@
 
     python benchmarks/on_gpu.py REPORT [--minutes 9]
 
-It needs torch, triton, numpy, pytest, hypothesis, opencv, safetensors, cmake, ninja and nvcc, and no network. A step that
-fails is reported and the next one runs; a step gets no more time than what is left. Where the sources are not a checkout,
-BCMFNET_COMMIT says which commit they are of.
+It needs torch, triton, numpy, pytest, hypothesis, opencv, safetensors, cmake, ninja and nvcc, and no network. A step
+that fails is reported and the next one runs; a step gets no more time than what is left. Where the sources are not a
+checkout, BCMFNET_COMMIT says which commit they are of.
 """
 
 from __future__ import annotations

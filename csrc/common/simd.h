@@ -41,7 +41,7 @@ static inline void store(void* to, Vector value, int count) {
 static inline Float fill(float value) { return Float{} + value; }
 static inline Int fill(int32_t value) { return Int{} + value; }
 
-// Comparisons keep the first argument where the second is NaN.
+// The first argument where either is NaN.
 static inline Float smaller(Float a, Float b) { return b < a ? b : a; }
 static inline Float larger(Float a, Float b) { return b > a ? b : a; }
 
@@ -76,12 +76,12 @@ static inline Float float_of(Int bits) {
   return value;
 }
 
-// exp(x) of x <= 88, relative error 1e-7; 0 below -87; NaN stays.
+// exp(x) of x <= 88, relative error 1e-7; at least exp(-87), which is 1.6e-38; NaN stays.
 static inline Float exp(Float x) {
-  const Int underflow = x < -87.0f;
-  x = underflow ? fill(-87.0f) : x;
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const Float n = (x * 1.44269504088896341f + magic) - magic;
+  x = larger(x, fill(-87.0f));
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits
+  const Float shifted = x * 1.44269504088896341f + magic;
+  const Float n = shifted - magic;
   const Float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   Float p = fill(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
@@ -89,9 +89,8 @@ static inline Float exp(Float x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const Int exponent = (__builtin_convertvector(n, Int) + 127) << 23;
-  return underflow ? fill(0.0f) : p * float_of(exponent);
+  p = p * (r * r) + r + 1.0f;
+  return float_of(bits_of(p) + (bits_of(shifted) << 23));  // times 2^n
 }
 
 // Bits of the nearest float16 (ties to even) of 0 <= x < 65520, or of NaN.
@@ -101,28 +100,6 @@ static inline Int half_bits(Float x) {
   const Int subnormal = bits_of(x + 0.5f) - bits_of(fill(0.5f));
   const Int number = x < 6.103515625e-5f ? subnormal : normal;
   return x == x ? number : fill(int32_t{0x7e00});
-}
-
-// float32 of float16 and bfloat16 bits; one element, in a form that compilers turn into vectors.
-static inline float from_half(uint16_t half) {
-  const uint32_t magnitude = static_cast<uint32_t>(half & 0x7fff) << 13;
-  const uint32_t special = (half & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
-  float scaled;
-  std::memcpy(&scaled, &magnitude, 4);
-  scaled *= 5.192296858534828e33f;  // 2^112: the difference of the exponents' biases, subnormals included
-  uint32_t bits;
-  std::memcpy(&bits, &scaled, 4);
-  bits |= special | static_cast<uint32_t>(half & 0x8000) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
-static inline float from_bfloat16(uint16_t brain) {
-  const uint32_t bits = static_cast<uint32_t>(brain) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
 }
 
 }  // namespace bcmfnet::BCM_LEVEL

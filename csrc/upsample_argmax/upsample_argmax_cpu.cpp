@@ -4,6 +4,7 @@
 #include "upsample_argmax/upsample_argmax_cpu.h"
 
 #include "common/bilinear.h"
+#include "common/planes.h"
 #include "common/simd.h"
 #include "upsample_argmax/upsample_argmax_math.h"
 
@@ -48,30 +49,13 @@ struct Cells {
   void write_rows(int64_t image, int64_t row, int64_t begin, int rows) const;
 };
 
-template <typename T, float (*convert)(T)>
-void read_plane(const T* from, int64_t stride, int64_t width, float* to) {
-  if (stride == 1) {
-    for (int64_t x = 0; x < width; ++x) to[x] = finite(convert(from[x]));
-  } else {
-    for (int64_t x = 0; x < width; ++x) to[x] = finite(convert(from[x * stride]));
-  }
-  for (int x = 0; x < kMaxLanes; ++x) to[width + x] = to[width - 1];
-}
-
-inline float from_float(float value) { return value; }
-
 void Cells::read_row(int64_t image, int64_t row, float* planes) const {
   const int64_t start = image * call.batch_stride + row * call.row_stride;
   for (int64_t c = 0; c < call.classes; ++c) {
-    const int64_t at = start + c * call.class_stride;
-    float* to = planes + c * pitch;
-    const auto* half = static_cast<const uint16_t*>(call.logits) + at;
-    const auto* single = static_cast<const float*>(call.logits) + at;
-    switch (call.dtype) {
-      case DType::kFloat32: read_plane<float, from_float>(single, call.column_stride, call.in_width, to); break;
-      case DType::kFloat16: read_plane<uint16_t, from_half>(half, call.column_stride, call.in_width, to); break;
-      case DType::kBFloat16: read_plane<uint16_t, from_bfloat16>(half, call.column_stride, call.in_width, to); break;
-    }
+    float* plane = planes + c * pitch;
+    read_plane(call.dtype, call.logits, start + c * call.class_stride, call.column_stride, call.in_width, plane);
+    for (int64_t x = 0; x < call.in_width; ++x) plane[x] = finite(plane[x]);
+    for (int x = 0; x < kMaxLanes; ++x) plane[call.in_width + x] = plane[call.in_width - 1];
   }
 }
 

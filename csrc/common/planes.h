@@ -1,0 +1,54 @@
+// Rows of logits of any type and stride as planes of floats.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "common/dtype.h"
+
+namespace bcmfnet::BCM_LEVEL {
+
+// float32 of one element, in a form that compilers turn into vectors.
+static inline float from_float(float value) { return value; }
+
+static inline float from_half(uint16_t half) {
+  const uint32_t magnitude = static_cast<uint32_t>(half & 0x7fff) << 13;
+  const uint32_t special = (half & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
+  float scaled;
+  std::memcpy(&scaled, &magnitude, 4);
+  scaled *= 5.192296858534828e33f;  // 2^112: the difference of the exponents' biases, subnormals included
+  uint32_t bits;
+  std::memcpy(&bits, &scaled, 4);
+  bits |= special | static_cast<uint32_t>(half & 0x8000) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+static inline float from_bfloat16(uint16_t brain) {
+  const uint32_t bits = static_cast<uint32_t>(brain) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+template <typename T, float (*convert)(T)>
+static void read_plane(const void* logits, int64_t at, int64_t stride, int64_t count, float* to) {
+  const T* from = static_cast<const T*>(logits) + at;
+  if (stride == 1) {
+    for (int64_t x = 0; x < count; ++x) to[x] = convert(from[x]);
+  } else {
+    for (int64_t x = 0; x < count; ++x) to[x] = convert(from[x * stride]);
+  }
+}
+
+// `count` elements from the offset `at` on, `stride` elements apart.
+static inline void read_plane(DType type, const void* logits, int64_t at, int64_t stride, int64_t count, float* to) {
+  switch (type) {
+    case DType::kFloat16: return read_plane<uint16_t, from_half>(logits, at, stride, count, to);
+    case DType::kBFloat16: return read_plane<uint16_t, from_bfloat16>(logits, at, stride, count, to);
+    default: return read_plane<float, from_float>(logits, at, stride, count, to);
+  }
+}
+
+}  // namespace bcmfnet::BCM_LEVEL
