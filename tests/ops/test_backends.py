@@ -22,10 +22,41 @@ def table(monkeypatch):
 
 
 def test_the_first_that_was_registered_serves():
-    assert backends.choose("blur", "cuda") == ("triton", "the fastest of triton, reference")
-    assert backends.choose("blur", "cpu") == ("reference", "the only one")
+    assert backends.choose("blur", "cuda") == ("triton", "the default")
+    assert backends.choose("blur", "cpu") == ("reference", "the default")
+    assert backends.available("blur", "cuda") == ["triton", "reference"]
     assert backends.implementation("blur", "cuda") == "by triton"
     assert backends.implementation("blur", "cpu") == "by reference"
+
+
+def test_one_that_cannot_serve_says_why():
+    backends.register("sharpen", "cpu", "cpp", "by C++", lambda: "not built: no compiler")
+    backends.register("sharpen", "cpu", "triton", "by triton", lambda: "triton is not installed")
+    backends.register("sharpen", "cpu", "reference", "by reference")
+    assert backends.choose("sharpen", "cpu") == (
+        "reference",
+        "cpp: not built: no compiler; triton: triton is not installed",
+    )
+    assert backends.available("sharpen", "cpu") == ["reference"]
+    with backends.use_backend("cpp"), pytest.raises(RuntimeError) as caught:
+        backends.implementation("sharpen", "cpu")
+    assert str(caught.value) == "sharpen on cpu: use_backend asks for 'cpp'; not built: no compiler"
+
+
+@pytest.mark.parametrize(
+    ("installed", "interpreted", "on_a_gpu", "on_a_cpu"),
+    [
+        (False, "1", "triton is not installed", "triton is not installed"),
+        (True, "", None, "only under TRITON_INTERPRET=1"),
+        (True, "0", None, "only under TRITON_INTERPRET=1"),
+        (True, "1", "TRITON_INTERPRET is set", None),
+    ],
+)
+def test_triton_runs_compiled_or_interpreted(monkeypatch, installed, interpreted, on_a_gpu, on_a_cpu):
+    monkeypatch.setattr(backends, "find_spec", lambda name: name if installed else None)
+    monkeypatch.setenv("TRITON_INTERPRET", interpreted)
+    assert backends.no_triton.__wrapped__() == on_a_gpu
+    assert backends.no_interpreter.__wrapped__() == on_a_cpu
 
 
 def test_registering_again_replaces_and_keeps_the_place():
@@ -91,8 +122,8 @@ def test_a_backend_that_does_not_serve_says_who_does(monkeypatch, by_environment
 
 def test_describe_has_a_row_for_each_op_and_device(monkeypatch):
     assert backends.describe() == [
-        {"op": "blur", "device": "cpu", "backend": "reference", "reason": "the only one"},
-        {"op": "blur", "device": "cuda", "backend": "triton", "reason": "the fastest of triton, reference"},
+        {"op": "blur", "device": "cpu", "backend": "reference", "reason": "the default"},
+        {"op": "blur", "device": "cuda", "backend": "triton", "reason": "the default"},
     ]
     with backends.use_backend("triton"):
         assert backends.describe() == [

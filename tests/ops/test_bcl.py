@@ -313,7 +313,8 @@ def calls(monkeypatch):
         return reference.forward(logits, target, weight, options, needs_grad)
 
     serve = SimpleNamespace(forward=forward, backward=reference.backward)
-    monkeypatch.setitem(backends._table, ("bcl", "cpu"), {"reference": serve})
+    monkeypatch.setitem(backends._table, ("bcl", "cpu"), {})
+    backends.register("bcl", "cpu", "reference", serve)
     return seen
 
 
@@ -444,7 +445,8 @@ def test_validate_does_not_trust_the_backend(monkeypatch):
     def forward(*arguments):
         raise RuntimeError("served")
 
-    monkeypatch.setitem(backends._table, ("bcl", "cpu"), {"reference": SimpleNamespace(forward=forward)})
+    monkeypatch.setitem(backends._table, ("bcl", "cpu"), {})
+    backends.register("bcl", "cpu", "reference", SimpleNamespace(forward=forward))
     wrong = TARGET.clone()
     wrong[1, 7, 9] = -3
     with pytest.raises(IndexError, match=r"got -3 at \(image, row, column\) = \(1, 7, 9\)"):
