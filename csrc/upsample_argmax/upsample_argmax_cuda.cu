@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kColumns, 3) upsample_argmax_kernel(const Upsa
     for (int group = 0; group < classes; group += kGroup) {
       __syncthreads();  // the bounds are complete; the sets and shares of the round before have been read
       set[threadIdx.x] = 0;
-      if (threadIdx.x < rows) share[threadIdx.x] = share_of(y + threadIdx.x, row, call.in_height, call.out_height);
+      if (static_cast<int>(threadIdx.x) < rows) share[threadIdx.x] = share_of(y + threadIdx.x, row, call.in_height, call.out_height);
       __syncthreads();
       const int members_end = group + kGroup < classes ? kGroup : classes - group;
       for (Pairs pair(cells); pair.c < members_end; pair.advance(cell_step, class_step)) {

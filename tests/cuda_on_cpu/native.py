@@ -1,0 +1,32 @@
+"""The bindings and the CUDA sources as one library of ops for CPU tensors, under torch.ops.bcmfnet_cuda_on_cpu."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from cuda_on_cpu.build import CSRC, build
+
+
+def native(op: str) -> Any:
+    """The private op `_<op>`, served by the CUDA code. Skips the test where there is no compiler."""
+    _load()
+    return getattr(torch.ops.bcmfnet_cuda_on_cpu, f"_{op}")
+
+
+@cache
+def _load() -> None:
+    bindings = [path for path in CSRC.glob("*/*.cpp") if not path.stem.endswith("_cpu")]
+    kernels = CSRC.glob("*/*_cuda.cu")
+    folder = Path(torch.__file__).parent
+    options = [
+        "-DTORCH_TARGET_VERSION=0x020b000000000000ULL",
+        "-DBCMFNET_WITH_CUDA=1",
+        '-DBCMFNET_CUDA="on a CPU"',
+        f"-I{folder / 'include'}",
+        f"-L{folder / 'lib'}",
+        "-ltorch_cpu",
+    ]
+    torch.ops.load_library(build(sorted([*bindings, *kernels]), options=options))
