@@ -10,8 +10,9 @@
 
 #include "common/dtype.h"
 
-// BCM_SCHEMA declares private ops; BCM_SERVE names what serves one on the two devices. Where the CUDA sources are compiled
-// for the CPU (tests/cuda_on_cpu), the same ops stand in a library of their own, and the CUDA code serves CPU tensors.
+// BCM_SCHEMA declares private ops; BCM_SERVE names what serves one on the two devices. Where the CUDA sources are
+// compiled for the CPU (tests/cuda_on_cpu), the same ops stand in a library of their own, and the CUDA code serves
+// CPU tensors.
 #if defined(BCM_CUDA_ON_CPU)
 #define BCM_LIBRARY bcmfnet_cuda_on_cpu
 #define BCM_SERVE(name, cpu, cuda) \

@@ -1,6 +1,6 @@
-// One row of cells at a time: the output rows between two source rows. The source rows become planes of floats, each cell
-// gets the set of classes that can win in it, and each vector of output columns evaluates the union of its cells' sets
-// for several output rows at once, in registers.
+// One row of cells at a time: the output rows between two source rows. The source rows become planes of floats, each
+// cell gets the set of classes that can win in it, and each vector of output columns evaluates the union of its cells'
+// sets for several output rows at once, in registers.
 #include "upsample_argmax/upsample_argmax_cpu.h"
 
 #include "common/bilinear.h"

@@ -1,10 +1,10 @@
 // A block writes kColumns output columns of one row of cells. Its threads first find, in pairs of cell and class, which
-// classes can win in which cell; then each thread takes one column and evaluates the union of its warp's sets for several
-// output rows at once, in registers: a class costs its corners once, and the warp does not diverge.
+// classes can win in which cell; then each thread takes one column and evaluates the union of its warp's sets for
+// several output rows at once, in registers: a class costs its corners once, and the warp does not diverge.
 //
-// Why the sets: at 19 classes and 1024x2048 a plain loop needs an FMA, a comparison and two selects for each of 40 million
-// scores, and the last three run at half rate: 8 us of arithmetic on 132 multiprocessors at 1.75 GHz, before anything is
-// read or written. Most cells of a trained network's logits are left with one class or two.
+// Why the sets: at 19 classes and 1024x2048 a plain loop needs an FMA, a comparison and two selects for each of 40
+// million scores, and the last three run at half rate: 8 us of arithmetic on 132 multiprocessors at 1.75 GHz, before
+// anything is read or written. Most cells of a trained network's logits are left with one class or two.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -121,7 +121,8 @@ __global__ void __launch_bounds__(kColumns, 3) upsample_argmax_kernel(const Upsa
     for (int group = 0; group < classes; group += kGroup) {
       __syncthreads();  // the bounds are complete; the sets and shares of the round before have been read
       set[threadIdx.x] = 0;
-      if (static_cast<int>(threadIdx.x) < rows) share[threadIdx.x] = share_of(y + threadIdx.x, row, call.in_height, call.out_height);
+      if (static_cast<int>(threadIdx.x) < rows)
+        share[threadIdx.x] = share_of(y + threadIdx.x, row, call.in_height, call.out_height);
       __syncthreads();
       const int members_end = group + kGroup < classes ? kGroup : classes - group;
       for (Pairs pair(cells); pair.c < members_end; pair.advance(cell_step, class_step)) {
