@@ -13,6 +13,8 @@ import torch
 from bcmfnet.engine.config import DataConfig, OptimConfig, TrainConfig
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is imported
 
 
 @pytest.fixture(autouse=True)
