@@ -78,6 +78,8 @@ def oracle(
         q = np.array([on_grid(v) for v in grid.flat]).reshape(grid.shape)
 
     candidates = np.array([is_candidate(q, valid, at, nms) for at in pixels]).reshape(target.shape)
+    if boundary_weight == 0:  # plain cross-entropy: nothing is selected
+        candidates[:] = False
     groups = [[at for at in pixels if at[0] == i] for i in range(n)] if per_image else [pixels]
     tau = on_grid(1024 * threshold + 0.5)
     thresholds = []

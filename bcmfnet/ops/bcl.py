@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bcmfnet.ops import backends
+from bcmfnet.ops import _extension, backends
 from bcmfnet.ops._library import LIBRARY
 from bcmfnet.reference import bcl as reference
 from bcmfnet.reference.bcl import MODES, BclOptions, BclStats
@@ -73,7 +74,7 @@ def boundary_corrected_loss(
             too), paper (flipped labels are also targets: keep boundary_weight * (alpha + beta) * valid / selected below
             1), paper0, or ohem (selection by the cross-entropy itself).
         ce_weight: weight of the mean cross-entropy.
-        boundary_weight: weight of the boundary term, lambda; 0 is plain cross-entropy.
+        boundary_weight: weight of the boundary term, lambda; 0 is plain cross-entropy: nothing is selected.
         alpha, beta: weights of the row-flipped and the column-flipped cross-entropy.
         step: pixels that the flip exchanges, or (rows, columns).
         flip: swap (neighbouring blocks of step change places) or mirror (windows of 2 * step are reversed).
@@ -208,21 +209,71 @@ def _backward(grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | Non
     return serve.backward(grad, logits, target, weight, BclOptions(*arguments[:COUNT]), *arguments[COUNT:])
 
 
-@torch.library.register_fake("bcmfnet::bcl_forward", lib=LIBRARY)
-def _forward_fake(logits: Tensor, target: Tensor, weight: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
-    options, needs_grad = BclOptions(*arguments[:COUNT]), arguments[COUNT]
+def _outputs(
+    logits: Tensor, target: Tensor, options: BclOptions, needs_grad: bool
+) -> tuple[Tensor, BclStats, Tensor, Tensor, Tensor, Tensor]:
+    """Loss, figures, lse, mask, scales and gradient, not yet written."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     full = logits.shape[2:] == target.shape[1:]
-    scalar, count = logits.new_empty((), dtype=dtype), logits.new_empty((), dtype=torch.int64)
-    threshold = logits.new_empty(target.shape[:1] if options.per_image else (), dtype=torch.int32)
     pixels = target.shape if needs_grad and full else (0,)
-    return (
-        scalar, scalar.clone(), scalar.clone(), count, count.clone(), threshold,
-        logits.new_empty(pixels, dtype=dtype),
-        logits.new_empty(pixels, dtype=torch.uint8),
-        logits.new_empty(2 if needs_grad and full else 0, dtype=dtype),
-        logits.new_empty(logits.shape if needs_grad and not full else (0,), dtype=dtype),
-    )  # fmt: skip
+
+    def empty(shape: Any, of: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=of, device=logits.device)
+
+    thresholds = empty(target.shape[:1] if options.per_image else (), torch.int32)
+    stats = BclStats(empty(()), empty(()), empty((), torch.int64), empty((), torch.int64), thresholds)
+    scales = empty(2 if needs_grad and full else 0)
+    gradient = empty(logits.shape if needs_grad and not full else (0,))
+    return empty(()), stats, empty(pixels), empty(pixels, torch.uint8), scales, gradient
+
+
+class _Native:
+    """The C++ kernels."""
+
+    @staticmethod
+    def forward(
+        logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions, needs_grad: bool
+    ) -> tuple[Tensor, BclStats, Tensor, Tensor, Tensor, Tensor]:
+        if logits.dtype == torch.float64:
+            return reference.forward(logits, target, weight, options, needs_grad)
+        loss, stats, *saved = _outputs(logits, target, options, needs_grad)
+        weight = None if weight is None else weight.float().contiguous()
+        arguments = (logits, target, weight, *_packed(options), needs_grad)
+        if not torch.ops.bcmfnet._bcl_forward(*arguments, loss, *stats, *saved):
+            labels = target.long()
+            reference.check_labels(labels, labels != options.ignore_index, logits.shape[1])
+        return (loss, stats, *saved)
+
+    @staticmethod
+    def backward(
+        grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions,
+        lse: Tensor, mask: Tensor, scales: Tensor, gradient: Tensor,
+    ) -> Tensor:  # fmt: skip
+        if gradient.numel() or logits.dtype == torch.float64:
+            return reference.backward(grad, logits, target, weight, options, lse, mask, scales, gradient)
+        weight = None if weight is None else weight.float().contiguous()
+        result = torch.empty_like(logits)
+        arguments = (grad, logits, target, weight, *_packed(options), lse, mask, scales)
+        torch.ops.bcmfnet._bcl_backward(*arguments, result)
+        return result
+
+
+def _packed(options: BclOptions) -> tuple[list[float], list[int]]:
+    """Options as the native ops take them."""
+    reals = [*options.score, *options.terms, options.ce_weight, options.boundary_weight, options.ratio]
+    limit = -1 if options.max_kept is None else options.max_kept
+    tau = math.floor(min(reference.Q_SCALE * options.threshold + 0.5, reference.Q_MAX))
+    integers = [
+        options.ignore_index, *options.step, *options.offset, options.nms, options.min_kept, limit, tau,
+        options.flip == "mirror", options.norm == "valid", options.per_image,
+    ]  # fmt: skip
+    return reals, integers
+
+
+@torch.library.register_fake("bcmfnet::bcl_forward", lib=LIBRARY)
+def _forward_fake(logits: Tensor, target: Tensor, weight: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
+    loss, stats, *saved = _outputs(logits, target, BclOptions(*arguments[:COUNT]), arguments[COUNT])
+    return (loss, *stats, *saved)
 
 
 @torch.library.register_fake("bcmfnet::bcl_backward", lib=LIBRARY)
@@ -250,9 +301,11 @@ def _refuse(ctx: Any, *grads: Any) -> None:
     raise RuntimeError("boundary_corrected_loss: expected a first derivative, its selection has no second one")
 
 
-for _device, _key in (("cpu", "CPU"), ("cuda", "CUDA")):
+for _key in ("CPU", "CUDA"):
     LIBRARY.impl("bcl_forward", _forward, _key)
     LIBRARY.impl("bcl_backward", _backward, _key)
-    backends.register("bcl", _device, "reference", reference)
+backends.register("bcl", "cpu", "cpp", _Native, _extension.load)
+backends.register("bcl", "cpu", "reference", reference)
+backends.register("bcl", "cuda", "reference", reference)
 torch.library.register_autograd("bcmfnet::bcl_forward", _differentiate, setup_context=_setup_context, lib=LIBRARY)
 torch.library.register_autograd("bcmfnet::bcl_backward", _refuse, lib=LIBRARY)

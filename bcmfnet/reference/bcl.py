@@ -212,7 +212,7 @@ def _loss(
 
     score = _weighted(options.score, (ce, ce_r, ce_c)).detach()
     q = quantise(score)
-    candidates = suppress(q, options.nms) & (q > 0)
+    candidates = suppress(q, options.nms) & (q > 0) & (options.boundary_weight != 0)  # without the term none is needed
     threshold = select_threshold(q, candidates, options)
     chosen = candidates & (q >= threshold.reshape(-1, 1, 1)) if selected is None else selected
 
@@ -220,7 +220,8 @@ def _loss(
     vw, d = _divisors(labels, options, w, chosen)
     ce_mean = _sum(w, ce) / vw
     boundary = _sum(w * chosen, _weighted(options.terms, (ce, ce_r, ce_c))) / d
-    boundary = torch.where(score.isnan().any(), torch.nan, boundary)  # it selects nothing, and must not pass for 0
+    if options.boundary_weight != 0:
+        boundary = torch.where(score.isnan().any(), torch.nan, boundary)  # it selects nothing, and must not pass for 0
     total = _weighted((options.ce_weight, options.boundary_weight), (ce_mean, boundary))
     ce_figure, boundary_figure = ce_mean.detach().clone(), boundary.detach().clone()  # total may be one of them
     stats = BclStats(ce_figure, boundary_figure, chosen.sum(), labels.valid.sum(), threshold)

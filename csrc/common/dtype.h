@@ -5,6 +5,6 @@
 
 namespace bcmfnet {
 
-enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kUInt8, kInt16, kInt32, kInt64 };
 
 }  // namespace bcmfnet

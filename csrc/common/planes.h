@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "common/dtype.h"
+#include "common/simd.h"
 
 namespace bcmfnet::BCM_LEVEL {
 
@@ -48,6 +49,30 @@ static inline void read_plane(DType type, const void* logits, int64_t at, int64_
     case DType::kFloat16: return read_plane<uint16_t, from_half>(logits, at, stride, count, to);
     case DType::kBFloat16: return read_plane<uint16_t, from_bfloat16>(logits, at, stride, count, to);
     default: return read_plane<float, from_float>(logits, at, stride, count, to);
+  }
+}
+
+// Nearest values of an element's type, as bits.
+static inline float to_float(Float value, int lane) { return value[lane]; }
+static inline uint16_t to_half(Float value, int lane) { return static_cast<uint16_t>(signed_half_bits(value)[lane]); }
+static inline uint16_t to_bfloat16(Float value, int lane) { return static_cast<uint16_t>(bfloat16_bits(value)[lane]); }
+
+template <typename T, T (*convert)(Float, int)>
+static void write_plane(void* plane, int64_t at, int64_t stride, int64_t count, float factor, const float* from) {
+  T* to = static_cast<T*>(plane) + at;
+  for (int64_t x = 0; x < count; x += kLanes) {
+    const Float value = factor * load<Float>(from + x);
+    for (int64_t i = 0; i < kLanes && x + i < count; ++i) to[(x + i) * stride] = convert(value, static_cast<int>(i));
+  }
+}
+
+// Write factor * from to `count` elements from the offset `at` on, `stride` elements apart; `from` has whole vectors.
+static inline void write_plane(
+    DType type, void* plane, int64_t at, int64_t stride, int64_t count, float factor, const float* from) {
+  switch (type) {
+    case DType::kFloat16: return write_plane<uint16_t, to_half>(plane, at, stride, count, factor, from);
+    case DType::kBFloat16: return write_plane<uint16_t, to_bfloat16>(plane, at, stride, count, factor, from);
+    default: return write_plane<float, to_float>(plane, at, stride, count, factor, from);
   }
 }
 

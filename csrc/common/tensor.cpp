@@ -10,7 +10,11 @@ DType dtype_of(const torch::stable::Tensor& tensor) {
     case ScalarType::Float: return DType::kFloat32;
     case ScalarType::Half: return DType::kFloat16;
     case ScalarType::BFloat16: return DType::kBFloat16;
-    default: throw std::runtime_error("expected float16, bfloat16 or float32");
+    case ScalarType::Byte: return DType::kUInt8;
+    case ScalarType::Short: return DType::kInt16;
+    case ScalarType::Int: return DType::kInt32;
+    case ScalarType::Long: return DType::kInt64;
+    default: throw std::runtime_error("a tensor of a type that no kernel takes");
   }
 }
 

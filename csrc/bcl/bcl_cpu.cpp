@@ -1,0 +1,559 @@
+// The arithmetic runs on vectors of positions of one output row (BclColumns). Where their logits come from, a chunk of
+// planes or the source pixels around, is the template argument `Logits`.
+#include "bcl/bcl_cpu.h"
+
+#include <initializer_list>
+
+#include "bcl/bcl_math.h"
+#include "common/bilinear.h"
+#include "common/planes.h"
+#include "common/simd.h"
+
+namespace bcmfnet::BCM_LEVEL {
+namespace {
+
+// Logits at full resolution: planes of kChunk columns.
+struct Planes {
+  const float* at_position;
+
+  Float operator()(int64_t c) const { return load<Float>(at_position + c * kChunk); }
+};
+
+// Logits between two columns of source pixels, [classes, kLanes]: left + share * step.
+struct Between {
+  const float *left, *step;
+  Float share;
+
+  Float operator()(int64_t c) const { return load<Float>(left + c * kLanes) + share * load<Float>(step + c * kLanes); }
+};
+
+// The three labels of a pixel in one word, each as label + 1, or 0 where it does not count; and whether it is selected.
+struct Labels {
+  static constexpr int kBits = 9;  // at most 256 classes
+  static constexpr int kSelected = 3 * kBits;
+  Int word;
+
+  Int operator()(int which) const { return ((word >> (which * kBits)) & ((1 << kBits) - 1)) - 1; }
+  Int selected() const { return (word >> kSelected) & 1; }
+};
+
+Int lane_numbers() {
+  Int lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  return lane;
+}
+
+// Four chains: one alone would wait for its own comparisons.
+template <typename Logits>
+Float largest(const Logits& logits, int64_t classes) {
+  constexpr int kChains = 4;
+  Float best[kChains];
+#pragma GCC unroll 4
+  for (int i = 0; i < kChains; ++i) best[i] = logits(i < classes ? i : 0);
+  int64_t c = kChains;
+  for (; c + kChains <= classes; c += kChains) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kChains; ++i) best[i] = larger(best[i], logits(c + i));
+  }
+  for (; c < classes; ++c) best[0] = larger(best[0], logits(c));
+  return larger(larger(best[0], best[1]), larger(best[2], best[3]));
+}
+
+float sum_of(Float value) {
+  float sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += value[i];
+  return sum;
+}
+
+// Scratch memory, handed out piece by piece.
+struct Arena {
+  int32_t* next;
+
+  int32_t* integers(int64_t count) {
+    int32_t* piece = next;
+    next += count;
+    return piece;
+  }
+  float* floats(int64_t count) { return reinterpret_cast<float*>(integers(count)); }
+};
+
+// One output row, by position.
+struct Line {
+  const Bcl& call;
+  const BclColumns& columns;
+  const BclMaps& maps;
+  const Int lane = lane_numbers();
+  int64_t row = 0;           // of batch * out_height
+  int32_t *words, *score;    // Labels; scores on the grid
+  float *term, *lse;         // as in BclMaps
+  int32_t *by_column, *own;  // Labels by column, and a 0 behind them; the row's labels by column
+  float* logits;             // [classes, kLanes]: of the positions in hand
+
+  Line(const Bcl& call, const BclColumns& columns, const BclMaps& maps, Arena& arena)
+      : call(call), columns(columns), maps(maps) {
+    for (int32_t** piece : {&words, &score}) *piece = arena.integers(columns.positions());
+    for (float** piece : {&term, &lse}) *piece = arena.floats(columns.positions());
+    for (int32_t** piece : {&by_column, &own}) *piece = arena.integers(call.out_width + kMaxLanes);
+    logits = arena.floats(call.classes * kLanes);
+  }
+
+  void read_labels(int64_t image, int64_t y, bool selected);
+  Labels labels(int64_t position) const { return {load<Int>(words + position)}; }
+  Float weights(Int label) const;
+  template <typename Logits>
+  void evaluate(const Logits& values, int64_t position, BclRow& figures, Float& ce_sum) const;
+  void write_maps() const;
+  Float read_lse(int64_t position) const;
+  Amounts<Float> amounts(int64_t position, const float* scales) const;
+};
+
+void Line::read_labels(int64_t image, int64_t y, bool selected) {
+  const BclOptions& options = call.options;
+  const int64_t width = call.out_width, first = image * call.out_height;
+  row = first + y;
+  const int16_t* labels = maps.labels + row * width;
+  const int64_t other = flipped(y, call.out_height, options.step[0], options.offset[0], options.mirror);
+  const int16_t* other_labels = maps.labels + (first + other) * width;
+  for (int64_t x = 0; x < width; ++x) own[x] = labels[x] + 1;
+  for (int64_t x = 0; x < width; ++x) {
+    const int32_t rows = other_labels[x] + 1, cols = own[columns.flipped[x]];
+    const int32_t word = own[x] | rows << Labels::kBits | cols << (2 * Labels::kBits);
+    by_column[x] = own[x] != 0 ? word : 0;
+  }
+  if (selected)
+    for (int64_t x = 0; x < width; ++x) by_column[x] |= maps.mask[row * width + x] << Labels::kSelected;
+  by_column[width] = 0;
+  for (int64_t p = 0; p < columns.positions(); p += kLanes)
+    store(words + p, gather(by_column, load<Int>(columns.column + p)), kLanes);
+}
+
+// Class weights of labels that count, 0 of others.
+Float Line::weights(Int label) const {
+  const Int counts = label >= 0;
+  const Float one = call.weight ? gather(call.weight, counts ? label : fill(0)) : fill(1.0f);
+  return counts ? one : fill(0.0f);
+}
+
+template <typename Logits>
+void Line::evaluate(const Logits& values, int64_t position, BclRow& figures, Float& ce_sum) const {
+  const BclOptions& options = call.options;
+  const Float best = largest(values, call.classes);
+  Float sum = fill(0.0f);
+  for (int64_t c = 0; c < call.classes; ++c) {
+    const Float below = values(c) - best;
+    store(logits + c * kLanes, below, kLanes);
+    sum += exp(below);
+  }
+  const Float log_sum = log(sum);
+  const Labels label = labels(position);
+  const auto cross_entropy = [&](int which) {
+    const Int index = label(which), counts = index >= 0;
+    const Float value = log_sum - gather(logits, (counts ? index : fill(0)) * kLanes + lane);
+    return counts ? value : fill(0.0f);
+  };
+  const Float ce = cross_entropy(0), w = weights(label(0));
+  const Int heavy = w != 0.0f;
+  ce_sum += heavy ? w * ce : fill(0.0f);
+  store(lse + position, log_sum, kLanes);
+  if (options.boundary_weight == 0) return;
+  const bool flips = options.score[1] != 0 || options.score[2] != 0 || options.terms[1] != 0 || options.terms[2] != 0;
+  const Float ce_rows = flips ? cross_entropy(1) : ce, ce_cols = flips ? cross_entropy(2) : ce;
+  const Float s = weighted(options.score, ce, ce_rows, ce_cols);
+  figures.nan |= any(s != s);
+  store(score + position, __builtin_convertvector(on_grid(s), Int), kLanes);
+  store(term + position, heavy ? w * weighted(options.terms, ce, ce_rows, ce_cols) : fill(0.0f), kLanes);
+}
+
+void Line::write_maps() const {
+  const int64_t width = call.out_width, at = row * width;
+  for (int64_t x = 0; x < width; ++x) maps.lse[at + x] = lse[columns.position[x]];
+  if (call.options.boundary_weight == 0) return;
+  for (int64_t x = 0; x < width; ++x) maps.term[at + x] = term[columns.position[x]];
+  for (int64_t x = 0; x < width; ++x) maps.score[at + x] = static_cast<uint16_t>(score[columns.position[x]]);
+}
+
+// log sum exp(z - max z) of kLanes positions.
+Float Line::read_lse(int64_t position) const {
+  const Int column = load<Int>(columns.column + position);
+  return gather(maps.lse + row * call.out_width, column < static_cast<int32_t>(call.out_width) ? column : fill(0));
+}
+
+// What the gradient takes from each label at kLanes positions.
+Amounts<Float> Line::amounts(int64_t position, const float* scales) const {
+  const BclOptions& options = call.options;
+  const Labels label = labels(position);
+  const Float w = weights(label(0));
+  const Float hard = label.selected() != 0 ? w * (scales[1] * options.boundary_weight) : fill(0.0f);
+  Amounts<Float> result;
+  result.own = w * (options.ce_weight * scales[0]) + options.terms[0] * hard;
+  result.rows = label(1) >= 0 ? options.terms[1] * hard : fill(0.0f);
+  result.columns = label(2) >= 0 ? options.terms[2] * hard : fill(0.0f);
+  result.total = result.own + result.rows + result.columns;
+  return result;
+}
+
+// total * softmax of a class; nothing where the total is 0, whatever the logits are.
+template <typename Logits>
+struct Softmax {
+  const Logits& logits;
+  Float best, factor;
+  Int counts;
+
+  Softmax(const Logits& logits, int64_t classes, Float lse, Float total)
+      : logits(logits), best(largest(logits, classes)), factor(total * exp(-lse)), counts(total != 0.0f) {}
+
+  Float operator()(int64_t c) const {
+    const Float p = factor * exp(logits(c) - best);
+    return counts ? p : fill(0.0f);
+  }
+};
+
+// Call take(lane, label, amount) for the labels that the gradient takes something from.
+template <typename Take>
+void take_labels(const Labels& labels, const Amounts<Float>& amounts, Take take) {
+  const auto take_from = [&](Int label, Float amount) {
+    if (!any(amount != 0.0f)) return;
+    for (int i = 0; i < kLanes; ++i)
+      if (amount[i] != 0) take(i, label[i], amount[i]);
+  };
+  take_from(labels(0), amounts.own);
+  take_from(labels(1), amounts.rows);
+  take_from(labels(2), amounts.columns);
+}
+
+// Logits of kChunk columns of a row at full resolution, [classes, kChunk].
+struct Chunk {
+  const Bcl& call;
+  float* planes;
+  int64_t first = 0, count = 0;
+
+  void read(int64_t image, int64_t y, int64_t x) {
+    first = x;
+    count = call.out_width - x < kChunk ? call.out_width - x : kChunk;
+    const int64_t* stride = call.logits_stride;
+    const int64_t at = image * stride[0] + y * stride[2] + x * stride[3];
+    for (int64_t c = 0; c < call.classes; ++c) {
+      float* plane = planes + c * kChunk;
+      read_plane(call.logits_type, call.logits, at + c * stride[1], stride[3], count, plane);
+      for (int64_t i = count; i < kChunk; ++i) plane[i] = 0;
+    }
+  }
+};
+
+// Two source rows, with the first and the last column repeated outside: cell k lies between the elements k and k + 1.
+struct SourceRows {
+  const Bcl& call;
+  const int64_t pitch;
+  float *top, *bottom, *left, *step;
+  int64_t held = -1;  // the source row in `bottom`: of the next row of cells it is the upper one
+
+  SourceRows(const Bcl& call, Arena& arena) : call(call), pitch(call.in_width + 2 * kMaxLanes) {
+    top = arena.floats(call.classes * pitch), bottom = arena.floats(call.classes * pitch);
+    left = arena.floats(call.classes * kLanes), step = arena.floats(call.classes * kLanes);
+  }
+
+  void read(int64_t image, int64_t row, float* planes) {
+    const int64_t* stride = call.logits_stride;
+    const int64_t at = image * stride[0] + row * stride[2];
+    for (int64_t c = 0; c < call.classes; ++c) {
+      float* plane = planes + c * pitch;
+      read_plane(call.logits_type, call.logits, at + c * stride[1], stride[3], call.in_width, plane + 1);
+      plane[0] = plane[1];
+      for (int64_t x = call.in_width + 1; x < pitch; ++x) plane[x] = plane[call.in_width];
+    }
+  }
+
+  // The row below is read too where there is one: it may be the same.
+  void read_pair(int64_t image, int64_t row) {
+    const int64_t unit = image * call.in_height + row;
+    const int64_t below = high_of(row, call.in_height, call.out_height);
+    if (held == unit) {
+      float* const upper = bottom;
+      bottom = top;
+      top = upper;
+    } else {
+      read(image, row, top);
+    }
+    read(image, below, bottom);
+    held = image * call.in_height + below;
+  }
+
+  // Logits of one output row at the borders of kLanes cells.
+  void interpolate(int64_t cell, float share) {
+    for (int64_t c = 0; c < call.classes; ++c) {
+      const float *upper = top + c * pitch + cell, *lower = bottom + c * pitch + cell;
+      const Float a = load<Float>(upper), b = load<Float>(upper + 1);
+      const Float from = a + share * (load<Float>(lower) - a), to = b + share * (load<Float>(lower + 1) - b);
+      store(left + c * kLanes, from, kLanes);
+      store(step + c * kLanes, to - from, kLanes);
+    }
+  }
+};
+
+template <typename Each>
+void each_output_row(const Bcl& call, int64_t row, Each each) {
+  const int64_t end = first_output(row + 1, call.in_height, call.out_height);
+  for (int64_t y = first_output(row, call.in_height, call.out_height); y < end; ++y)
+    each(y, share_of(y, row, call.in_height, call.out_height));
+}
+
+// Gradient of the corners of a row of cells, [classes, pitch] each.
+struct Corners {
+  const Bcl& call;
+  const int64_t pitch;
+  float *top_left, *top_right, *bottom_left, *bottom_right;
+  float *sum, *right;  // [classes, kLanes]: of the row in hand, over the columns of a cell: all, and the right shares
+
+  Corners(const Bcl& call, int64_t pitch, Arena& arena) : call(call), pitch(pitch) {
+    for (float** piece : {&top_left, &top_right, &bottom_left, &bottom_right})
+      *piece = arena.floats(call.classes * pitch);
+    for (float** piece : {&sum, &right}) *piece = arena.floats(call.classes * kLanes);
+  }
+
+  void clear() { std::memset(top_left, 0, 4 * call.classes * pitch * sizeof(float)); }
+  void clear_row() { std::memset(sum, 0, 2 * call.classes * kLanes * sizeof(float)); }
+
+  template <typename Logits>
+  void add_position(const Softmax<Logits>& softmax, const Labels& labels, const Amounts<Float>& amounts) {
+    const Float share = softmax.logits.share;
+    for (int64_t c = 0; c < call.classes; ++c) {
+      const Float g = softmax(c);
+      store(sum + c * kLanes, load<Float>(sum + c * kLanes) + g, kLanes);
+      store(right + c * kLanes, load<Float>(right + c * kLanes) + share * g, kLanes);
+    }
+    take_labels(labels, amounts, [&](int lane, int64_t label, float amount) {
+      sum[label * kLanes + lane] -= amount;
+      right[label * kLanes + lane] -= share[lane] * amount;
+    });
+  }
+
+  void add_row(int64_t cell, float share) {
+    for (int64_t c = 0; c < call.classes; ++c) {
+      const Float b = load<Float>(right + c * kLanes), a = load<Float>(sum + c * kLanes) - b;
+      const int64_t at = c * pitch + cell;
+      store(top_left + at, load<Float>(top_left + at) + (1 - share) * a, kLanes);
+      store(top_right + at, load<Float>(top_right + at) + (1 - share) * b, kLanes);
+      store(bottom_left + at, load<Float>(bottom_left + at) + share * a, kLanes);
+      store(bottom_right + at, load<Float>(bottom_right + at) + share * b, kLanes);
+    }
+  }
+
+  // Source pixel j is the right border of cell j and the left one of cell j + 1.
+  void write(const float* lefts, const float* rights, int64_t c, float* to) const {
+    const float *a = lefts + c * pitch, *b = rights + c * pitch;
+    for (int64_t x = 0; x < call.in_width; ++x) to[x] = a[x + 1] + b[x];
+    to[0] += a[0];
+    to[call.in_width - 1] += b[call.in_width];
+  }
+};
+
+// Call each(x) where a byte of a row is not 0; most are.
+template <typename Each>
+void each_marked(const uint8_t* marks, int64_t width, Each each) {
+  constexpr int64_t kStep = 8;
+  for (int64_t x = 0; x < width; x += kStep) {
+    uint64_t some = 1;
+    if (x + kStep <= width) std::memcpy(&some, marks + x, kStep);
+    if (some == 0) continue;
+    for (int64_t i = x; i < x + kStep && i < width; ++i)
+      if (marks[i]) each(i);
+  }
+}
+
+template <typename T>
+BclRow read_labels(const Bcl& call, const T* from, int16_t* to) {
+  BclRow row{};
+  for (int64_t x = 0; x < call.out_width; ++x) {
+    const int64_t label = from[x * call.target_stride[2]];
+    const bool valid = label != call.options.ignore_index, known = label >= 0 && label < call.classes;
+    to[x] = valid && known ? static_cast<int16_t>(label) : -1;
+    row.valid += valid;
+    row.wrong_label |= valid && !known;
+    if (call.weight && valid && known) row.weight += call.weight[label];
+  }
+  if (!call.weight) row.weight = static_cast<double>(row.valid);
+  return row;
+}
+
+}  // namespace
+
+void bcl_labels(const Bcl& call, const BclMaps& maps, int64_t begin, int64_t end, BclRow* rows) {
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t image = row / call.out_height, y = row % call.out_height;
+    const int64_t at = image * call.target_stride[0] + y * call.target_stride[1];
+    int16_t* to = maps.labels + row * call.out_width;
+    switch (call.target_type) {
+      case DType::kUInt8: rows[row] = read_labels(call, static_cast<const uint8_t*>(call.target) + at, to); break;
+      case DType::kInt16: rows[row] = read_labels(call, static_cast<const int16_t*>(call.target) + at, to); break;
+      case DType::kInt32: rows[row] = read_labels(call, static_cast<const int32_t*>(call.target) + at, to); break;
+      default: rows[row] = read_labels(call, static_cast<const int64_t*>(call.target) + at, to); break;
+    }
+  }
+}
+
+void bcl_scores(
+    const Bcl& call, const BclColumns& columns, const BclMaps& maps, int64_t begin, int64_t end, BclRow* units,
+    void* scratch) {
+  Arena arena{static_cast<int32_t*>(scratch)};
+  Line line(call, columns, maps, arena);
+  const auto finish = [&](BclRow& figures, Float ce) {
+    figures.ce += sum_of(ce);
+    line.write_maps();
+  };
+  if (!upsamples(call)) {
+    Chunk chunk{call, arena.floats(call.classes * kChunk)};
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t image = unit / call.in_height, y = unit % call.in_height;
+      Float ce = fill(0.0f);
+      line.read_labels(image, y, false);
+      for (int64_t x = 0; x < call.out_width; x += kChunk) {
+        chunk.read(image, y, x);
+        for (int64_t i = 0; i < chunk.count; i += kLanes)
+          line.evaluate(Planes{chunk.planes + i}, x + i, units[unit], ce);
+      }
+      finish(units[unit], ce);
+    }
+    return;
+  }
+  SourceRows source(call, arena);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t image = unit / call.in_height, row = unit % call.in_height;
+    source.read_pair(image, row);
+    each_output_row(call, row, [&](int64_t y, float share) {
+      Float ce = fill(0.0f);
+      line.read_labels(image, y, false);
+      for (int64_t cell = 0; cell < columns.pitch; cell += kLanes) {
+        source.interpolate(cell, share);
+        for (int64_t at = cell; at < columns.positions(); at += columns.pitch)
+          line.evaluate(Between{source.left, source.step, load<Float>(columns.share + at)}, at, units[unit], ce);
+      }
+      finish(units[unit], ce);
+    });
+  }
+}
+
+void bcl_candidates(
+    const Bcl& call, const BclMaps& maps, int64_t begin, int64_t end, uint32_t* histogram, void* scratch) {
+  const int64_t width = call.out_width, reach = call.options.nms / 2;
+  const int64_t side = reach < width ? reach : width;
+  uint16_t* column_best = static_cast<uint16_t*>(scratch) + side;  // with `side` zeros on either side
+  uint16_t* best = column_best + width + side;
+  for (int64_t i = 1; i <= side; ++i) column_best[-i] = column_best[width + i - 1] = 0;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t y = row % call.out_height;
+    const uint16_t* scores = maps.score + row * width;
+    uint8_t* mask = maps.mask + row * width;
+    const int64_t above = y < reach ? y : reach;
+    const int64_t below = call.out_height - 1 - y < reach ? call.out_height - 1 - y : reach;
+    std::memcpy(column_best, scores, width * sizeof(uint16_t));
+    for (int64_t j = -above; j <= below; ++j)
+      for (int64_t x = 0; x < width; ++x) {
+        const uint16_t other = scores[j * width + x];
+        column_best[x] = other > column_best[x] ? other : column_best[x];
+      }
+    std::memcpy(best, column_best, width * sizeof(uint16_t));
+    for (int64_t i = -side; i <= side; ++i)
+      for (int64_t x = 0; x < width; ++x) best[x] = column_best[x + i] > best[x] ? column_best[x + i] : best[x];
+    for (int64_t x = 0; x < width; ++x) mask[x] = scores[x] == best[x] && scores[x] != 0;
+    uint32_t* bins = histogram + (call.options.per_image ? row / call.out_height : 0) * (kMaxScore + 1);
+    each_marked(mask, width, [&](int64_t x) { ++bins[scores[x]]; });
+  }
+}
+
+void bcl_select(
+    const Bcl& call, const BclMaps& maps, const int32_t* thresholds, int64_t begin, int64_t end, BclRow* rows) {
+  for (int64_t row = begin; row < end; ++row) {
+    const int32_t threshold = thresholds[call.options.per_image ? row / call.out_height : 0];
+    const int64_t at = row * call.out_width;
+    each_marked(maps.mask + at, call.out_width, [&](int64_t x) {
+      const bool selected = maps.score[at + x] >= threshold;
+      maps.mask[at + x] = selected;
+      rows[row].selected += selected;
+      if (selected) rows[row].boundary += maps.term[at + x];
+    });
+  }
+}
+
+void bcl_gradient(
+    const Bcl& call, const BclColumns& columns, const BclMaps& maps, const float* scales, float grad, void* gradient,
+    const int64_t* stride, int64_t begin, int64_t end, void* scratch) {
+  Arena arena{static_cast<int32_t*>(scratch)};
+  Line line(call, columns, maps, arena);
+  Chunk chunk{call, arena.floats(call.classes * kChunk)};
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t image = unit / call.in_height, y = unit % call.in_height;
+    line.read_labels(image, y, call.options.boundary_weight != 0);
+    for (int64_t x = 0; x < call.out_width; x += kChunk) {
+      chunk.read(image, y, x);
+      for (int64_t i = 0; i < chunk.count; i += kLanes) {
+        float* const planes = chunk.planes + i;
+        const Planes logits{planes};
+        const Amounts<Float> amounts = line.amounts(x + i, scales);
+        const Softmax<Planes> softmax(logits, call.classes, line.read_lse(x + i), amounts.total);
+        for (int64_t c = 0; c < call.classes; ++c) store(planes + c * kChunk, softmax(c), kLanes);
+        take_labels(line.labels(x + i), amounts, [&](int lane, int64_t label, float amount) {
+          planes[label * kChunk + lane] -= amount;
+        });
+      }
+      const int64_t at = image * stride[0] + y * stride[2] + x * stride[3];
+      for (int64_t c = 0; c < call.classes; ++c)
+        write_plane(
+            call.logits_type, gradient, at + c * stride[1], stride[3], chunk.count,
+            call.classes == 1 ? 0 : grad, chunk.planes + c * kChunk);
+    }
+  }
+}
+
+void bcl_low_gradient(
+    const Bcl& call, const BclColumns& columns, const BclMaps& maps, const float* scales, float* gradient,
+    float* lower, int64_t begin, int64_t end, void* scratch) {
+  Arena arena{static_cast<int32_t*>(scratch)};
+  Line line(call, columns, maps, arena);
+  SourceRows source(call, arena);
+  Corners corners(call, columns.pitch, arena);
+  const int64_t width = call.in_width, plane = call.in_height * width;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t image = unit / call.in_height, row = unit % call.in_height;
+    source.read_pair(image, row);
+    corners.clear();
+    each_output_row(call, row, [&](int64_t y, float share) {
+      line.read_labels(image, y, call.options.boundary_weight != 0);
+      for (int64_t cell = 0; cell < columns.pitch; cell += kLanes) {
+        source.interpolate(cell, share);
+        corners.clear_row();
+        for (int64_t at = cell; at < columns.positions(); at += columns.pitch) {
+          const Amounts<Float> amounts = line.amounts(at, scales);
+          if (!any(amounts.total != 0.0f)) continue;
+          const Between logits{source.left, source.step, load<Float>(columns.share + at)};
+          const Softmax<Between> softmax(logits, call.classes, line.read_lse(at), amounts.total);
+          corners.add_position(softmax, line.labels(at), amounts);
+        }
+        corners.add_row(cell, share);
+      }
+    });
+    const bool has_below = high_of(row, call.in_height, call.out_height) != row;
+    for (int64_t c = 0; c < call.classes; ++c) {
+      float* upper = gradient + (image * call.classes + c) * plane + row * width;
+      float* below = lower + (unit * call.classes + c) * width;
+      corners.write(corners.top_left, corners.top_right, c, upper);
+      corners.write(corners.bottom_left, corners.bottom_right, c, below);
+      for (int64_t x = 0; x < width && !has_below; ++x) upper[x] += below[x], below[x] = 0;
+      for (int64_t x = 0; x < width && call.classes == 1; ++x) upper[x] = below[x] = 0;
+    }
+  }
+}
+
+void bcl_add_lower(const Bcl& call, const float* lower, float* gradient, int64_t begin, int64_t end) {
+  const int64_t width = call.in_width;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t image = unit / call.in_height, row = unit % call.in_height;
+    if (row == 0) continue;
+    for (int64_t c = 0; c < call.classes; ++c) {
+      float* to = gradient + ((image * call.classes + c) * call.in_height + row) * width;
+      const float* from = lower + ((unit - 1) * call.classes + c) * width;
+      for (int64_t x = 0; x < width; ++x) to[x] += from[x];
+    }
+  }
+}
+
+}  // namespace bcmfnet::BCM_LEVEL
