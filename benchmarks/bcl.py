@@ -1,0 +1,178 @@
+"""The Boundary Corrected Loss, value and gradient: our op, what one writes without it, and plain cross-entropy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bcmfnet.benchmarks.harness import Provider, Unavailable, op_backends
+from bcmfnet.ops import backends
+from bcmfnet.ops.bcl import boundary_corrected_loss
+from bcmfnet.reference import bcl as reference
+
+BASELINE = "naive"
+
+IGNORE, TAU, RATIO = 255, 0.3567, 1 / 16
+"""The op's defaults, which the other providers compute too."""
+
+LOSS_ERROR, GRADIENT_ERROR = 1e-4, 2e-2
+"""Relative, of our backends: a score within a rounding of the next step of the grid may select another pixel."""
+OFF_GRID_ERROR = 2e-2
+"""Relative, of a loss that selects by raw scores."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Logits [N, C, h, w] of float32, at full resolution where they have the target's size; rough or smooth.
+
+    Rough logits are normal noise: every tenth pixel is a local maximum of the score. Smooth ones are bicubic between
+    noise 32 pixels apart, as a trained network's: one in a hundred is.
+    """
+
+    shape: tuple[int, int, int, int]
+    size: tuple[int, int]
+    content: str
+
+    @property
+    def name(self) -> str:
+        return "-".join(["x".join(map(str, self.shape)), "x".join(map(str, self.size)), self.content])
+
+
+SHAPES = [
+    ((2, 19, 512, 1024), (512, 1024)),  # Cityscapes crops at full resolution: the goals are stated for them
+    ((2, 19, 64, 128), (512, 1024)),  # and from the network's 1/8
+    ((4, 11, 360, 480), (360, 480)),  # CamVid
+    ((4, 11, 45, 60), (360, 480)),
+]
+CASES = [Case(shape, size, content) for (shape, size), content in product(SHAPES, ("rough", "smooth"))]
+
+
+def make_inputs(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Logits that need a gradient; uint8 labels: regions some 32 pixels wide, with one pixel in twenty ignored."""
+    generator = torch.Generator().manual_seed(0)
+    n, c, h, w = case.shape
+    height, width = case.size
+
+    def regions(size: tuple[int, int]) -> Tensor:
+        coarse = torch.randn(n, c, -(-height // 32), -(-width // 32), generator=generator)
+        return F.interpolate(coarse, size, mode="bicubic", align_corners=False)
+
+    target = regions(case.size).argmax(1).to(torch.uint8)
+    target[torch.rand(target.shape, generator=generator) < 0.05] = IGNORE
+    logits = 4 * regions((h, w)) if case.content == "smooth" else torch.randn(case.shape, generator=generator)
+    return logits.to(device).requires_grad_(), target.to(device)
+
+
+def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavailable]:
+    """Our backends; the loss from three cross-entropies, one log-softmax, and that compiled; cross-entropy alone."""
+
+    def ours(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return _with_gradient(boundary_corrected_loss(logits, target), logits)
+
+    def written(loss: Provider) -> Provider:
+        def call(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+            return _with_gradient(loss(_upsampled(logits, case.size), target.long()), logits)
+
+        return call
+
+    found = op_backends("bcl", device, ours) | {"naive": written(_naive), "careful": written(_careful)}
+    found["compile"] = Unavailable("torch.compile needs a C++ compiler")
+    if shutil.which(os.environ.get("CXX", "g++")) is not None:
+        torch.compiler.reset()
+        found["compile"] = written(torch.compile(_careful, dynamic=False))
+    return found | {"cross_entropy": written(_cross_entropy)}
+
+
+def _with_gradient(loss: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    return loss.detach(), torch.autograd.grad(loss, logits)[0]
+
+
+def _upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    if logits.shape[2:] == size:
+        return logits
+    return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(logits, target, ignore_index=IGNORE)
+
+
+def _naive(logits: Tensor, target: Tensor) -> Tensor:
+    """Three cross-entropies, non-maximum suppression by pooling, and a sort of what is left."""
+    rows, columns = _flipped(target)
+    ce, ce_rows, ce_columns = (
+        F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none") for labels in (target, rows, columns)
+    )
+    return _combined(ce, ce_rows + ce_columns, target, lambda scores: scores.sort(descending=True).values)
+
+
+def _careful(logits: Tensor, target: Tensor) -> Tensor:
+    """One log-softmax for the three terms, and a partial sort."""
+    log_p = F.log_softmax(logits, 1)
+    ce, ce_rows, ce_columns = (_picked(log_p, labels) for labels in (target, *_flipped(target)))
+    return _combined(ce, ce_rows + ce_columns, target, lambda s: s.topk(max(1, int(RATIO * s.numel()))).values)
+
+
+def _flipped(target: Tensor) -> tuple[Tensor, Tensor]:
+    flips = (reference.flip_index(target.shape[dim], 1, "swap").to(target.device) for dim in (1, 2))
+    rows, columns = (target.index_select(dim, index) for dim, index in zip((1, 2), flips, strict=True))
+    return rows, columns
+
+
+def _picked(log_p: Tensor, labels: Tensor) -> Tensor:
+    counts = labels != IGNORE
+    return -log_p.gather(1, (labels * counts).unsqueeze(1)).squeeze(1) * counts
+
+
+def _combined(ce: Tensor, score: Tensor, target: Tensor, largest: Provider) -> Tensor:
+    valid = target != IGNORE
+    score = (score * valid).detach()
+    candidates = (F.max_pool2d(score[:, None], 3, 1, 1)[:, 0] == score) & (score > 0)
+    scores = score[candidates]
+    kept = int(RATIO * scores.numel())
+    threshold = min(TAU, largest(scores)[kept - 1].item()) if kept else TAU
+    selected = candidates & (score >= threshold)
+    return ce.sum() / valid.sum() + (ce * selected).sum() / selected.sum().clamp(min=1)
+
+
+class Expected(NamedTuple):
+    """From float64: the loss, its gradient, and the cross-entropy alone."""
+
+    loss: float
+    gradient: Tensor
+    ce: float
+
+
+def expected(case: Case, logits: Tensor, target: Tensor) -> Expected:
+    """Value and gradient of the definition."""
+    exact = logits.detach().double().requires_grad_()
+    loss, stats, _ = reference.loss(exact, target, reference.make_options())
+    return Expected(loss.item(), torch.autograd.grad(loss, exact)[0], stats.ce.item())
+
+
+def disagreement(case: Case, provider: str, output: tuple[Tensor, Tensor], expected: Expected) -> str | None:
+    """Our backends agree in loss and gradient; the others in the loss, as far as decisions off the grid allow."""
+    loss, gradient = output
+    ours = provider in backends.BACKENDS
+    value = expected.ce if provider == "cross_entropy" else expected.loss
+    error = abs(loss.item() / value - 1)
+    if not error <= (LOSS_ERROR if ours else OFF_GRID_ERROR):
+        return f"loss {loss.item():.6g} is not {value:.6g}"
+    if ours:
+        error = ((gradient.double() - expected.gradient).norm() / expected.gradient.norm()).item()
+        if not error <= GRADIENT_ERROR:
+            return f"gradient is off by {error:.2g} of its norm"
+    return None
+
+
+def bytes_moved(case: Case) -> int:
+    """Logits and uint8 labels read once, the gradient written once."""
+    n, c, h, w = case.shape
+    return 2 * 4 * n * c * h * w + n * case.size[0] * case.size[1]
