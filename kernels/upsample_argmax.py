@@ -1,4 +1,8 @@
-"""Bilinear upsampling and argmax: a lane holds the output pixels between four source pixels, class after class."""
+"""Bilinear upsampling and argmax: a lane holds the output pixels between four source pixels, class after class.
+
+A class costs a pixel a multiply-add, a comparison and two selections, the last three at half rate, so a class that
+cannot win is skipped. Counted in the compiled code: no GPU has run this yet.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +15,12 @@ from torch import Tensor
 
 from bcmfnet.kernels.autotune import AotCase, autotune
 
-CELLS = 32  # a cell a lane and a warp a program: what no cell of a warp needs is skipped, and nothing is shared
-SIDE = 8  # 64 pixels a lane share four loads and share their lerps; larger cells are taken in pieces
-CHUNK = 4  # classes whose corners are loaded at once; 8 costs as many instructions, 16 spills registers
+CELLS = 32  # a cell a lane, a warp a program: a class that none of 32 cells needs is skipped, and no warp waits
+SIDE = 8  # 64 pixels a lane share four loads and the lerps along their rows; larger cells are taken in pieces
+CHUNK = 4  # classes whose corners are loaded at once: the fewest instructions for 19 classes; 16 spill
 
 LIMIT = tl.constexpr(1e38)  # infinities count as this
 NAN = tl.constexpr(2e38)  # NaN counts as this, above every number
-
-
-@triton.constexpr_function
-def tile_rows(side, rows, confident, aligned):
-    """Output rows of a lane: 4 where confidence or scattered stores need more registers a pixel; 2 spill as well."""
-    return min(side, 4 if confident or aligned == 1 else rows)
 
 
 @triton.jit
@@ -85,9 +83,14 @@ def _score(plane, corners, share_x, share_y):
 def upsample_argmax_kernel(
     logits, labels, confidence, batch, h, w, H, W, stride_n, stride_c, stride_h, stride_w,
     CLASSES: tl.constexpr, INDEX: tl.constexpr, SIDE: tl.constexpr, ALIGNED: tl.constexpr,
-    CELLS: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr,
+    CELLS: tl.constexpr, CHUNK: tl.constexpr, MOST_ROWS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    TILE: tl.constexpr = tile_rows(SIDE, ROWS, confidence is not None, ALIGNED)
+    """Of the (h + 1) x (w + 1) cells, each is the output pixels that read the same four corners.
+
+    A class whose corners are all below `bound`, the smallest corner of some other class, is skipped where only labels
+    are asked for. That is exact: up to 2^21 pixels a side a lerp is between its ends in float32 too.
+    """
+    TILE: tl.constexpr = ROWS if ROWS < MOST_ROWS else MOST_ROWS
     h, w, H, W = h.to(INDEX), w.to(INDEX), H.to(INDEX), W.to(INDEX)
     item = tl.program_id(0).to(INDEX) * CELLS + tl.arange(0, CELLS)
     cell_x, rest = item % (w + 1), item // (w + 1)
@@ -117,7 +120,7 @@ def upsample_argmax_kernel(
     for start in range(0, CLASSES, CHUNK):
         a, b, c, d = _load_chunk(logits, corners, start + in_chunk, stride_c, CLASSES)
         skipped = (a < bound) & (b < bound) & (c < bound) & (d < bound) | (start + in_chunk >= CLASSES)
-        needed = tl.reduce_or(tl.sum(tl.where(skipped, 0, 1) << in_chunk, 1), 0)
+        needed = tl.sum(tl.max(tl.where(skipped, 0, 1 << in_chunk), 0), 0)
         for i in range(CHUNK):
             if (needed >> i) & 1:
                 plane = logits + tl.cast(start + i, tl.int64) * stride_c
@@ -144,6 +147,11 @@ CONFIGS = [triton.Config({"ROWS": rows}, num_warps=1) for rows in (8, 4)]
 kernel = autotune(CONFIGS, ["CLASSES", "SIDE"])(upsample_argmax_kernel)
 
 
+def crowded(confident: bool, aligned: int, stride_c: int) -> bool:
+    """Whether 8 rows a lane spill: by a third value a pixel, by scattered stores, by loads of several cells a lane."""
+    return confident or aligned == 1 or stride_c == 1
+
+
 def upsample_argmax(logits: Tensor, labels: Tensor, confidence: Tensor | None) -> None:
     """Write labels, uint8 or int16 [N, H, W], and confidence, float16 [N, H, W] unless None, of logits [N, C, h, w]."""
     batch, classes, h, w = logits.shape
@@ -151,33 +159,40 @@ def upsample_argmax(logits: Tensor, labels: Tensor, confidence: Tensor | None) -
     scale_y, scale_x = triton.cdiv(H, h), triton.cdiv(W, w)
     side = min(triton.next_power_of_2(max(scale_y, scale_x)), SIDE)
     aligned = 4 if W % (8 * w) == 0 else 1
+    most_rows = min(side, 4 if crowded(confidence is not None, aligned, logits.stride(1)) else SIDE)
     largest = max(batch * (h + 1) * (w + 1) + CELLS, 2 * (h + 1) * (H + 2 * SIDE), 2 * (w + 1) * (W + 2 * SIDE))
 
     def grid(meta):
-        tile = tile_rows(side, meta["ROWS"], confidence is not None, aligned)
+        tile = min(most_rows, meta["ROWS"])
         return triton.cdiv(batch * (h + 1) * (w + 1), CELLS), triton.cdiv(scale_x, side), triton.cdiv(scale_y, tile)
 
     with torch.cuda.device_of(logits):
         kernel[grid](
             logits, labels, confidence, batch, h, w, H, W, *logits.stride(),
             CLASSES=classes, INDEX=tl.int32 if largest < 2**31 else tl.int64, SIDE=side,
-            ALIGNED=aligned, CELLS=CELLS, CHUNK=CHUNK,
+            ALIGNED=aligned, CELLS=CELLS, CHUNK=CHUNK, MOST_ROWS=most_rows,
         )  # fmt: skip
 
 
 def aot_cases() -> Iterator[AotCase]:
-    """Each configuration with the specialisations that images meet: aligned whole scales, any other, and no scale."""
-    outputs = {"labels": ("*u8", None, 19), "confidence": ("*u8", "*fp16", 19), "wide": ("*i16", "*fp16", 300)}
-    kinds = [("*fp32", name, 8, 4) for name in outputs] + [("*fp16", "labels", 8, 4), ("*bf16", "labels", 8, 4)]
-    kinds += [("*fp32", name, side, 1) for name in ("labels", "confidence") for side in (8, 1)]
+    """Each configuration as images meet it: dtypes, outputs, layouts, scales that 8 divides and others, and none.
+
+    INDEX int64 is left out: where also the scale is not a multiple of 8, it spills 1 to 9 registers, outside the loops.
+    """
+    outputs = {"labels": ("*u8", None, 19), "confidence": ("*u8", "*fp16", 19), "wide": ("*i16", None, 300)}
+    kinds = [("*fp32", name, "stride_w", 8, 4) for name in outputs]
+    kinds += [(dtype, "labels", "stride_w", 8, 4) for dtype in ("*fp16", "*bf16")]
+    kinds += [("*fp32", name, "stride_w", side, 1) for name in ("labels", "confidence") for side in (8, 1)]
+    kinds += [("*fp32", "labels", "stride_c", 8, 4), ("*fp16", "confidence", "stride_c", 8, 4)]
     numbers = ("batch", "h", "w", "H", "W", "stride_n", "stride_c", "stride_h", "stride_w")
-    for logits, output, side, aligned in kinds:
+    for logits, output, unit, side, aligned in kinds:
         labels, confidence, classes = outputs[output]
-        signature = {"logits": logits, "labels": labels, "confidence": confidence or "constexpr"}
-        signature |= dict.fromkeys(numbers, "i32")
-        constants = {"CLASSES": classes, "INDEX": tl.int32, "SIDE": side, "ALIGNED": aligned}
-        constants |= {"CELLS": CELLS, "CHUNK": CHUNK} | ({} if confidence else {"confidence": None})
-        different = CONFIGS if aligned > 1 and not confidence else CONFIGS[:1]  # tile_rows makes them equal
-        for config in different:
-            name = f"{logits[1:]} {output} side {side} aligned {aligned} rows {config.kwargs['ROWS']}"
+        signature = dict.fromkeys(numbers, "i32") | {"logits": logits, "labels": labels, unit: "constexpr"}
+        signature["confidence"] = confidence or "constexpr"
+        few = crowded(bool(confidence), aligned, 1 if unit == "stride_c" else 0)
+        constants = {unit: 1, "CLASSES": classes, "INDEX": tl.int32, "SIDE": side, "ALIGNED": aligned}
+        constants |= {"CELLS": CELLS, "CHUNK": CHUNK, "MOST_ROWS": min(side, 4 if few else SIDE)}
+        constants |= {} if confidence else {"confidence": None}
+        for config in CONFIGS[few:]:  # those that MOST_ROWS makes different
+            name = f"{logits[1:]} {output} {unit} 1 side {side} aligned {aligned} rows {config.kwargs['ROWS']}"
             yield AotCase(name, upsample_argmax_kernel, signature, constants | config.kwargs, config.num_warps)
