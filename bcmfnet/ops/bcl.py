@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -227,35 +228,50 @@ def _outputs(
     return empty(()), stats, empty(pixels), empty(pixels, torch.uint8), scales, gradient
 
 
-class _Native:
-    """The C++ kernels."""
+class _Kernels(NamedTuple):
+    """Kernels that write into outputs given to them; float64 is served by the reference."""
 
-    @staticmethod
+    run_forward: Callable[..., bool]
+    """Of (logits, target, weight, options, needs_grad, *outputs); False on a CPU where a label is no class."""
+    run_backward: Callable[..., None]
+    """Of (grad, logits, target, weight, options, lse, mask, scales, gradient of the logits), at full resolution."""
+
     def forward(
-        logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions, needs_grad: bool
+        self, logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions, needs_grad: bool
     ) -> tuple[Tensor, BclStats, Tensor, Tensor, Tensor, Tensor]:
         if logits.dtype == torch.float64:
             return reference.forward(logits, target, weight, options, needs_grad)
         loss, stats, *saved = _outputs(logits, target, options, needs_grad)
         weight = None if weight is None else weight.float().contiguous()
-        arguments = (logits, target, weight, *_packed(options), needs_grad)
-        if not torch.ops.bcmfnet._bcl_forward(*arguments, loss, *stats, *saved):
+        if not self.run_forward(logits, target, weight, options, needs_grad, loss, *stats, *saved):
             labels = target.long()
             reference.check_labels(labels, labels != options.ignore_index, logits.shape[1])
         return (loss, stats, *saved)
 
-    @staticmethod
     def backward(
-        grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions,
+        self, grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions,
         lse: Tensor, mask: Tensor, scales: Tensor, gradient: Tensor,
     ) -> Tensor:  # fmt: skip
         if gradient.numel() or logits.dtype == torch.float64:
             return reference.backward(grad, logits, target, weight, options, lse, mask, scales, gradient)
         weight = None if weight is None else weight.float().contiguous()
         result = torch.empty_like(logits)
-        arguments = (grad, logits, target, weight, *_packed(options), lse, mask, scales)
-        torch.ops.bcmfnet._bcl_backward(*arguments, result)
+        self.run_backward(grad, logits, target, weight, options, lse, mask, scales, result)
         return result
+
+
+def native(library: str = "bcmfnet") -> _Kernels:
+    """Kernels of a native library, by the namespace of its private ops."""
+
+    def forward(logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions, *others: Any) -> bool:
+        return getattr(torch.ops, library)._bcl_forward(logits, target, weight, *_packed(options), *others)
+
+    def backward(
+        grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions, *others: Tensor
+    ) -> None:
+        getattr(torch.ops, library)._bcl_backward(grad, logits, target, weight, *_packed(options), *others)
+
+    return _Kernels(forward, backward)
 
 
 def _packed(options: BclOptions) -> tuple[list[float], list[int]]:
@@ -304,7 +320,7 @@ def _refuse(ctx: Any, *grads: Any) -> None:
 for _key in ("CPU", "CUDA"):
     LIBRARY.impl("bcl_forward", _forward, _key)
     LIBRARY.impl("bcl_backward", _backward, _key)
-backends.register("bcl", "cpu", "cpp", _Native, _extension.load)
+backends.register("bcl", "cpu", "cpp", native(), _extension.load)
 backends.register("bcl", "cpu", "reference", reference)
 backends.register("bcl", "cuda", "reference", reference)
 torch.library.register_autograd("bcmfnet::bcl_forward", _differentiate, setup_context=_setup_context, lib=LIBRARY)

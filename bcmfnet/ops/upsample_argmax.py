@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -72,8 +73,9 @@ def _serve(logits: Tensor, size: tuple[int, int], confidence: bool) -> tuple[Ten
     return labels, probability
 
 
-def _native(logits: Tensor, labels: Tensor, confidence: Tensor | None) -> None:
-    torch.ops.bcmfnet._upsample_argmax(logits, labels, confidence)
+def native(library: str = "bcmfnet") -> Callable[..., None]:
+    """Kernels of a native library, by the namespace of its private ops."""
+    return lambda *tensors: getattr(torch.ops, library)._upsample_argmax(*tensors)
 
 
 def _triton(logits: Tensor, labels: Tensor, confidence: Tensor | None) -> None:
@@ -96,9 +98,9 @@ def _fake(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 for _key in ("CPU", "CUDA"):
     LIBRARY.impl("upsample_argmax", _serve, _key)
-backends.register("upsample_argmax", "cpu", "cpp", _native, _extension.load)
+backends.register("upsample_argmax", "cpu", "cpp", native(), _extension.load)
 backends.register("upsample_argmax", "cpu", "reference", _reference)
 backends.register("upsample_argmax", "cpu", "triton", _triton, backends.no_interpreter)
-backends.register("upsample_argmax", "cuda", "cuda", _native, _extension.load_cuda)
+backends.register("upsample_argmax", "cuda", "cuda", native(), _extension.load_cuda)
 backends.register("upsample_argmax", "cuda", "triton", _triton, backends.no_triton)
 backends.register("upsample_argmax", "cuda", "reference", _reference)
