@@ -137,7 +137,7 @@ def backward(
     gradient: Tensor,
 ) -> Tensor:
     """Gradient of the logits, in their dtype and layout; times grad in float32, since 1 / valid underflows float16."""
-    if gradient.numel() == 0:
+    if logits.shape[2:] == target.shape[1:]:
         z = _computed(logits)
         p = torch.exp(z - z.amax(1, keepdim=True) - lse[:, None])
         gradient = _gradient(p, _labels(target, options, logits.shape[1]), options, weight, mask, scales)

@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "bcl/bcl_cpu.h"
+#include "bcl/bcl_cuda.h"
 #include "bcl/bcl_math.h"
 #include "common/bilinear.h"
 #include "common/select.h"
@@ -28,11 +29,10 @@ BclOptions unpack(const Reals& reals, const Integers& integers) {
   for (int i = 0; i < 3; ++i) options.score[i] = static_cast<float>(reals[i]);
   for (int i = 0; i < 3; ++i) options.terms[i] = static_cast<float>(reals[3 + i]);
   options.ce_weight = static_cast<float>(reals[6]), options.boundary_weight = static_cast<float>(reals[7]);
-  options.ratio = reals[8];
   options.ignore_index = integers[0];
   for (int i = 0; i < 2; ++i) options.step[i] = integers[1 + i], options.offset[i] = integers[3 + i];
-  options.nms = integers[5], options.min_kept = integers[6], options.max_kept = integers[7];
-  options.tau = static_cast<int32_t>(integers[8]);
+  options.nms = integers[5];
+  options.selection = {reals[8], integers[6], integers[7], static_cast<int32_t>(integers[8])};
   options.mirror = integers[9], options.by_valid = integers[10], options.per_image = integers[11];
   return options;
 }
@@ -117,7 +117,7 @@ struct Forward {
   explicit Forward(const Bcl& call)
       : call(call), columns(call), rows(call.batch * call.out_height), pixels(rows * call.out_width),
         labels(fresh<int16_t>(pixels)), by_row(rows), by_unit(units(call)),
-        thresholds(call.options.per_image ? call.batch : 1, call.options.tau) {
+        thresholds(call.options.per_image ? call.batch : 1, call.options.selection.tau) {
     maps.labels = labels.get();
   }
 
@@ -150,10 +150,8 @@ struct Forward {
       const std::lock_guard<std::mutex> lock(adding);
       for (size_t i = 0; i < own.size(); ++i) histogram[i] += own[i];
     });
-    const BclOptions& options = call.options;
     for (size_t i = 0; i < thresholds.size(); ++i)
-      thresholds[i] = select_threshold(
-          histogram.data() + i * kScores, options.tau, options.ratio, options.min_kept, options.max_kept);
+      thresholds[i] = select_threshold(histogram.data() + i * kScores, call.options.selection);
     in_parallel(rows, row_work(), [&](int64_t begin, int64_t end) {
       BCM_CHOOSE(bcl_select)(call, maps, thresholds.data(), begin, end, by_row.data());
     });
@@ -244,6 +242,49 @@ void backward_on_cpu(
   });
 }
 
+#if BCMFNET_WITH_CUDA
+
+// Memory of a tensor, null where it is empty.
+template <typename T>
+T* data_if_any(const Tensor& tensor) {
+  return tensor.numel() > 0 ? data<T>(tensor) : nullptr;
+}
+
+// A wrong label makes the loss NaN: to tell the host, it would have to wait.
+bool forward_on_cuda(
+    const Tensor& logits, const Tensor& target, std::optional<Tensor> weight, Reals reals, Integers integers,
+    bool saves, Tensor loss, Tensor ce, Tensor boundary, Tensor selected, Tensor valid, Tensor threshold, Tensor lse,
+    Tensor mask, Tensor scales, Tensor gradient) {
+  const Bcl call = describe(logits, target, weight, unpack(reals, integers));
+  const BclOutputs outputs{
+      data<float>(loss), data<float>(ce), data<float>(boundary), data<int64_t>(selected), data<int64_t>(valid),
+      data<int32_t>(threshold), data_if_any<float>(lse), data_if_any<uint8_t>(mask), data_if_any<float>(scales),
+      data_if_any<float>(gradient)};
+  const int64_t bytes = bcl_scratch_bytes_cuda(&call, saves);
+  const Tensor scratch =
+      torch::stable::empty({bytes}, torch::headeronly::ScalarType::Byte, std::nullopt, logits.device());
+  launch(logits, [&](void* stream) {
+    return bcl_forward_cuda(&call, &outputs, scratch.mutable_data_ptr(), saves, stream);
+  });
+  return true;
+}
+
+void backward_on_cuda(
+    const Tensor& grad, const Tensor& logits, const Tensor& target, std::optional<Tensor> weight, Reals reals,
+    Integers integers, const Tensor& lse, const Tensor& mask, const Tensor& scales, Tensor gradient) {
+  const Bcl call = describe(logits, target, weight, unpack(reals, integers));
+  int64_t stride[4];
+  for (int i = 0; i < 4; ++i) stride[i] = gradient.stride(i);
+  launch(logits, [&](void* stream) {
+    return bcl_backward_cuda(
+        &call, static_cast<const float*>(grad.const_data_ptr()), static_cast<const float*>(lse.const_data_ptr()),
+        static_cast<const uint8_t*>(mask.const_data_ptr()), static_cast<const float*>(scales.const_data_ptr()),
+        gradient.mutable_data_ptr(), stride, stream);
+  });
+}
+
+#endif
+
 BCM_SCHEMA {
   m.def(
       "_bcl_forward(Tensor logits, Tensor target, Tensor? weight, float[] reals, int[] integers, bool saves, "
@@ -253,12 +294,8 @@ BCM_SCHEMA {
       "_bcl_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, float[] reals, int[] integers, "
       "Tensor lse, Tensor mask, Tensor scales, Tensor(a!) gradient) -> ()");
 }
-#ifndef BCM_CUDA_ON_CPU
-STABLE_TORCH_LIBRARY_IMPL(BCM_LIBRARY, CPU, m) {
-  m.impl("_bcl_forward", TORCH_BOX(&forward_on_cpu));
-  m.impl("_bcl_backward", TORCH_BOX(&backward_on_cpu));
-}
-#endif
+BCM_SERVE("_bcl_forward", forward_on_cpu, forward_on_cuda)
+BCM_SERVE("_bcl_backward", backward_on_cpu, backward_on_cuda)
 
 }  // namespace
 }  // namespace bcmfnet

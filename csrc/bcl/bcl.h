@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/dtype.h"
+#include "common/select.h"
 
 namespace bcmfnet {
 
@@ -11,12 +12,10 @@ namespace bcmfnet {
 struct BclOptions {
   float score[3], terms[3];  // weights of the cross-entropy of the own, the row-flipped and the column-flipped label
   float ce_weight, boundary_weight;
-  double ratio;
   int64_t ignore_index;
   int64_t step[2], offset[2];  // of the flip windows: rows, columns
   int64_t nms;                 // side of the suppression window
-  int64_t min_kept, max_kept;  // max_kept < 0: no limit
-  int32_t tau;                 // the threshold, on the grid of q
+  Selection selection;         // on the grid of scores
   bool mirror, by_valid, per_image;
 };
 

@@ -12,11 +12,12 @@ constexpr float kScoreUnit = 1024;  // its steps to a nat
 
 // The position that a flip reads along an axis: neighbouring blocks of `step` change places, or windows of 2 * step are
 // reversed. One that would leave the image stays.
-BCM_HD int64_t flipped(int64_t position, int64_t length, int64_t step, int64_t offset, bool mirror) {
-  const int64_t i = position + offset, block = i / step, within = i % step;
-  const int64_t window = block - (block & 1);
-  const int64_t j = mirror ? (2 * window + 2) * step - 1 - i : (block ^ 1) * step + within;
-  const int64_t result = j - offset;
+template <typename Integer>
+BCM_HD Integer flipped(Integer position, Integer length, Integer step, Integer offset, bool mirror) {
+  const Integer i = position + offset, block = i / step, within = i % step;
+  const Integer window = block - (block & 1);
+  const Integer j = mirror ? (2 * window + 2) * step - 1 - i : (block ^ 1) * step + within;
+  const Integer result = j - offset;
   return result < 0 || result >= length ? position : result;
 }
 

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "common/host_device.h"
+
 namespace bcmfnet {
 
 constexpr int kScores = 65536;
@@ -15,22 +17,34 @@ inline int32_t kth_largest(const uint32_t* histogram, int64_t rank) {
   return score;
 }
 
-// The score from which candidates are selected: t = min(tau, K-th largest), K = min(M, max(min_kept, floor(ratio * M)))
-// of M candidates; tau where K is 0; at least the max_kept-th largest where there are so many (max_kept < 0: no limit).
-inline int32_t select_threshold(
-    const uint32_t* histogram, int32_t tau, double ratio, int64_t min_kept, int64_t max_kept) {
+// What is asked of a selection: candidates from tau on, but at least the share `ratio` of them and min_kept, and at
+// most max_kept where there are so many (max_kept < 0: no limit). Ties at the threshold are all in.
+struct Selection {
+  double ratio;
+  int64_t min_kept, max_kept;
+  int32_t tau;
+};
+
+// How many candidates the threshold must let in: min(M, max(min_kept, floor(ratio * M))) of M.
+BCM_HD int64_t kept_of(int64_t candidates, const Selection& selection) {
+  const int64_t share = static_cast<int64_t>(floor(selection.ratio * static_cast<double>(candidates)));
+  const int64_t kept = share > selection.min_kept ? share : selection.min_kept;
+  return kept < candidates ? kept : candidates;
+}
+
+// The score from which candidates are selected: min(tau, kept-th largest), tau where none must be let in; at least the
+// max_kept-th largest where there are so many.
+inline int32_t select_threshold(const uint32_t* histogram, const Selection& selection) {
   int64_t candidates = 0;
   for (int score = 0; score < kScores; ++score) candidates += histogram[score];
-  int64_t kept = static_cast<int64_t>(std::floor(ratio * static_cast<double>(candidates)));
-  kept = kept > min_kept ? kept : min_kept;
-  kept = kept < candidates ? kept : candidates;
-  int32_t threshold = tau;
+  const int64_t kept = kept_of(candidates, selection);
+  int32_t threshold = selection.tau;
   if (kept > 0) {
     const int32_t kth = kth_largest(histogram, kept);
-    threshold = kth < tau ? kth : tau;
+    threshold = kth < threshold ? kth : threshold;
   }
-  if (max_kept >= 0 && max_kept <= candidates) {
-    const int32_t kth = kth_largest(histogram, max_kept);
+  if (selection.max_kept >= 0 && selection.max_kept <= candidates) {
+    const int32_t kth = kth_largest(histogram, selection.max_kept);
     threshold = kth > threshold ? kth : threshold;
   }
   return threshold;

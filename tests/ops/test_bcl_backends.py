@@ -1,28 +1,37 @@
-"""The loss on every backend against the float64 reference, given equal decisions: random shapes, labels and options."""
+"""The loss on every backend against the float64 reference, given equal decisions, and its rules at the edges."""
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 import torch
-from compare import assert_close, relative_error
+from compare import TOLERANCE, assert_close, relative_error
+from gpu_manners import assert_capturable, assert_never_waits, assert_uses_the_current_stream
 
 from bcmfnet.ops import boundary_corrected_loss
 from bcmfnet.reference import bcl as reference
 from bcmfnet.reference.bcl import MODES, make_options
 
 OP = "bcl"
-CASES = 200  # seeds; each is a shape, labels and options
+CASES = 1000  # seeds; each is a shape, labels, options, a dtype and a memory format
+CASES_INTERPRETED = 100  # of them, where each takes a good part of a second
+INF, NAN = math.inf, math.nan
+
+FULL_AND_UPSAMPLED = [(24, 40), (3, 5), (7, 13)]  # logits of a target [24, 40]
 
 
 def draw(seed: int):
     """Logits, target, weight and options of a random case; one of three has logits at full resolution."""
     generator, choose = torch.Generator().manual_seed(seed), random.Random(seed)
-    batch, classes = choose.randint(1, 3), choose.choice([1, 2, 3, 5, 19, 33])
+    batch, classes = choose.randint(1, 3), choose.choice([1, 2, 3, 5, 12, 19, 33])
     size = (choose.randint(1, 40), choose.randint(1, 90))
     grid = size if seed % 3 == 0 else tuple(choose.randint(1, side) for side in size)
     logits = choose.choice([0.1, 2.0, 30.0]) * torch.randn(batch, classes, *grid, generator=generator)
+    logits = logits.to(choose.choice([torch.float32, torch.float32, torch.float16, torch.bfloat16]))
+    if choose.random() < 0.5:
+        logits = logits.contiguous(memory_format=torch.channels_last)
     coarse = torch.randint(0, classes, (batch, *size), generator=generator)[:, ::5, ::7]
     target = coarse.repeat_interleave(5, 1).repeat_interleave(7, 2)[:, : size[0], : size[1]].contiguous()
     ignored = choose.choice([0, 0.1, 1]) if seed % 10 == 0 else 0.1
@@ -33,7 +42,7 @@ def draw(seed: int):
         "mode": choose.choice(list(MODES)), "alpha": choose.choice([0.0, 0.7, 1.0]), "beta": choose.choice([1.0, 1.3]),
         "ce_weight": choose.choice([1.0, 0.0, 0.4]), "boundary_weight": choose.choice([1.0, 0.6, 0.0]),
         "ignore_index": ignore, "step": choose.choice([1, (2, 1), (3, 4)]), "flip": choose.choice(["swap", "mirror"]),
-        "nms": choose.choice([1, 3, 5, 7]), "threshold": choose.choice([0.0, 0.3567, 6.0]),
+        "nms": choose.choice([1, 3, 5, 7, 9]), "threshold": choose.choice([0.0, 0.3567, 6.0]),
         "ratio": choose.choice([0, 1 / 16, 0.5, 1]), "min_kept": choose.choice([0, 0, 20]),
         "max_kept": choose.choice([None, None, 5, 10**6]), "norm": choose.choice(["selected", "valid"]),
         "per_image": choose.random() < 0.3,
@@ -42,7 +51,7 @@ def draw(seed: int):
 
 
 def resolved(options: dict) -> reference.BclOptions:
-    step = options["step"]
+    step = options.get("step", 1)
     return make_options(**options | {"step": (step, step) if isinstance(step, int) else step})
 
 
@@ -53,30 +62,266 @@ def decided_by_a_rounding(maps: reference.BclMaps, options: reference.BclOptions
     return bool(((position - position.round()).abs() < error).any())
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_random_cases(device, layout):
+def run(device, logits, target, weight=None, **options):
+    """Loss, figures and gradient, on the CPU."""
+    z = logits.to(device).requires_grad_()
+    weight = None if weight is None else weight.to(device)
+    value, stats = boundary_corrected_loss(z, target.to(device), weight=weight, return_stats=True, **options)
+    (gradient,) = torch.autograd.grad(value, z)
+    return value.detach().cpu(), reference.BclStats(*(figure.cpu() for figure in stats)), gradient.cpu()
+
+
+def agrees(device, logits, target, weight, options, name: str) -> bool:
+    """Compare a case with the reference; False where a rounding may decide, and only counts are compared."""
+    value, stats, gradient = run(device, logits, target, weight, **options)
+    exact = logits.double().requires_grad_()
+    expected, figures, maps = reference.loss(exact, target, resolved(options), weight)
+    assert stats.valid.item() == figures.valid.item(), name
+    assert_close(stats.ce, figures.ce, f"ce of {name}", 5e-6)
+    if decided_by_a_rounding(maps, resolved(options), logits):
+        assert abs(stats.selected.item() - figures.selected.item()) <= 0.05 * maps.candidates.sum().item() + 2, name
+        return False
+    assert stats.threshold.tolist() == figures.threshold.tolist(), name
+    assert stats.selected.item() == figures.selected.item(), name
+    assert_close(stats.boundary, figures.boundary, f"boundary term of {name}", 5e-6)
+    assert_close(value, expected.detach(), f"loss of {name}", 5e-6)
+    (exact_gradient,) = torch.autograd.grad(expected, exact)
+    assert gradient.dtype == logits.dtype and gradient.stride() == logits.stride(), name
+    tolerance = max(5e-6, TOLERANCE[logits.dtype])
+    assert relative_error(gradient, exact_gradient) < tolerance or exact_gradient.norm() < 1e-6, name
+    return True
+
+
+def test_random_cases(device, request):
     """Half of them decide nothing by a rounding; in the others the decisions are compared by their number alone."""
-    sure = 0
-    for seed in range(CASES):
-        logits, target, weight, options = draw(seed)
-        packed = resolved(options)
-        z = logits.to(device).contiguous(memory_format=layout).requires_grad_()
-        value, stats = boundary_corrected_loss(
-            z, target.to(device), weight=None if weight is None else weight.to(device), return_stats=True, **options
+    cases = CASES_INTERPRETED if "cpu-triton" in request.node.name else CASES
+    sure = sum(agrees(device, *draw(seed), f"case {seed}") for seed in range(cases))
+    assert sure > cases / 4
+
+
+# Each has more of something than a block, a warp or a group of classes of some backend takes at once.
+LARGE = {
+    "rows and columns": ((2, 5, 70, 600), (70, 600), {}),
+    "many classes": ((1, 150, 9, 300), (9, 300), {}),
+    "cells": ((2, 5, 9, 150), (70, 600), {}),
+    "cells of many classes": ((1, 150, 3, 40), (20, 300), {}),
+    "one large cell": ((2, 19, 1, 1), (40, 300), {}),
+    "suppression": ((1, 3, 40, 300), (40, 300), {"nms": 21}),
+    "images": ((9, 3, 4, 6), (12, 20), {"per_image": True}),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_cases(device, name):
+    shape, size, options = LARGE[name]
+    generator = torch.Generator().manual_seed(0)
+    # Logits on a coarse grid of numbers: their scores are far from a rounding, or equal.
+    logits = torch.randint(-3, 4, shape, generator=generator).float()
+    target = torch.randint(0, shape[1], (shape[0], *size), generator=generator)
+    target[torch.rand(target.shape, generator=generator) < 0.1] = 255
+    agrees(device, logits, target.to(torch.uint8), None, options | {"ratio": 0.5, "threshold": 6.0}, name)
+
+
+@pytest.mark.parametrize("grid", FULL_AND_UPSAMPLED)
+def test_ties_are_all_selected(device, grid):
+    """Equal logits, equal scores wherever a flipped label differs: no order among them, and no rounding."""
+    target = torch.arange(24)[:, None].expand(24, 40)[None] // 3 % 2  # edges between rows 3k-1 and 3k
+    value, stats, gradient = run(device, torch.zeros(1, 2, *grid), target.contiguous(), ratio=0.0, threshold=0.0)
+    candidates = 24 * 40  # log 2 for both flips, everywhere: each pixel is a maximum
+    assert stats.selected.item() == candidates and stats.threshold.item() == 0
+    assert value.item() == pytest.approx(2 * math.log(2), rel=1e-6)
+    _, limited, _ = run(device, torch.zeros(1, 2, *grid), target.contiguous(), max_kept=1)
+    assert limited.selected.item() == candidates
+    assert limited.threshold.item() == round(2048 * math.log(2))
+
+
+@pytest.mark.parametrize("grid", FULL_AND_UPSAMPLED)
+def test_one_class_is_exactly_zero(device, grid):
+    value, _, gradient = run(device, torch.randn(2, 1, *grid), torch.zeros(2, 24, 40, dtype=torch.uint8))
+    assert value.item() == 0 and not gradient.any()
+
+
+@pytest.mark.parametrize("grid", FULL_AND_UPSAMPLED)
+@pytest.mark.parametrize("options", [{}, {"ce_weight": 0.0}, {"boundary_weight": 0.0}, {"norm": "valid"}])
+def test_nothing_valid_is_zero_with_zero_gradients(device, grid, options):
+    logits = torch.randn(2, 3, *grid)
+    logits[0, 0, 0, 0] = NAN  # nor does an ignored pixel reach the gradient
+    value, stats, gradient = run(device, logits, torch.full((2, 24, 40), 255), **options)
+    assert value.item() == 0 and stats.valid.item() == 0 and stats.selected.item() == 0
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("grid", FULL_AND_UPSAMPLED)
+@pytest.mark.parametrize("options", [{}, {"boundary_weight": 0.0}])
+def test_without_terms_the_gradient_is_zero(device, grid, options):
+    value, _, gradient = run(
+        device, torch.randn(2, 3, *grid), torch.zeros(2, 24, 40, dtype=torch.uint8), **{"ce_weight": 0.0} | options,
+        ratio=0.0, threshold=70.0,
+    )  # fmt: skip
+    assert value.item() == 0 and not gradient.any()
+
+
+@pytest.mark.parametrize("grid", [(24, 40), (3, 5)])
+def test_an_empty_batch(device, grid):
+    value, stats, gradient = run(device, torch.randn(0, 3, *grid), torch.zeros(0, 24, 40, dtype=torch.int64))
+    assert value.item() == 0 and stats.valid.item() == 0
+    assert gradient.shape == (0, 3, *grid)
+
+
+@pytest.mark.parametrize("grid", FULL_AND_UPSAMPLED)
+def test_large_logits(device, grid):
+    """Differences of 1e4 in a pixel: exp underflows, the score is cut to its grid, nothing is NaN."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 1e4 * torch.randint(-1, 2, (1, 4, *grid), generator=generator).float()
+    target = torch.randint(0, 4, (1, 24, 40), generator=generator)
+    value, _, gradient = run(device, logits, target)
+    exact = logits.double().requires_grad_()
+    expected = reference.loss(exact, target, make_options())[0]
+    assert_close(value, expected.detach())
+    assert gradient.isfinite().all()
+
+
+def one_pixel(value: float, of_label: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits 0 but for one value, of the label's class or another, at one of 24 x 40 pixels of class 0."""
+    logits, target = torch.zeros(1, 3, 24, 40), torch.zeros(1, 24, 40, dtype=torch.uint8)
+    logits[0, 0 if of_label else 1, 11, 17] = value
+    return logits, target
+
+
+@pytest.mark.parametrize(
+    ("value", "of_label", "loss"),
+    [(-INF, False, None), (-INF, True, INF), (INF, True, NAN), (INF, False, NAN), (NAN, True, NAN), (NAN, False, NAN)],
+)
+@pytest.mark.parametrize("options", [{}, {"boundary_weight": 0.0}, {"ce_weight": 0.0, "mode": "ohem"}])
+def test_values_that_are_not_finite_come_out_as_torch_has_them(device, value, of_label, loss, options):
+    logits, target = one_pixel(value, of_label)
+    actual, _, _ = run(device, logits, target, **options)
+    if loss is None:
+        assert actual.isfinite()
+    else:
+        assert actual.item() == loss or (math.isnan(loss) and actual.isnan())
+
+
+def test_an_infinite_score_is_selected_and_a_nan_one_is_not(device):
+    logits, target = one_pixel(-INF, True)
+    _, stats, _ = run(device, logits, target, mode="ohem", threshold=60.0, ratio=0.0)
+    assert stats.selected.item() == 1
+    logits, target = one_pixel(NAN, True)
+    _, stats, _ = run(device, logits, target, mode="ohem", threshold=60.0, ratio=0.0)
+    assert stats.selected.item() == 0 and stats.boundary.isnan()
+
+
+def test_a_pixel_of_minus_infinities_is_nan(device):
+    logits, target = one_pixel(0, True)
+    logits[:, :, 5, 5] = -INF
+    assert run(device, logits, target)[0].isnan()
+
+
+@pytest.mark.parametrize("grid", [(24, 40), (3, 5)])
+@pytest.mark.parametrize("label", [3, -2, 40])
+def test_a_wrong_label_is_no_index(device, grid, label):
+    """On a CPU it is named; where that would take a wait, it makes the loss NaN."""
+    target = torch.zeros(1, 24, 40, dtype=torch.int32)
+    target[0, 3, 7] = label
+    try:
+        assert run(device, torch.randn(1, 3, *grid), target)[0].isnan()
+    except IndexError as error:
+        assert f"got {label} at (image, row, column) = (0, 3, 7)" in str(error)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (24, 1), (2, 3)])
+def test_images_smaller_than_the_window_of_the_flip(device, size):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(-3, 4, (2, 3, *size), generator=generator).float()
+    target = torch.randint(0, 3, (2, *size), generator=generator)
+    for step in (1, 4, 100):
+        agrees(device, logits, target, None, {"step": step, "mode": "paper0"}, f"step {step}")
+        agrees(
+            device,
+            logits[:, :, :1, :1].contiguous(),
+            target,
+            None,
+            {"step": step, "mode": "paper0"},
+            f"upsampled, step {step}",
         )
-        (gradient,) = torch.autograd.grad(value, z)
-        exact = logits.double().requires_grad_()
-        expected, figures, maps = reference.loss(exact, target, packed, weight)
-        assert stats.valid.item() == figures.valid.item(), seed
-        assert_close(stats.ce.cpu(), figures.ce, f"ce of case {seed}", 5e-6)
-        if decided_by_a_rounding(maps, packed, logits):
-            assert abs(stats.selected.item() - figures.selected.item()) <= 0.05 * maps.candidates.sum().item() + 2, seed
-            continue
-        sure += 1
-        assert stats.threshold.tolist() == figures.threshold.tolist(), seed
-        assert stats.selected.item() == figures.selected.item(), seed
-        assert_close(stats.boundary.cpu(), figures.boundary, f"boundary term of case {seed}", 5e-6)
-        assert_close(value.detach().cpu(), expected.detach(), f"loss of case {seed}", 5e-6)
-        (exact_gradient,) = torch.autograd.grad(expected, exact)
-        assert relative_error(gradient.cpu(), exact_gradient) < 5e-6 or exact_gradient.norm() < 1e-6, seed
-    assert sure > CASES / 4
+
+
+def test_any_strides(device):
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 3, (2, 40, 24), generator=generator).transpose(1, 2)
+    for grid in FULL_AND_UPSAMPLED:
+        logits = torch.randn(2, 4, 2 * grid[0], grid[1] + 3, generator=generator)[:, 1:, ::2, 2:-1]
+        strided = run(device, logits, target)
+        dense = run(device, logits.contiguous(), target.contiguous())
+        assert strided[0] == dense[0] and torch.equal(strided[2], dense[2])
+    expanded = run(device, torch.ones(2, 1, 1, 1).expand(2, 3, 24, 40), target)
+    assert expanded[2].shape == (2, 3, 24, 40)
+
+
+@pytest.mark.usefixtures("poisoned", "deterministic")
+@pytest.mark.parametrize("options", [{}, {"boundary_weight": 0.0}, {"ce_weight": 0.0}, {"per_image": True}])
+@pytest.mark.parametrize("classes", [5, 40])
+@pytest.mark.parametrize("grid", FULL_AND_UPSAMPLED)
+def test_nothing_is_read_before_it_is_written(device, grid, classes, options):
+    """Memory starts as NaN and largest integers, the kernels' own too; and two runs give equal bits."""
+    logits, target = torch.randn(2, classes, *grid), torch.randint(0, classes, (2, 24, 40))
+    first, second = (run(device, logits, target, **options) for _ in range(2))
+    assert first[0].isfinite() and first[2].isfinite().all()
+    assert first[0] == second[0] and torch.equal(first[2], second[2])
+
+
+@pytest.fixture
+def deterministic():
+    """torch.empty of C++ fills its memory."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("grid", [(24, 40), (3, 5)])
+def test_threads_and_layouts_give_equal_bits(device, grid):
+    logits, target = torch.randn(3, 7, *grid), torch.randint(0, 7, (3, 24, 40), dtype=torch.uint8)
+    expected = run(device, logits, target)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            actual = run(device, logits.contiguous(memory_format=layout), target)
+            assert actual[0] == expected[0] and torch.equal(actual[2], expected[2])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def loss_and_gradient(size, **options):
+    def call(logits):
+        target = torch.arange(size[1], device=logits.device).expand(logits.shape[0], *size) // 5 % logits.shape[1]
+        logits = logits.detach().requires_grad_()
+        loss, stats = boundary_corrected_loss(logits, target.to(torch.uint8), return_stats=True, **options)
+        return loss.detach(), torch.autograd.grad(loss, logits)[0], *stats
+
+    return call
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"per_image": True}, {"boundary_weight": 0.0}])
+@pytest.mark.parametrize("classes", [19, 40])
+@pytest.mark.parametrize("grid", [(64, 256), (8, 32)])
+@pytest.mark.parametrize("check", [assert_never_waits, assert_uses_the_current_stream, assert_capturable])
+def test_manners_on_a_gpu(cuda, check, grid, classes, options):
+    check(loss_and_gradient((64, 256), **options), torch.randn(2, classes, *grid, device=cuda))
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("grid", [(2**14, 2**14), (2**11, 2**11)])
+def test_more_than_2_to_the_31_elements(cuda, grid):
+    """Of the logits at full resolution; of the pixels' logits with upsampling. Takes about 30 GiB."""
+    logits = torch.zeros(1, 9, *grid, dtype=torch.float16, device=cuda).requires_grad_()
+    target = torch.zeros(1, 2**14, 2**14, dtype=torch.uint8, device=cuda)
+    loss, stats = boundary_corrected_loss(logits, target, nms=1, threshold=0.0, ratio=0.0, return_stats=True)
+    assert loss.item() == pytest.approx(2 * math.log(9), rel=1e-5)
+    assert stats.valid.item() == stats.selected.item() == 2**28
+    (gradient,) = torch.autograd.grad(2.0**20 * loss, logits)  # the gradient of one pixel underflows float16
+    per_pixel = 2 * 2.0**20 / (grid[0] * grid[1])
+    last = gradient[0, 0, -1].float()
+    torch.testing.assert_close(last, torch.full_like(last, -8 / 9 * per_pixel), rtol=2e-2, atol=1e-9)
