@@ -36,7 +36,7 @@ from bcmfnet.engine.run_folder import MetricsLog, write_json, write_text
 from bcmfnet.engine.runtime import Interrupted, StopRequest, autocast, resolve_amp, resolve_device, stop_on_signals
 from bcmfnet.errors import TrainingError
 from bcmfnet.models import count_parameters, create_model, model_from_weights, save_weights
-from bcmfnet.nn import BoundaryCorrectedLoss
+from bcmfnet.nn import BoundaryCorrectedLoss, UpsampledCrossEntropy
 
 log = logging.getLogger("bcmfnet.train")
 
@@ -288,7 +288,7 @@ class _Meter:
 def build_loss(config: LossConfig, ignore_index: int) -> BoundaryCorrectedLoss:
     """The loss of a configuration: `plain` is cross-entropy, `ohem` is OHEM as mmseg and HRNet users know it."""
     if config.mode == "plain":
-        return BoundaryCorrectedLoss(boundary_weight=0.0, ignore_index=ignore_index)
+        return UpsampledCrossEntropy(ignore_index)
     options = {key: getattr(config, key) for key in ("mode", "boundary_weight", "step", "threshold", "min_kept")}
     if config.mode == "ohem":
         return BoundaryCorrectedLoss(ce_weight=0.0, nms=1, ratio=0.0, ignore_index=ignore_index, **options)
