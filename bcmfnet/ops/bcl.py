@@ -27,13 +27,18 @@ _OPTIONS = (
 )
 
 LIBRARY.define(
-    f"bcl_forward(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}, bool needs_grad) -> (Tensor loss, "
+    f"bcl_forward(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}, bool needs_grad, "
+    "bool inplace_grad=False) -> (Tensor loss, "
     "Tensor ce, Tensor boundary, Tensor selected, Tensor valid, Tensor threshold, "
     "Tensor lse, Tensor mask, Tensor scales, Tensor gradient)"
 )
 LIBRARY.define(
     "bcl_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, "
     f"{_OPTIONS}, Tensor lse, Tensor mask, Tensor scales, Tensor gradient) -> Tensor"
+)
+LIBRARY.define(
+    "bcl_backward_(Tensor grad, Tensor(a!) logits, Tensor target, Tensor? weight, "
+    f"{_OPTIONS}, Tensor lse, Tensor mask, Tensor scales) -> ()"
 )
 
 
@@ -86,7 +91,10 @@ def boundary_corrected_loss(
         norm: the boundary term is divided by the number of selected or of valid pixels.
         per_image: select within each image instead of over the batch.
         jitter: seed of a random offset of the flip windows; a new one each step lets every edge be seen.
-        inplace_grad: reuse the logits' memory for their gradient; no backend here can.
+        inplace_grad: backward writes the gradient over the logits, which saves as much memory as they take. For an
+            eager call with a network's own full-resolution output, which nothing reads after the backward: a second
+            backward, or another op that saved the logits, fails in autograd. Refused where it would be wrong or save
+            nothing; without effect where no gradient is asked for.
         validate: check the labels' range and wait for the answer, also on a GPU.
         return_stats: return (loss, BclStats) with detached figures on the device.
 
@@ -105,8 +113,6 @@ def boundary_corrected_loss(
     _check_not_negative(
         ce_weight=ce_weight, boundary_weight=boundary_weight, alpha=alpha, beta=beta, threshold=threshold
     )
-    if inplace_grad:
-        raise ValueError("inplace_grad: expected False, no backend of this installation reuses the logits' memory")
     if validate:
         labels = target.long()
         reference.check_labels(labels, labels != ignore_index, logits.shape[1])
@@ -116,7 +122,9 @@ def boundary_corrected_loss(
         threshold, ratio, min_kept, max_kept, norm, per_image,
     )  # fmt: skip
     needs_grad = torch.is_grad_enabled() and logits.requires_grad
-    loss, *stats = torch.ops.bcmfnet.bcl_forward(logits, target, weight, *options, needs_grad)[:6]
+    if inplace_grad and needs_grad:
+        _check_overwritable(logits, target)
+    loss, *stats = torch.ops.bcmfnet.bcl_forward(logits, target, weight, *options, needs_grad, inplace_grad)[:6]
     return (loss, BclStats(*stats)) if return_stats else loss
 
 
@@ -175,6 +183,24 @@ def _check_not_negative(**values: float) -> None:
             raise ValueError(f"{name}: expected >= 0, got {value}")
 
 
+def _check_overwritable(logits: Tensor, target: Tensor) -> None:
+    """Raise ValueError where the gradient cannot be written over the logits."""
+    if torch.compiler.is_compiling():
+        raise ValueError("inplace_grad: expected an eager call, got a traced one (a compiler plans the memory itself)")
+    serve = backends.implementation("bcl", logits.device.type)
+    low, full = list(logits.shape[2:]), list(target.shape[1:])
+    for wrong, expected, got in (
+        (low != full, f"logits of the target's {full} pixels", f"{low}: their gradient is computed in forward already"),
+        (logits.is_leaf, "logits that an op made", "a leaf, whose values would be lost"),
+        (logits._is_view(), "logits that own their memory", "a view"),
+        (torch._debug_has_internal_overlap(logits) != 0, "dense logits", f"strides {list(logits.stride())}"),
+        (logits.dtype == torch.float64, "float16, bfloat16 or float32 logits", "float64, which the reference serves"),
+        (not isinstance(serve, _Kernels), "a backend that writes into given memory", "one that allocates the gradient"),
+    ):
+        if wrong:
+            raise ValueError(f"inplace_grad: expected {expected}, got {got}")
+
+
 def _offset(jitter: int | None, step: tuple[int, int]) -> tuple[int, int]:
     """Offset of the flip windows, uniform in [0, 2 * step) for each axis, drawn on the host."""
     if jitter is None:
@@ -210,6 +236,12 @@ def _backward(grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | Non
     return serve.backward(grad, logits, target, weight, BclOptions(*arguments[:COUNT]), *arguments[COUNT:])
 
 
+def _backward_(grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, *arguments: Any) -> None:
+    serve = backends.implementation("bcl", logits.device.type)
+    serve.write_gradient(grad, logits, target, weight, BclOptions(*arguments[:COUNT]), *arguments[COUNT:], logits)
+    torch.autograd.graph.increment_version(logits)
+
+
 def _outputs(
     logits: Tensor, target: Tensor, options: BclOptions, needs_grad: bool
 ) -> tuple[Tensor, BclStats, Tensor, Tensor, Tensor, Tensor]:
@@ -234,7 +266,10 @@ class _Kernels(NamedTuple):
     run_forward: Callable[..., bool]
     """Of (logits, target, weight, options, needs_grad, *outputs); False on a CPU where a label is no class."""
     run_backward: Callable[..., None]
-    """Of (grad, logits, target, weight, options, lse, mask, scales, gradient of the logits), at full resolution."""
+    """Of (grad, logits, target, weight, options, lse, mask, scales, result), at full resolution.
+
+    The result may be the logits: all classes of a pixel are read before its gradient is written.
+    """
 
     def forward(
         self, logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions, needs_grad: bool
@@ -254,10 +289,17 @@ class _Kernels(NamedTuple):
     ) -> Tensor:  # fmt: skip
         if gradient.numel() or logits.dtype == torch.float64:
             return reference.backward(grad, logits, target, weight, options, lse, mask, scales, gradient)
-        weight = None if weight is None else weight.float().contiguous()
         result = torch.empty_like(logits)
-        self.run_backward(grad, logits, target, weight, options, lse, mask, scales, result)
+        self.write_gradient(grad, logits, target, weight, options, lse, mask, scales, result)
         return result
+
+    def write_gradient(
+        self, grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions,
+        lse: Tensor, mask: Tensor, scales: Tensor, result: Tensor,
+    ) -> None:  # fmt: skip
+        """Write the gradient of full-resolution logits into `result`, which may be the logits."""
+        weight = None if weight is None else weight.float().contiguous()
+        self.run_backward(grad, logits, target, weight, options, lse, mask, scales, result)
 
 
 def native(library: str = "bcmfnet") -> _Kernels:
@@ -297,20 +339,31 @@ def _backward_fake(grad: Tensor, logits: Tensor, *arguments: Any) -> Tensor:
     return torch.empty_like(logits)
 
 
+@torch.library.register_fake("bcmfnet::bcl_backward_", lib=LIBRARY)
+def _backward_fake_(grad: Tensor, logits: Tensor, *arguments: Any) -> None:
+    return None
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, target, weight, *arguments = inputs
     ctx.save_for_backward(logits, target, weight, *output[6:])
-    ctx.options = arguments[:COUNT]
+    ctx.options, ctx.inplace_grad, ctx.overwritten = arguments[:COUNT], arguments[COUNT + 1], False
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, grad: Tensor | None, *others: None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * (COUNT + 4)
+        return (None,) * (COUNT + 5)
     logits, target, weight, *saved = ctx.saved_tensors
-    result = torch.ops.bcmfnet.bcl_backward(grad, logits, target, weight, *ctx.options, *saved)
-    return (result, *(None,) * (COUNT + 3))
+    if ctx.overwritten:  # autograd says so itself, but not of tensors that went through saved_tensors_hooks
+        raise RuntimeError("inplace_grad: expected one backward, got another after the logits were overwritten")
+    if ctx.inplace_grad and not torch.is_grad_enabled():  # a graph of the backward would hold what is overwritten
+        torch.ops.bcmfnet.bcl_backward_(grad, logits, target, weight, *ctx.options, *saved[:3])
+        result, ctx.overwritten = logits.detach(), True
+    else:
+        result = torch.ops.bcmfnet.bcl_backward(grad, logits, target, weight, *ctx.options, *saved)
+    return (result, *(None,) * (COUNT + 4))
 
 
 def _refuse(ctx: Any, *grads: Any) -> None:
@@ -320,8 +373,10 @@ def _refuse(ctx: Any, *grads: Any) -> None:
 for _key in ("CPU", "CUDA"):
     LIBRARY.impl("bcl_forward", _forward, _key)
     LIBRARY.impl("bcl_backward", _backward, _key)
+    LIBRARY.impl("bcl_backward_", _backward_, _key)
 backends.register("bcl", "cpu", "cpp", native(), _extension.load)
 backends.register("bcl", "cpu", "reference", reference)
+backends.register("bcl", "cuda", "cuda", native(), _extension.load_cuda)
 backends.register("bcl", "cuda", "reference", reference)
 torch.library.register_autograd("bcmfnet::bcl_forward", _differentiate, setup_context=_setup_context, lib=LIBRARY)
 torch.library.register_autograd("bcmfnet::bcl_backward", _refuse, lib=LIBRARY)

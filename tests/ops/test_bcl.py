@@ -423,11 +423,6 @@ LOGITS, TARGET, WEIGHT = torch.zeros(2, 4, 8, 10), torch.zeros(2, 8, 10, dtype=t
         ({"target": None}, TypeError, "target: expected a tensor, got NoneType"),
         ({"threshold": -0.1}, ValueError, "threshold: expected >= 0, got -0.1"),
         (
-            {"inplace_grad": True},
-            ValueError,
-            "inplace_grad: expected False, no backend of this installation reuses the logits' memory",
-        ),
-        (
             {"target": TARGET + 4},
             IndexError,
             "target: expected labels in [0, 4) or ignore_index, got 4 at (image, row, column) = (0, 0, 0)",
