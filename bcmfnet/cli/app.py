@@ -13,6 +13,7 @@ from bcmfnet.cli.config import app as config
 from bcmfnet.cli.data import app as data
 from bcmfnet.cli.env import env
 from bcmfnet.cli.evaluate import evaluate
+from bcmfnet.cli.loss import loss
 from bcmfnet.cli.options import OverlayConfig
 from bcmfnet.cli.predict import predict
 from bcmfnet.cli.train import train
@@ -30,7 +31,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-for _verb in (train, evaluate, predict, benchmark, data, env, config):
+for _verb in (train, evaluate, predict, loss, benchmark, data, env, config):
     app.command(_verb)
 
 

@@ -42,13 +42,16 @@ class LabelPredictor:
         model.to(memory_format=torch.channels_last)
         return cls(model, metadata["mean"], metadata["std"], where, resolve_amp(amp, where)), metadata
 
-    @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Label maps uint8 [N, H, W] on the device, of RGB frames uint8 [N, 3, H, W] of any size >= 64."""
+        return upsample_argmax(self.logits(images), images.shape[-2:])
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits [N, C, h, w] on the device, at the network's own resolution, of such frames."""
         frames = normalize(images.to(self.device, non_blocking=True), self.mean, self.std, torch.channels_last)
         with autocast(self.device, self.amp):
-            logits = self.model(frames).logits
-        return upsample_argmax(logits, frames.shape[-2:])
+            return self.model(frames).logits
 
 
 def label_table(metadata: dict[str, Any], path: Path) -> LabelTable:

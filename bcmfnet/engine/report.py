@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bcmfnet.data.labels import unknown_name
 from bcmfnet.engine.evaluate import Evaluation
 from bcmfnet.engine.inference import LabelPredictor
+from bcmfnet.errors import ConfigError
+from bcmfnet.nn import BoundaryCorrectedLoss, OhemCrossEntropy
+from bcmfnet.reference import bcl as reference
 
 log = logging.getLogger("bcmfnet.report")
 
@@ -58,3 +62,36 @@ def draw_overlays(folder: Path, predictor: LabelPredictor, dataset: Any, count: 
         image, target = dataset.read(i)
         prediction = predictor(torch.from_numpy(image).permute(2, 0, 1)[None])[0].cpu().numpy()
         write_jpeg(folder / f"{dataset.name(i)}.jpg", comparison(image, target, prediction, dataset.table))
+
+
+def find_frames(dataset: Any, names: Sequence[str]) -> list[int]:
+    """Indices of the frames of these names, the first frame where none is named. Raises ConfigError for another."""
+    numbers = {dataset.name(i): i for i in range(len(dataset))}
+    for name in names:
+        if name not in numbers:
+            raise ConfigError(unknown_name(f"frame of {dataset.split}", name, numbers))
+    return [numbers[name] for name in names] or [0]
+
+
+def draw_loss(path: Path, predictor: LabelPredictor, dataset: Any, index: int) -> None:
+    """Write a picture of what each mode of the loss scores and selects on a frame, with its default options.
+
+    OHEM has thresh 0.7 and no min_kept, which is meant for a batch.
+    """
+    from bcmfnet.data.io import write_png
+    from bcmfnet.viz import LossMaps, loss_maps
+
+    predictor.model.eval()
+    image, target = dataset.read(index)
+    logits = predictor.logits(torch.from_numpy(image).permute(2, 0, 1)[None]).cpu()
+    ignore_index = dataset.table.ignore_index
+    losses = {mode: BoundaryCorrectedLoss(mode=mode, ignore_index=ignore_index) for mode in reference.MODES}
+    losses["ohem"] = OhemCrossEntropy(min_kept=0, ignore_index=ignore_index)
+    drawn = {}
+    for mode, criterion in losses.items():
+        options = reference.make_options(**criterion.options)
+        maps = reference.loss(logits, torch.from_numpy(target)[None], options)[2]
+        term = sum(k * ce for k, ce in zip(options.terms, (maps.ce, maps.ce_r, maps.ce_c), strict=True) if k)
+        shown = (maps.q / reference.Q_SCALE, term, maps.selected)
+        drawn[mode] = LossMaps(*(values[0].numpy() for values in shown))
+    write_png(path, loss_maps(image, target, drawn, dataset.table))

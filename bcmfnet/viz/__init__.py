@@ -7,8 +7,10 @@ from typing import Any
 
 _PUBLIC = {
     "colorize": "bcmfnet.viz.pictures",
+    "LossMaps": "bcmfnet.viz.pictures",
     "comparison": "bcmfnet.viz.pictures",
     "legend": "bcmfnet.viz.pictures",
+    "loss_maps": "bcmfnet.viz.pictures",
     "overlay": "bcmfnet.viz.pictures",
     "plot_confusion": "bcmfnet.viz.plots",
     "plot_overlays": "bcmfnet.viz.plots",

@@ -5,7 +5,8 @@ Images are RGB, uint8 [H, W, 3], everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,6 +20,8 @@ IGNORED = (150, 150, 150)
 GAP = 6
 TITLE_HEIGHT = 26
 FONT, FONT_SCALE, CAP_HEIGHT = cv2.FONT_HERSHEY_SIMPLEX, 0.5, 10
+NATS = 8.0
+"""Scores and losses from here on have the last colour."""
 
 
 def colorize(labels: np.ndarray, table: LabelTable) -> np.ndarray:
@@ -79,6 +82,74 @@ def comparison(
     }
     tiles = [_titled(title, _shrunk(picture, tile_width)) for title, picture in pictures.items()]
     return _spaced(tiles, axis=1)
+
+
+class LossMaps(NamedTuple):
+    """What a loss makes of a frame, [H, W]: score and loss term of each pixel in nats, float; selected pixels, bool."""
+
+    score: np.ndarray
+    term: np.ndarray
+    selected: np.ndarray
+
+
+def loss_maps(
+    image: np.ndarray, target: np.ndarray, losses: Mapping[str, LossMaps], table: LabelTable, tile_width: int = 480
+) -> np.ndarray:
+    """Titled tiles, four in a row: image, ground truth, and for each loss its score and its selected pixels. RGB uint8.
+
+    A selected pixel has the colour of its loss term, over the faded image, and is drawn one pixel of the tile larger
+    to each side. The scale of the colours stands below; ignored pixels are grey.
+
+    Args:
+        image: RGB, uint8 [H, W, 3].
+        target: class ids, uint8 [H, W].
+        losses: maps of each loss, by its name.
+        table: classes, colours and ignore_index.
+        tile_width: wider images are shrunk to it, pixels.
+
+    Raises:
+        ValueError: sizes that differ.
+    """
+    _check_size("target", target, image)
+    ignored = target == table.ignore_index
+    reach = max(1, round(image.shape[1] / tile_width))
+    pictures = {"Image": image, "Ground truth": overlay(image, target, table)}
+    for name, maps in losses.items():
+        for field, values in zip(maps._fields, maps, strict=True):
+            _check_size(f"{name}: {field}", values, image)
+        score = _heat(maps.score)
+        score[ignored] = IGNORED
+        share = 100 * maps.selected.sum() / max(1, np.count_nonzero(~ignored))
+        pictures[f"{name}: score"] = score
+        pictures[f"{name}: {share:.1f} % selected, their loss"] = _selected_pixels(image, maps, reach)
+    tiles = [_titled(title, _shrunk(picture, tile_width)) for title, picture in pictures.items()]
+    rows = [_spaced(tiles[i : i + 4], axis=1) for i in range(0, len(tiles), 4)]
+    return stacked([*rows, _heat_scale()])
+
+
+def _heat(nats: np.ndarray) -> np.ndarray:
+    """Colours of scores, uint8 [H, W, 3]."""
+    levels = np.clip(np.nan_to_num(nats) * (255 / NATS), 0, 255).astype(np.uint8)
+    return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_PLASMA), cv2.COLOR_BGR2RGB)
+
+
+def _selected_pixels(image: np.ndarray, maps: LossMaps, reach: int) -> np.ndarray:
+    """The selected pixels, `reach` pixels larger to each side, on the image faded to a light grey."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    picture = np.repeat((170 + grey // 3)[..., None], 3, axis=2)
+    window = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    term = cv2.dilate(np.where(maps.selected, maps.term, -1.0).astype(np.float32), window)
+    return np.where((term >= 0)[..., None], _heat(term), picture)
+
+
+def _heat_scale(width: int = 240) -> np.ndarray:
+    """The colours from 0 to NATS, and what else there is to say of the tiles."""
+    text = f"{NATS:g} nats and more; selected pixels are drawn larger than they are, ignored ones are grey in a score"
+    strip = np.full((TITLE_HEIGHT, 20 + width + _text_size(text)[0] + 10, 3), WHITE, np.uint8)
+    strip[8:-8, 20 : 20 + width] = _heat(np.linspace(0, NATS, width)[None])
+    _write(strip, "0", x=4)
+    _write(strip, text, x=26 + width)
+    return strip
 
 
 def legend(table: LabelTable, width: int = 480, row_height: int = 26) -> np.ndarray:

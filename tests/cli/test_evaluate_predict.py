@@ -1,4 +1,4 @@
-"""`bcmfnet evaluate`, `predict`, `data verify` and `env` on files that the tests write."""
+"""`bcmfnet evaluate`, `predict`, `loss`, `data verify` and `env` on files that the tests write."""
 
 from __future__ import annotations
 
@@ -101,6 +101,25 @@ def test_unreadable_weights_are_one_line_and_exit_1(bcmfnet, weights, frames, tm
         path.write_bytes(weights.read_bytes()[:100_000] if content == "half" else content)
     result = bcmfnet("predict", frames, "--weights", path, "--output-dir", tmp_path / "out")
     assert result.code == 1 and str(path) in result.err and result.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_loss_draws_every_mode_of_a_frame(bcmfnet, weights, tmp_path):
+    result = bcmfnet("loss", "--weights", weights, "--output-dir", tmp_path / "out")
+    assert (result.code, result.out) == (0, f"1 pictures written to {tmp_path / 'out'}\n"), result.err
+    (picture,) = (tmp_path / "out").iterdir()
+    name = picture.stem.removesuffix("_loss")
+    again = bcmfnet("loss", name, "--weights", weights, "--output-dir", tmp_path / "again")
+    assert again.code == 0
+    assert (tmp_path / "again" / picture.name).read_bytes() == picture.read_bytes()
+    height, width = cv2.imread(str(picture)).shape[:2]
+    assert width > 4 * 256 and height > 3 * 128  # image, labels, and two tiles for each of five modes
+
+
+def test_loss_of_a_frame_that_is_not_there(bcmfnet, weights, tmp_path):
+    result = bcmfnet("loss", "nowhere", "--weights", weights, "--output-dir", tmp_path / "out")
+    assert result.code == 2
+    assert result.err.startswith("bcmfnet: unknown frame of val 'nowhere'")
     assert not (tmp_path / "out").exists()
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bcmfnet.data.labels import LabelTable, get_label_table
-from bcmfnet.viz import colorize, comparison, legend, overlay
-from bcmfnet.viz.pictures import GAP, IGNORED, TITLE_HEIGHT, WHITE, WRONG
+from bcmfnet.viz import LossMaps, colorize, comparison, legend, loss_maps, overlay
+from bcmfnet.viz.pictures import GAP, IGNORED, NATS, TITLE_HEIGHT, WHITE, WRONG
 
 TABLE = LabelTable("three", ("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)))
 TARGET = np.array([[0, 1, 2], [255, 0, 1]], np.uint8)
@@ -64,6 +64,65 @@ def test_pictures_of_another_size_are_refused():
         overlay(IMAGE, TARGET.T, TABLE)
     with pytest.raises(ValueError, match=r"prediction: expected the image's size \[2, 3\], got \[3, 2\]$"):
         comparison(IMAGE, TARGET, TARGET.T, TABLE)
+
+
+COLDEST, HOTTEST = (13, 8, 135), (240, 249, 33)  # the ends of matplotlib's plasma
+
+
+def is_colour(pixels, colour):
+    return (abs(pixels.astype(int) - colour) <= 2).all(-1)
+
+
+def loss_tiles(image, target, losses, **options):
+    """Rows of four tiles without their titles."""
+    picture = loss_maps(image, target, losses, TABLE, **options)
+    width = min(image.shape[1], options.get("tile_width", 480))
+    height = round(image.shape[0] * width / image.shape[1])
+    step = TITLE_HEIGHT + height + GAP
+    assert picture.shape[0] == -(-(2 + 2 * len(losses)) // 4) * step + TITLE_HEIGHT
+    return [
+        [picture[top + TITLE_HEIGHT :, left:][:height, :width] for left in range(0, 4 * (width + GAP), width + GAP)]
+        for top in range(0, picture.shape[0] - TITLE_HEIGHT, step)
+    ]
+
+
+def test_loss_maps_show_score_and_selected_pixels_on_one_scale():
+    """A score above the scale has its last colour; NaN and 0 the first one; the largest selected term is on top."""
+    image, target = np.full((7, 12, 3), 90, np.uint8), np.zeros((7, 12), np.uint8)
+    target[0, 0] = 255
+    score, term, selected = np.zeros((7, 12)), np.zeros((7, 12)), np.zeros((7, 12), bool)
+    score[2, 3], score[2, 5], score[2, 7] = NATS, 2 * NATS, np.nan
+    term[3, 4], term[3, 6], term[5, 10] = NATS, NATS / 2, NATS
+    selected[3, 4] = selected[3, 6] = True
+    maps = LossMaps(score, term, selected)
+    first, second = loss_tiles(image, target, {"a": maps, "b": maps})
+    np.testing.assert_array_equal(first[0], image)
+    np.testing.assert_array_equal(first[1], overlay(image, target, TABLE))
+    for shown in (first[2], second[0]):
+        assert shown[0, 0].tolist() == list(IGNORED)
+        assert is_colour(shown[[2, 2], [3, 5]], HOTTEST).all()
+        assert is_colour(shown, HOTTEST).sum() == 2
+        assert is_colour(shown, COLDEST).sum() == shown[..., 0].size - 3
+    for shown in (first[3], second[1]):
+        drawn = (shown != 170 + 90 // 3).any(-1)
+        assert drawn[2:5, 3:8].all() and drawn.sum() == 15
+        assert is_colour(shown[2:5, 3:6], HOTTEST).all()
+        assert len(np.unique(shown[2:5, 6:8].reshape(-1, 3), axis=0)) == 1
+
+
+def test_selected_pixels_survive_the_shrinking_of_a_wide_frame():
+    image, target = np.zeros((64, 256, 3), np.uint8), np.zeros((64, 256), np.uint8)
+    selected = np.zeros((64, 256), bool)
+    selected[33, 101] = True
+    term = np.full((64, 256), NATS)
+    shown = loss_tiles(image, target, {"a": LossMaps(term, term, selected)}, tile_width=64)[0][3]
+    assert is_colour(shown, HOTTEST).any() and is_colour(shown, (170, 170, 170)).any()
+
+
+def test_loss_maps_name_what_has_another_size():
+    maps = LossMaps(np.zeros((2, 3)), np.zeros((3, 2)), np.zeros((2, 3), bool))
+    with pytest.raises(ValueError, match=r"^detect: term: expected the image's size \[2, 3\], got \[3, 2\]$"):
+        loss_maps(IMAGE, TARGET, {"detect": maps}, TABLE)
 
 
 @pytest.mark.parametrize("name", ["camvid11", "cityscapes19"])

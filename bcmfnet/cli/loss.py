@@ -1,0 +1,39 @@
+"""`bcmfnet loss`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bcmfnet.cli.options import CommonOptions, DataOptions, InferenceOptions
+
+
+def loss(
+    *frames: str,
+    weights: Path,
+    data: DataOptions = DataOptions(),
+    inference: InferenceOptions = InferenceOptions(),
+    common: CommonOptions = CommonOptions(),
+) -> int:
+    """Draw what each mode of the loss scores and selects on labelled frames, FRAME_loss.png for each.
+
+    The dataset is the one that the weights were trained on, and its validation split, unless a flag says otherwise.
+
+    Parameters
+    ----------
+    frames
+        Names of frames; the first of the split where none is named.
+    weights
+        Weights file of a run (.safetensors).
+    """
+    common.start_logging()
+    from bcmfnet.engine.inference import LabelPredictor
+    from bcmfnet.engine.report import draw_loss, find_frames
+
+    predictor, metadata = LabelPredictor.from_weights(weights, inference.device, inference.amp)
+    dataset = data.build(metadata)
+    found = find_frames(dataset, frames)
+    with inference.folder("loss") as folder:
+        for index in found:
+            draw_loss(folder / f"{dataset.name(index)}_loss.png", predictor, dataset, index)
+    print(f"{len(found)} pictures written to {folder}")
+    return 0

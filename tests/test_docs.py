@@ -1,0 +1,72 @@
+"""What the pages in docs/ say is what the code does: their examples run, and their defaults are those of the code."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from bcmfnet.cli.app import app
+from bcmfnet.ops import backends, boundary_corrected_loss
+from bcmfnet.reference.bcl import MODES
+
+DOCS = Path(__file__).parents[1] / "docs"
+LOSS = (DOCS / "loss.md").read_text()
+
+
+def run_examples(page):
+    """Names that the python blocks of a page define, run one after another."""
+    if "inplace_grad=True" in page and backends.choose("bcl", "cpu")[0] == "reference":
+        pytest.skip("the reference cannot write the gradient in place")
+    names: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code, names)
+    return names
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+def test_examples_run(page):
+    assert run_examples(page.read_text())
+
+
+def test_the_loss_trains_somebody_elses_model():
+    example = LOSS.split("## What it computes")[0]
+    first, last = map(run_examples, (example.replace("range(30)", "range(1)"), example))
+    assert first["model"](first["images"]).shape == (2, 5, 16, 32)
+    assert last["loss"] < 0.8 * first["loss"]
+
+
+def test_kappa_is_as_the_page_says():
+    names = run_examples(LOSS)
+    assert names["kappa"] > 1
+    assert names["criterion"].options["boundary_weight"] * 2 < 1
+
+
+def test_the_gradient_is_in_the_logits():
+    names = run_examples(LOSS)
+    logits = names["full"](names["images"]).detach().requires_grad_()
+    boundary_corrected_loss(logits, names["labels"]).backward()
+    assert torch.equal(names["logits"], logits.grad)
+
+
+def test_every_option_stands_in_the_table_with_its_default():
+    rows = re.findall(r"^\| (`[^|]*`) \| (`[^|]*`) \|", LOSS, re.MULTILINE)
+    shown = {}
+    for names, defaults in rows:
+        names, defaults = (re.findall(r"`([^`]*)`", cell) for cell in (names, defaults))
+        shown |= dict(zip(names, defaults * (len(names) // len(defaults)), strict=True))
+    parameters = list(inspect.signature(boundary_corrected_loss).parameters.values())[2:]
+    actual = {option.name: repr(option.default) for option in parameters if option.name not in ("mode", "size")}
+    assert shown == actual
+
+
+def test_every_mode_stands_in_the_table():
+    assert re.findall(r"^\| `(\w+)`(?: \(default\))? \| (?:true|flipped)", LOSS, re.MULTILINE) == list(MODES)
+
+
+def test_commands_exist():
+    for verb in re.findall(r"^bcmfnet (\w+)", LOSS, re.MULTILINE):
+        assert app[verb]
