@@ -1,4 +1,4 @@
-"""The Boundary Corrected Loss, value and gradient: our op, what one writes without it, and plain cross-entropy."""
+"""The Boundary Corrected Loss, value and gradient: our op, what one writes without it, and two losses that it joins."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ BASELINE = "naive"
 IGNORE, TAU, RATIO = 255, 0.3567, 1 / 16
 """The op's defaults, which the other providers compute too."""
 
+MIN_KEPT = 100_000
+"""Of OHEM."""
+
 LOSS_ERROR, GRADIENT_ERROR = 1e-4, 2e-2
 """Relative, of our backends: a score within a rounding of the next step of the grid may select another pixel."""
 OFF_GRID_ERROR = 2e-2
@@ -30,19 +33,25 @@ OFF_GRID_ERROR = 2e-2
 
 @dataclass(frozen=True)
 class Case:
-    """Logits [N, C, h, w] of float32, at full resolution where they have the target's size; rough or smooth.
+    """Logits [N, C, h, w], at full resolution where they have the target's size; rough or smooth.
 
     Rough logits are normal noise: every tenth pixel is a local maximum of the score. Smooth ones are bicubic between
-    noise 32 pixels apart, as a trained network's: one in a hundred is.
+    noise 32 pixels apart, as a trained network's: one in a hundred is. Without `backward` only the value is asked for.
     """
 
     shape: tuple[int, int, int, int]
     size: tuple[int, int]
     content: str
+    dtype: torch.dtype = torch.float32
+    backward: bool = True
+    device: str | None = None
+    """Type of the device that the case is for; any where there is none."""
 
     @property
     def name(self) -> str:
-        return "-".join(["x".join(map(str, self.shape)), "x".join(map(str, self.size)), self.content])
+        words = ["x".join(map(str, self.shape)), "x".join(map(str, self.size)), self.content]
+        words += [str(self.dtype).removeprefix("torch.")] * (self.dtype != torch.float32)
+        return "-".join(words + ["forward"] * (not self.backward))
 
 
 SHAPES = [
@@ -51,7 +60,19 @@ SHAPES = [
     ((4, 11, 360, 480), (360, 480)),  # CamVid
     ((4, 11, 45, 60), (360, 480)),
 ]
-CASES = [Case(shape, size, content) for (shape, size), content in product(SHAPES, ("rough", "smooth"))]
+FULL, LOW = (8, 19, 1024, 1024), (8, 19, 128, 128)  # a training step of Cityscapes on one GPU
+LARGE = [(FULL, {}), (FULL, {"backward": False}), (FULL, {"dtype": torch.bfloat16}), (LOW, {})]
+LARGE += [(FULL, {"dtype": torch.bfloat16, "backward": False}), (LOW, {"dtype": torch.bfloat16})]
+
+
+def _cases() -> list[Case]:
+    cases = [Case(shape, size, content) for (shape, size), content in product(SHAPES, ("rough", "smooth"))]
+    for (shape, more), content in product(LARGE, ("rough", "smooth")):
+        cases.append(Case(shape, (1024, 1024), content, device="cuda", **more))
+    return cases
+
+
+CASES = _cases()
 
 
 def make_inputs(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -67,17 +88,17 @@ def make_inputs(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
     target = regions(case.size).argmax(1).to(torch.uint8)
     target[torch.rand(target.shape, generator=generator) < 0.05] = IGNORE
     logits = 4 * regions((h, w)) if case.content == "smooth" else torch.randn(case.shape, generator=generator)
-    return logits.to(device).requires_grad_(), target.to(device)
+    return logits.to(device, case.dtype).requires_grad_(case.backward), target.to(device)
 
 
 def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavailable]:
-    """Our backends; the loss from three cross-entropies, one log-softmax, and that compiled; cross-entropy alone."""
+    """Our backends; the loss from three cross-entropies, one log-softmax, and that compiled; OHEM; cross-entropy."""
 
-    def ours(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def ours(logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         return _with_gradient(boundary_corrected_loss(logits, target), logits)
 
     def written(loss: Provider) -> Provider:
-        def call(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        def call(logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
             return _with_gradient(loss(_upsampled(logits, case.size), target.long()), logits)
 
         return call
@@ -87,11 +108,11 @@ def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavaila
     if shutil.which(os.environ.get("CXX", "g++")) is not None:
         torch.compiler.reset()
         found["compile"] = written(torch.compile(_careful, dynamic=False))
-    return found | {"cross_entropy": written(_cross_entropy)}
+    return found | {"ohem": written(_ohem), "cross_entropy": written(_cross_entropy)}
 
 
-def _with_gradient(loss: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    return loss.detach(), torch.autograd.grad(loss, logits)[0]
+def _with_gradient(loss: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
+    return (loss.detach(), *torch.autograd.grad(loss, logits)) if logits.requires_grad else (loss,)
 
 
 def _upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -102,6 +123,13 @@ def _upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits, target, ignore_index=IGNORE)
+
+
+def _ohem(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy over the MIN_KEPT hardest pixels, or over those from TAU on where they are more: by a sort."""
+    ce = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")[target != IGNORE]
+    threshold = ce.detach().sort(descending=True).values[min(MIN_KEPT, len(ce)) - 1]
+    return ce[ce >= threshold.clamp(max=TAU)].mean()
 
 
 def _naive(logits: Tensor, target: Tensor) -> Tensor:
@@ -143,30 +171,32 @@ def _combined(ce: Tensor, score: Tensor, target: Tensor, largest: Provider) -> T
 
 
 class Expected(NamedTuple):
-    """From float64: the loss, its gradient, and the cross-entropy alone."""
+    """From float64: the loss and its gradient; OHEM and the cross-entropy."""
 
     loss: float
-    gradient: Tensor
-    ce: float
+    gradient: Tensor | None
+    ohem: float
+    cross_entropy: float
 
 
 def expected(case: Case, logits: Tensor, target: Tensor) -> Expected:
     """Value and gradient of the definition."""
-    exact = logits.detach().double().requires_grad_()
+    exact = logits.detach().double().requires_grad_(case.backward)
     loss, stats, _ = reference.loss(exact, target, reference.make_options())
-    return Expected(loss.item(), torch.autograd.grad(loss, exact)[0], stats.ce.item())
+    gradient = torch.autograd.grad(loss, exact)[0] if case.backward else None
+    with torch.no_grad():
+        ohem = _ohem(_upsampled(exact, case.size), target.long())
+    return Expected(loss.item(), gradient, ohem.item(), stats.ce.item())
 
 
-def disagreement(case: Case, provider: str, output: tuple[Tensor, Tensor], expected: Expected) -> str | None:
+def disagreement(case: Case, provider: str, output: tuple[Tensor, ...], expected: Expected) -> str | None:
     """Our backends agree in loss and gradient; the others in the loss, as far as decisions off the grid allow."""
-    loss, gradient = output
     ours = provider in backends.BACKENDS
-    value = expected.ce if provider == "cross_entropy" else expected.loss
-    error = abs(loss.item() / value - 1)
-    if not error <= (LOSS_ERROR if ours else OFF_GRID_ERROR):
-        return f"loss {loss.item():.6g} is not {value:.6g}"
-    if ours:
-        error = ((gradient.double() - expected.gradient).norm() / expected.gradient.norm()).item()
+    loss, value = output[0].item(), getattr(expected, provider if provider in Expected._fields else "loss")
+    if not abs(loss / value - 1) <= (LOSS_ERROR if ours else OFF_GRID_ERROR):
+        return f"loss {loss:.6g} is not {value:.6g}"
+    if ours and case.backward:
+        error = ((output[1].double() - expected.gradient).norm() / expected.gradient.norm()).item()
         if not error <= GRADIENT_ERROR:
             return f"gradient is off by {error:.2g} of its norm"
     return None
@@ -175,4 +205,4 @@ def disagreement(case: Case, provider: str, output: tuple[Tensor, Tensor], expec
 def bytes_moved(case: Case) -> int:
     """Logits and uint8 labels read once, the gradient written once."""
     n, c, h, w = case.shape
-    return 2 * 4 * n * c * h * w + n * case.size[0] * case.size[1]
+    return (1 + case.backward) * case.dtype.itemsize * n * c * h * w + n * case.size[0] * case.size[1]

@@ -125,7 +125,7 @@ def run(
     place = _device(device)
     if seconds <= 0:
         raise ConfigError(f"seconds: expected > 0, got {seconds}")
-    work = _select(find(), names, case)
+    work = _select(find(), names, case, place.type)
     counts = _thread_counts(place, threads)
     if providers:
         _check_providers(work, place, providers)
@@ -246,11 +246,14 @@ def _add_rates(row: Row) -> None:
         row["gop_per_s"] = row["operations"] and row["operations"] / median / 1e3
 
 
-def _select(found: dict[str, Benchmark], names: Sequence[str], pattern: str) -> list[tuple[str, Benchmark, Case]]:
+def _select(
+    found: dict[str, Benchmark], names: Sequence[str], pattern: str, device: str
+) -> list[tuple[str, Benchmark, Case]]:
     for name in names:
         if name not in found:
             raise ConfigError(f"benchmark: expected one of {', '.join(found)}, got {name!r}")
     cases = [(name, found[name], case) for name in names or found for case in found[name].CASES]
+    cases = [entry for entry in cases if getattr(entry[2], "device", None) in (None, device)]
     chosen = [entry for entry in cases if fnmatchcase(entry[2].name, pattern)]
     if not chosen:
         raise ConfigError(f"case: expected a pattern of {', '.join(case.name for *_, case in cases)}; got {pattern!r}")

@@ -333,7 +333,8 @@ struct Softmax {
 };
 
 template <typename Logits, int K>
-__global__ void __launch_bounds__(kThreads, K <= 19 ? 2 : 1) score_pixels_kernel(const Bcl call, const Scratch scratch) {
+__global__ void __launch_bounds__(kThreads, K <= 19 ? 2 : 1) score_pixels_kernel(
+    const Bcl call, const Scratch scratch) {
   const Patch patch(call);
   const Target target{call, patch.image};
   Sums sums;
