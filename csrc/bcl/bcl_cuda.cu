@@ -1,7 +1,8 @@
 // The loss on a GPU, as a sequence of kernels without a wait:
 //
-//   score       labels and logits to the cross-entropy and the score of each pixel; with upsampling also to the
-//               gradient of the cross-entropy, up to its factor
+//   labels      the three labels of each pixel, in one word
+//   score       the cross-entropy and the score of each pixel; with upsampling also the gradient of the cross-entropy,
+//               up to its factor
 //   candidates  non-maximum suppression, to one bit for each pixel; counts of scores by their high byte
 //   low_bytes   counts of the scores that share a sought high byte, by their low byte
 //   resolve     thresholds, counts and factors
@@ -32,7 +33,7 @@ constexpr int kRows = 8;        // rows that a block covers
 constexpr int kWarps = 4;       // of a block of cells: output rows in hand
 constexpr int kCells = 32;      // of a block of cells: one for each lane
 constexpr int kNodes = kCells + 1;
-constexpr int kMostClasses = 32;  // that a thread holds in registers
+constexpr int kMostClasses = 31;  // that a thread holds in registers, and whose labels fit 5 bits
 
 // What a block of pixels or cells adds up.
 struct Partial {
@@ -57,16 +58,17 @@ struct Factors {
 // Device memory of one forward. Maps have the target's shape.
 struct Scratch {
   float* logits;         // low-resolution logits as float32, contiguous, where they are not float32
-  uint16_t* score;       // rows of score_pitch
+  uint16_t* score;       // rows of score_pitch; of up to kMostClasses, the labels before the score is written
+  uint32_t* labels;      // rows of score_pitch; of more than kMostClasses
   uint32_t* candidates;  // rows of `words`, a bit for each pixel
   float* term;           // of the boundary term, weighted; at full resolution
   float *best, *lse;     // max z, log sum exp(z - max z); with upsampling from more than kMostClasses
   Histogram* histogram;  // for the batch or for each image
-  Partial* scored;       // of the blocks of `score`
+  Partial *labelled, *scored;  // of the blocks of `labels` and of `score`
   double* hard;          // boundary terms, of the blocks of `select` or `cells`
   float *upper, *lower;  // [units, segments, classes, kNodes]: gradients of the source rows around a row of cells
   Factors* factors;
-  int64_t score_pitch, words, groups, scored_blocks, hard_blocks;
+  int64_t score_pitch, words, groups, labelled_blocks, scored_blocks, hard_blocks;
 };
 
 __host__ __device__ inline bool upsampled(const Bcl& call) {
@@ -107,14 +109,16 @@ Scratch lay_out(const Bcl& call, bool saves, Arena& arena) {
   const bool up = upsampled(call), wide = is_wide(call);
   const int64_t rows = call.batch * call.out_height, pixels = rows * call.out_width;
   scratch.groups = call.options.per_image ? call.batch : 1;
+  scratch.labelled_blocks = count(pixel_grid(call));
   scratch.scored_blocks = count(up && !wide ? cell_grid(call) : pixel_grid(call));
   scratch.hard_blocks = count(up ? cell_grid(call) : pixel_grid(call));
   if (up && call.logits_type != DType::kFloat32)
     scratch.logits = arena.take<float>(units_of(call) * call.classes * call.in_width);
   scratch.score_pitch = blocks_of(call.out_width, 2) * 2;
   scratch.words = blocks_of(call.out_width, 32);
+  if (selects(call) || !wide) scratch.score = arena.take<uint16_t>(rows * scratch.score_pitch);
+  if (wide) scratch.labels = arena.take<uint32_t>(rows * scratch.score_pitch);
   if (selects(call)) {
-    scratch.score = arena.take<uint16_t>(rows * scratch.score_pitch);
     scratch.candidates = arena.take<uint32_t>(rows * scratch.words);
     scratch.histogram = arena.take<Histogram>(scratch.groups);
     scratch.hard = arena.take<double>(scratch.hard_blocks);
@@ -125,6 +129,7 @@ Scratch lay_out(const Bcl& call, bool saves, Arena& arena) {
     const int64_t nodes = units_of(call) * segments_of(call) * call.classes * kNodes;
     scratch.upper = arena.take<float>(nodes), scratch.lower = arena.take<float>(nodes);
   }
+  scratch.labelled = arena.take<Partial>(scratch.labelled_blocks);
   scratch.scored = arena.take<Partial>(scratch.scored_blocks);
   scratch.factors = reinterpret_cast<Factors*>(arena.take<char>(sizeof(Factors) + 4 * scratch.groups));
   return scratch;
@@ -139,11 +144,34 @@ __device__ void store(float* to, float value) { *to = value; }
 __device__ void store(__half* to, float value) { *to = __float2half_rn(value); }
 __device__ void store(__nv_bfloat16* to, float value) { *to = __float2bfloat16_rn(value); }
 
+// 2^x. Exponents are z * log2(e) - shift, rounded once; the shift, log2(e) times the largest z of the pixel, is common
+// to all its classes, so that its own rounding cancels.
+__device__ float exp2_of(float x) {
+#ifdef BCM_CUDA_ON_CPU
+  return exp2f(x);
+#else
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#endif
+}
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+__device__ float exponent(float z, float shift) { return fmaf(kLog2E, z, -shift); }
+
 // The labels that a pixel meets; below 0: none.
 struct Labels {
   int own, rows, columns;
-  bool valid, wrong;
 };
+
+// In one word, each as label + 1.
+constexpr int kNarrow = 5, kWide = 9;  // bits of a label of up to kMostClasses and of more, at most 256
+__device__ uint32_t packed(const Labels& labels, int bits) {
+  return (labels.own + 1) | (labels.rows + 1) << bits | (labels.columns + 1) << 2 * bits;
+}
+__device__ Labels unpacked(uint32_t word, int bits) {
+  const int mask = (1 << bits) - 1, own = word & mask, rows = word >> bits & mask, columns = word >> 2 * bits;
+  return {own - 1, rows - 1, columns - 1};
+}
 
 // Reads labels of one image.
 struct Target {
@@ -170,50 +198,37 @@ struct Target {
     return flipped<int>(position, length, static_cast<int>(options.step[axis]),
                         static_cast<int>(options.offset[axis]), options.mirror);
   }
-  __device__ bool needs(int which) const {
-    return selects(call) && (call.options.score[which] != 0 || call.options.terms[which] != 0);
-  }
-  // `other` is the row that the flip of y reads.
-  __device__ Labels operator()(int y, int other, int x) const {
-    const int64_t label = read(y, x);
-    Labels labels{known(label), -1, -1, label != call.options.ignore_index, false};
-    labels.wrong = labels.valid && labels.own < 0;
-    if (labels.own >= 0 && needs(1)) labels.rows = known(read(other, x));
-    if (labels.own >= 0 && needs(2)) labels.columns = known(read(y, flip(1, x)));
-    return labels;
+  // Those that the boundary term of a pixel needs.
+  __device__ Labels of_term(int y, int x) const {
+    const float* terms = call.options.terms;
+    const int own = known(read(y, x));
+    if (own < 0 || !selects(call)) return {own, -1, -1};
+    return {own, terms[1] != 0 ? known(read(flip(0, y), x)) : -1, terms[2] != 0 ? known(read(y, flip(1, x))) : -1};
   }
 };
 
-// The losses of a pixel with a label.
-struct Pixel {
-  float weight, ce, score, term;
+__device__ float weight_of(const Bcl& call, int label) { return call.weight ? call.weight[label] : 1.0f; }
 
-  // `cross_entropy(label)` is that of one label.
-  template <typename CrossEntropy>
-  __device__ Pixel(const Bcl& call, const Labels& labels, CrossEntropy cross_entropy) {
-    const BclOptions& options = call.options;
-    weight = call.weight ? call.weight[labels.own] : 1.0f;
-    ce = cross_entropy(labels.own);
-    const float rows = labels.rows < 0 ? 0.0f : cross_entropy(labels.rows);
-    const float columns = labels.columns < 0 ? 0.0f : cross_entropy(labels.columns);
-    score = weighted(options.score, ce, rows, columns);
-    term = weight != 0 ? weight * weighted(options.terms, ce, rows, columns) : 0.0f;
-  }
+// The cross-entropies of a pixel with a label; `of(label)` is that of one label.
+struct CrossEntropies {
+  float own, rows, columns;
+
+  template <typename Of>
+  __device__ CrossEntropies(const Labels& labels, Of of)
+      : own(of(labels.own)), rows(labels.rows < 0 ? 0.0f : of(labels.rows)),
+        columns(labels.columns < 0 ? 0.0f : of(labels.columns)) {}
+
+  __device__ float sum(const float* coefficients) const { return weighted(coefficients, own, rows, columns); }
 };
 
-// What a thread adds up over its pixels.
-struct Sums {
-  float weight = 0, ce = 0;
-  int valid = 0;
-  unsigned flags = 0;  // of Partial
+// The cross-entropy of a label from its exponent and the logarithm of the sum to base 2. Of one class it is exactly 0.
+__device__ float cross_entropy(const Bcl& call, float log_sum, float exponent_of_label) {
+  const float ce = (call.classes == 1 ? 0.0f : kLn2) * (log_sum - exponent_of_label);
+  return ce < 0 ? 0.0f : ce;  // a rounding
+}
 
-  __device__ void add(const Labels& labels) { valid += labels.valid, flags |= labels.wrong ? kWrong : 0; }
-  __device__ void add(const Pixel& pixel) {
-    weight += pixel.weight;
-    ce += pixel.weight != 0 ? pixel.weight * pixel.ce : 0.0f;
-    flags |= isnan(pixel.score) ? kNan : 0;
-  }
-};
+// What a pixel with a weight adds to a sum: nothing where the weight is 0, whatever the loss is.
+__device__ float times_weight(float weight, float loss) { return weight != 0 ? weight * loss : 0.0f; }
 
 template <typename T>
 __device__ T sum_of_warp(T value) {
@@ -239,13 +254,13 @@ __device__ unsigned flags_of_block(unsigned flags) {
   return (nan ? kNan : 0) | (wrong ? kWrong : 0);
 }
 
-__device__ void write_sums(const Sums& sums, double weight, double ce, Partial* to) {
+__device__ void write_partial(double weight, double ce, int valid, unsigned flags, Partial* to) {
   __shared__ double doubles[kThreads / 32];
   __shared__ int64_t integers[kThreads / 32];
   weight = sum_of_block(weight, doubles), ce = sum_of_block(ce, doubles);
-  const int64_t valid = sum_of_block(static_cast<int64_t>(sums.valid), integers);
-  const unsigned flags = flags_of_block(sums.flags);
-  if (threadIdx.x == 0) *to = {weight, ce, valid, flags};
+  const int64_t sum = sum_of_block(static_cast<int64_t>(valid), integers);
+  flags = flags_of_block(flags);
+  if (threadIdx.x == 0) *to = {weight, ce, sum, flags};
 }
 
 __device__ void write_sum(float sum, double* to) {
@@ -281,11 +296,18 @@ struct Full {
   const T* at;
   int64_t stride;
 
-  __device__ Full(const Bcl& call, const Scratch&, int64_t image, int y, int x)
+  __device__ Full(const Bcl& call, int64_t image, int y, int x)
       : at(static_cast<const T*>(call.logits) + image * call.logits_stride[0] + y * call.logits_stride[2] +
            x * call.logits_stride[3]),
         stride(call.logits_stride[1]) {}
   __device__ float operator()(int64_t c) const { return as_float(at[c * stride]); }
+  // K classes from `first` on, -inf beyond the last one.
+  template <int K>
+  __device__ void read(int first, int classes, float* z) const {
+    const T* from = at + first * stride;
+#pragma unroll
+    for (int i = 0; i < K; ++i, from += stride) z[i] = first + i < classes ? as_float(*from) : -kInfinity;
+  }
 };
 
 // Logits between four source pixels.
@@ -294,7 +316,7 @@ struct Lerped {
   int64_t right, stride;
   float across, down;
 
-  __device__ Lerped(const Bcl& call, const Scratch&, int64_t image, int y, int x)
+  __device__ Lerped(const Bcl& call, int64_t image, int y, int x)
       : Lerped(call, image, source_of(y, call.in_height, call.out_height),
                source_of(x, call.in_width, call.out_width)) {}
   __device__ Lerped(const Bcl& call, int64_t image, const Source& row, const Source& column)
@@ -308,57 +330,99 @@ struct Lerped {
   __device__ float left(int64_t c) const { return column(c * stride); }
   __device__ float to_right(int64_t c) const { return column(c * stride + right) - left(c); }
   __device__ float operator()(int64_t c) const { return fmaf(across, to_right(c), left(c)); }
+  template <int K>
+  __device__ void read(int first, int classes, float* z) const {
+#pragma unroll 4
+    for (int i = 0; i < K; ++i) z[i] = first + i < classes ? (*this)(first + i) : -kInfinity;
+  }
 };
 
-// max z and sum exp(z - max z) of a pixel, K classes in registers at a time.
+// max z of a pixel, and the sum of its exponentials, K classes in registers at a time.
 template <int K>
 struct Softmax {
-  float best = -kInfinity, sum = 0;
+  float best = -kInfinity, shift = 0, sum = 0;
 
   template <typename Logits>
   __device__ Softmax(const Logits& logits, int classes) {
     for (int first = 0; first < classes; first += K) {
-      float z[K], largest = best;
+      float z[K];
+      logits.template read<K>(first, classes, z);
 #pragma unroll
-      for (int i = 0; i < K; ++i) z[i] = first + i < classes ? logits(first + i) : -kInfinity;
+      for (int i = 0; i < K; ++i) best = fmaxf(best, z[i]);
+      const float before = shift;
+      shift = shift_of(best);
+      if (sum != 0) sum *= exp2_of(before - shift);
 #pragma unroll
-      for (int i = 0; i < K; ++i) largest = fmaxf(largest, z[i]);
-      const float base = largest == -kInfinity ? 0.0f : largest;  // without a finite one: -inf - -inf
-      sum *= __expf(best - base);
-#pragma unroll
-      for (int i = 0; i < K; ++i) sum += __expf(z[i] - base);
-      best = largest;
+      for (int i = 0; i < K; ++i) sum += exp2_of(exponent(z[i], shift));
     }
   }
+  // Without a finite logit none: -inf - -inf is not a number.
+  __device__ static float shift_of(float best) { return best == -kInfinity ? 0.0f : kLog2E * best; }
 };
+
+__global__ void __launch_bounds__(kThreads, 4) labels_kernel(const Bcl call, const Scratch scratch) {
+  const Patch patch(call);
+  const Target target{call, patch.image};
+  const BclOptions& options = call.options;
+  const bool needs_rows = selects(call) && (options.score[1] != 0 || options.terms[1] != 0);
+  const bool needs_columns = selects(call) && (options.score[2] != 0 || options.terms[2] != 0);
+  const int other_x = patch.inside ? target.flip(1, patch.x) : 0;
+  float weight = 0;
+  int valid = 0;
+  unsigned flags = 0;
+  for (int y = patch.begin; patch.inside && y < patch.end; ++y) {
+    const int64_t label = target.read(y, patch.x);
+    const bool counts = label != options.ignore_index;
+    Labels labels{target.known(label), -1, -1};
+    valid += counts, flags |= counts && labels.own < 0 ? kWrong : 0;
+    if (labels.own >= 0) {
+      weight += weight_of(call, labels.own);
+      if (needs_rows) labels.rows = target.known(target.read(target.flip(0, y), patch.x));
+      if (needs_columns) labels.columns = target.known(target.read(y, other_x));
+    }
+    const int64_t at = (patch.image * call.out_height + y) * scratch.score_pitch + patch.x;
+    if (is_wide(call)) {
+      scratch.labels[at] = packed(labels, kWide);
+    } else {
+      scratch.score[at] = static_cast<uint16_t>(packed(labels, kNarrow));
+    }
+  }
+  write_partial(weight, 0, valid, flags, scratch.labelled + block_number());
+}
 
 template <typename Logits, int K>
 __global__ void __launch_bounds__(kThreads, K <= 19 ? 2 : 1) score_pixels_kernel(
     const Bcl call, const Scratch scratch) {
   const Patch patch(call);
-  const Target target{call, patch.image};
-  Sums sums;
+  float ces = 0;
+  unsigned flags = 0;
   for (int y = patch.begin; patch.inside && y < patch.end; ++y) {
     const int64_t row = patch.image * call.out_height + y, at = row * call.out_width + patch.x;
-    const Labels labels = target(y, target.flip(0, y), patch.x);
-    sums.add(labels);
+    const int64_t at_score = row * scratch.score_pitch + patch.x;
+    const bool wide = is_wide(call);
+    const Labels labels = unpacked(wide ? scratch.labels[at_score] : scratch.score[at_score], wide ? kWide : kNarrow);
     uint16_t score = 0;
     float term = 0, lse = 0, best = 0;
     if (labels.own >= 0) {
-      const Logits logits(call, scratch, patch.image, y, patch.x);
+      const Logits logits(call, patch.image, y, patch.x);
       const Softmax<K> softmax(logits, static_cast<int>(call.classes));
-      best = softmax.best, lse = logf(softmax.sum);
-      const Pixel pixel(call, labels, [&](int label) { return lse - (logits(label) - best); });
-      sums.add(pixel);
-      score = on_grid_of(pixel.score), term = pixel.term;
+      const float log_sum = log2f(softmax.sum), weight = weight_of(call, labels.own);
+      const CrossEntropies ce(labels, [&](int label) {
+        return cross_entropy(call, log_sum, exponent(logits(label), softmax.shift));
+      });
+      const float s = ce.sum(call.options.score);
+      best = softmax.best, lse = kLn2 * log_sum;
+      ces += times_weight(weight, ce.own);
+      flags |= isnan(s) ? kNan : 0;
+      score = on_grid_of(s), term = times_weight(weight, ce.sum(call.options.terms));
     }
     if (scratch.best) scratch.best[at] = best;
     if (scratch.lse) scratch.lse[at] = lse;
     if (!selects(call)) continue;
-    scratch.score[row * scratch.score_pitch + patch.x] = score;
+    scratch.score[at_score] = score;
     if (scratch.term) scratch.term[at] = term;
   }
-  write_sums(sums, sums.weight, sums.ce, scratch.scored + block_number());
+  write_partial(0, ces, 0, flags, scratch.scored + block_number());
 }
 
 // ---- Selection
@@ -439,7 +503,7 @@ __global__ void __launch_bounds__(kThreads) low_bytes_kernel(const Bcl call, con
 }
 
 // One block: thresholds by its warps, sums of all blocks of `score`, and the factors that follow.
-__global__ void __launch_bounds__(kThreads) resolve_kernel(
+__global__ void __launch_bounds__(kThreads, 1) resolve_kernel(
     const Bcl call, const Scratch scratch, const BclOutputs outputs) {
   __shared__ double doubles[kThreads / 32];
   __shared__ int64_t integers[kThreads / 32];
@@ -457,11 +521,14 @@ __global__ void __launch_bounds__(kThreads) resolve_kernel(
   }
   selected = sum_of_block(selected, integers);
   Partial sum{};
-  for (int64_t i = threadIdx.x; i < scratch.scored_blocks; i += kThreads) {
-    const Partial& part = scratch.scored[i];
-    sum.weight += part.weight, sum.ce += part.ce, sum.valid += part.valid;
-    sum.flags |= part.flags;
-  }
+  const auto add = [&](const Partial* parts, int64_t blocks) {
+    for (int64_t i = threadIdx.x; i < blocks; i += kThreads) {
+      sum.weight += parts[i].weight, sum.ce += parts[i].ce, sum.valid += parts[i].valid;
+      sum.flags |= parts[i].flags;
+    }
+  };
+  add(scratch.labelled, scratch.labelled_blocks);
+  add(scratch.scored, scratch.scored_blocks);
   const double weight = sum_of_block(sum.weight, doubles), ce = sum_of_block(sum.ce, doubles);
   const int64_t valid = sum_of_block(sum.valid, integers);
   const unsigned flags = flags_of_block(sum.flags);
@@ -523,7 +590,7 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(
 __device__ Amounts<float> amounts_of(
     const Bcl& call, const Labels& labels, bool selected, float of_ce, float of_hard) {
   const BclOptions& options = call.options;
-  const float w = call.weight ? call.weight[labels.own] : 1.0f, hard = selected ? w * of_hard : 0.0f;
+  const float w = weight_of(call, labels.own), hard = selected ? w * of_hard : 0.0f;
   Amounts<float> result;
   result.own = (of_ce != 0 ? w * of_ce : 0.0f) + options.terms[0] * hard;
   result.rows = labels.rows >= 0 ? options.terms[1] * hard : 0.0f;
@@ -532,6 +599,8 @@ __device__ Amounts<float> amounts_of(
   return result;
 }
 
+// A thread reads all logits of its pixel before it writes: the gradient may take their place. The softmax of all
+// classes is written first, then the few that are labels.
 template <typename T, int K>
 __global__ void __launch_bounds__(kThreads, K <= 19 ? 2 : 1) gradient_kernel(
     const Bcl call, const float* grad, const float* lse, const uint8_t* mask, const float* scales, T* gradient,
@@ -544,45 +613,39 @@ __global__ void __launch_bounds__(kThreads, K <= 19 ? 2 : 1) gradient_kernel(
   for (int y = patch.begin; patch.inside && y < patch.end; ++y) {
     const int64_t at = (patch.image * call.out_height + y) * call.out_width + patch.x;
     T* const to = gradient + patch.image * stride_n + y * stride_h + patch.x * stride_w;
-    const Labels labels = target(y, target.flip(0, y), patch.x);
+    const Labels labels = target.of_term(y, patch.x);
     Amounts<float> amounts{};
     if (labels.own >= 0) amounts = amounts_of(call, labels, mask[at], of_ce, of_hard);
-    const Full<T> logits(call, Scratch{}, patch.image, y, patch.x);
-    float best = -kInfinity;
-    for (int first = K; first < classes; ++first) best = fmaxf(best, logits(first));
+    const Full<T> logits(call, patch.image, y, patch.x);
+    const bool counts = amounts.total != 0 && classes > 1;
+    float z[K], best = -kInfinity;
+    logits.template read<K>(0, classes, z);
+#pragma unroll
+    for (int i = 0; i < K; ++i) best = fmaxf(best, z[i]);
+    for (int c = K; c < classes; ++c) best = fmaxf(best, logits(c));
+    const float shift = Softmax<K>::shift_of(best), share = amounts.total * exp2_of(-kLog2E * lse[at]);
+    const auto of_label = [&](int label) {
+      float g = share * exp2_of(exponent(logits(label), shift)) - amounts.own * (label == labels.own);
+      g -= amounts.rows * (label == labels.rows) + amounts.columns * (label == labels.columns);
+      return factor * g;
+    };
+    const bool has_rows = counts && amounts.rows != 0, has_columns = counts && amounts.columns != 0;
+    const float own = counts ? of_label(labels.own) : 0.0f, rows = has_rows ? of_label(labels.rows) : 0.0f;
+    const float columns = has_columns ? of_label(labels.columns) : 0.0f;
     for (int first = 0; first < classes; first += K) {
-      float z[K];
+      if (first > 0) logits.template read<K>(first, classes, z);
+      T* next = to + first * stride_c;
 #pragma unroll
-      for (int i = 0; i < K; ++i) z[i] = first + i < classes ? logits(first + i) : -kInfinity;
-      if (first == 0) {
-#pragma unroll
-        for (int i = 0; i < K; ++i) best = fmaxf(best, z[i]);
-      }
-      const float share = amounts.total * __expf(-lse[at]);
-#pragma unroll
-      for (int i = 0; i < K; ++i) {
-        const int c = first + i;
-        float g = amounts.total != 0 ? share * __expf(z[i] - best) : 0.0f;
-        g -= c == labels.own ? amounts.own : 0.0f;
-        g -= c == labels.rows ? amounts.rows : 0.0f;
-        g -= c == labels.columns ? amounts.columns : 0.0f;
-        if (c < classes) store(to + c * stride_c, classes == 1 ? 0.0f : factor * g);
+      for (int i = 0; i < K; ++i, next += stride_c) {
+        const float g = factor * (share * exp2_of(exponent(z[i], shift)));
+        if (first + i < classes) store(next, counts ? g : 0.0f);
       }
     }
+    if (counts) store(to + labels.own * stride_c, own);
+    if (has_rows) store(to + labels.rows * stride_c, rows);
+    if (has_columns) store(to + labels.columns * stride_c, columns);
   }
 }
-
-// 2^x, and the logarithm that takes it back.
-__device__ float exp2_of(float x) {
-#ifdef BCM_CUDA_ON_CPU
-  return exp2f(x);
-#else
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-#endif
-}
-constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
 enum class Pass {
   kScore,   // score the pixels, and add up the gradient of their cross-entropy
@@ -641,28 +704,12 @@ struct CellRows {
   }
 };
 
-// Scores of a row of columns, two to a store where they are aligned.
-struct ScoreWriter {
-  uint16_t* row;
-  uint32_t held;
-
-  __device__ void put(int x, int begin, int end, uint16_t score) {
-    const bool second = x % 2 == 1;
-    if (second && x > begin) {
-      *reinterpret_cast<uint32_t*>(row + x - 1) = held | static_cast<uint32_t>(score) << 16;
-    } else if (second || x + 1 == end) {
-      row[x] = score;
-    }
-    held = score;
-  }
-};
-
 template <int K, Pass kPass, bool kGradient>
 __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) cells_kernel(
     const Bcl call, const Scratch scratch) {
   BCM_DYNAMIC_SHARED(float, shared);
   __shared__ float down[kWarps];
-  __shared__ double weights[kWarps * 32], ces[kWarps * 32];  // of a thread: a cell may have thousands of columns
+  __shared__ double rows_ces[kWarps * 32];  // of a thread: a cell may have thousands of columns
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int first_class = static_cast<int>(blockIdx.z) * K;
   const int classes = min(K, static_cast<int>(call.classes) - first_class);
@@ -676,8 +723,8 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) cel
   const int begin_x = inside ? static_cast<int>(first_output(cell, call.in_width, call.out_width)) : 0;
   const int end_x = inside ? static_cast<int>(first_output(cell + 1, call.in_width, call.out_width)) : 0;
   const bool has_right = high_of(cell, call.in_width, call.out_width) != cell;
-  // share_of, one column after the other: `ahead` of the lane's source column, in units of which out_step make one.
-  const float out_step = static_cast<float>(2 * call.out_width);
+  // share_of, one column after the other: `ahead` of the lane's source column, in steps.
+  const float per_step = 1 / static_cast<float>(2 * call.out_width);
   const int in_step = has_right ? static_cast<int>(2 * call.in_width) : 0;
   const int64_t first_ahead = (2 * begin_x + 1) * call.in_width - call.out_width - 2 * call.out_width * cell;
   const int begin_ahead = has_right ? static_cast<int>(first_ahead) : 0;
@@ -687,10 +734,10 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) cel
   float of_hard = 0, hard_sum = 0;
   if (kPass != Pass::kScore && selects(call)) of_hard = scratch.factors->hard;
   const float of_ce = kPass != Pass::kHard && options.ce_weight != 0 ? 1.0f : 0.0f;
-  const float to_nats = call.classes == 1 ? 0.0f : kLn2;
-  Sums sums;
+  float ces = 0;
+  unsigned flags = 0;
   bool wrote = kPass != Pass::kHard;
-  weights[threadIdx.x] = ces[threadIdx.x] = 0;
+  rows_ces[threadIdx.x] = 0;
   if (kGradient) rows.clear_block();
 
   for (int first_row = begin; first_row < end; first_row += kWarps) {
@@ -715,52 +762,52 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) cel
         left[i] = i < classes ? rows.left[i * kCells + lane] : -kInfinity;
         step[i] = i < classes ? rows.step[i * kCells + lane] : 0.0f;
       }
-      const int other = target.flip(0, y);
       const int64_t pixel_row = image * call.out_height + y;
-      const bool writes = kPass == Pass::kScore && selects(call);
-      ScoreWriter scores{writes ? scratch.score + pixel_row * scratch.score_pitch : nullptr, 0};
+      uint16_t* const scores = scratch.score + pixel_row * scratch.score_pitch;  // and labels, up to kMostClasses
       int ahead = begin_ahead;
       for (int x = begin_x; x < end_x; ++x, ahead += in_step) {
         const bool selected = kPass != Pass::kScore && is_selected(call, scratch, image, y, x);
         if (kPass == Pass::kHard && !selected) continue;
-        const float share = ahead > 0 ? static_cast<float>(ahead) / out_step : 0.0f;
-        const Labels labels = target(y, other, x);
-        if (kPass == Pass::kScore) sums.add(labels);
-        if (labels.own < 0) {
-          if (scores.row) scores.put(x, begin_x, end_x, 0);
-        } else {
-          float z[K], best, scale, log_sum = 0;
+        const float share = ahead > 0 ? static_cast<float>(ahead) * per_step : 0.0f;
+        Labels labels;
+        if (kPass == Pass::kScore) labels = unpacked(scores[x], kNarrow);
+        if (kPass == Pass::kHard) labels = target.of_term(y, x);
+        if (kPass == Pass::kMapped) labels = unpacked(scratch.labels[pixel_row * scratch.score_pitch + x], kWide);
+        uint16_t score = 0;
+        if (labels.own >= 0) {
+          float z[K], shift, scale, log_sum;
+#pragma unroll
+          for (int i = 0; i < K; ++i) z[i] = fmaf(share, step[i], left[i]);
           if (kPass == Pass::kMapped) {
             const int64_t at = pixel_row * call.out_width + x;
-            best = kLog2E * scratch.best[at], log_sum = scratch.lse[at];
-            scale = __expf(-log_sum);
-#pragma unroll
-            for (int i = 0; i < K; ++i) z[i] = __expf(fmaf(share, step[i], left[i]) - scratch.best[at]);
+            shift = kLog2E * scratch.best[at], log_sum = kLog2E * scratch.lse[at], scale = exp2_of(-log_sum);
           } else {
-            float largest = -kInfinity, total = 0;
+            float largest = -kInfinity;
 #pragma unroll
-            for (int i = 0; i < K; ++i) z[i] = fmaf(share, step[i], left[i]), largest = fmaxf(largest, z[i]);
-            best = kLog2E * largest;
-#pragma unroll
-            for (int i = 0; i < K; ++i) z[i] = exp2_of(fmaf(kLog2E, z[i], -best)), total += z[i];
-            scale = 1 / total, log_sum = log2f(total);
+            for (int i = 0; i < K; ++i) largest = fmaxf(largest, z[i]);
+            shift = kLog2E * largest;
           }
-          const auto cross_entropy = [&](int label) {
-            if (kPass == Pass::kMapped) {
-              const Source source_column{cell, cell + has_right, share};
-              const Lerped logits(call, image, source_row, source_column);
-              return log_sum - (logits(label) - scratch.best[pixel_row * call.out_width + x]);
-            }
-            const int at = label * kCells + lane;
-            const float value = fmaf(share, rows.step[at], rows.left[at]);
-            const float ce = to_nats * (log_sum - fmaf(kLog2E, value, -best));
-            return ce < 0 ? 0.0f : ce;  // a rounding
-          };
+          float total = 0;
+#pragma unroll
+          for (int i = 0; i < K; ++i) z[i] = exp2_of(exponent(z[i], shift)), total += z[i];
+          if (kPass != Pass::kMapped) log_sum = log2f(total), scale = 1 / total;
           if (kPass == Pass::kScore || (selected && first_class == 0)) {
-            const Pixel pixel(call, labels, cross_entropy);
-            if (kPass == Pass::kScore) sums.add(pixel);
-            if (selected) hard_sum += pixel.term;
-            if (scores.row) scores.put(x, begin_x, end_x, on_grid_of(pixel.score));
+            const CrossEntropies ce(labels, [&](int label) {
+              float value;
+              if (kPass == Pass::kMapped) {
+                value = Lerped(call, image, source_row, Source{cell, cell + has_right, share})(label);
+              } else {
+                value = fmaf(share, rows.step[label * kCells + lane], rows.left[label * kCells + lane]);
+              }
+              return cross_entropy(call, log_sum, exponent(value, shift));
+            });
+            const float weight = weight_of(call, labels.own);
+            if (kPass == Pass::kScore) {
+              const float s = ce.sum(options.score);
+              ces += times_weight(weight, ce.own), flags |= isnan(s) ? kNan : 0, score = on_grid_of(s);
+            } else {
+              hard_sum += times_weight(weight, ce.sum(options.terms));
+            }
           }
           const Amounts<float> amounts = amounts_of(call, labels, selected, of_ce, of_hard);
           if (kGradient && amounts.total != 0) {
@@ -772,14 +819,14 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) cel
               if (amount != 0 && i >= 0 && i < classes) rows.take(i, lane, share, amount);
             };
             take(labels.own, amounts.own);
-            take(labels.rows, amounts.rows);
-            take(labels.columns, amounts.columns);
+            if (kPass != Pass::kScore) take(labels.rows, amounts.rows), take(labels.columns, amounts.columns);
           }
         }
+        if (kPass == Pass::kScore && selects(call)) scores[x] = score;
       }
       if (kPass == Pass::kScore) {
-        weights[threadIdx.x] += sums.weight, ces[threadIdx.x] += sums.ce;
-        sums.weight = sums.ce = 0;
+        rows_ces[threadIdx.x] += ces;
+        ces = 0;
       }
 #pragma unroll
       for (int i = 0; kGradient && i < K; ++i) {
@@ -796,7 +843,7 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) cel
     }
   }
   if (kPass == Pass::kScore)
-    write_sums(sums, weights[threadIdx.x], ces[threadIdx.x], scratch.scored + block_number());
+    write_partial(0, rows_ces[threadIdx.x], 0, flags, scratch.scored + block_number());
   if (kPass != Pass::kScore && selects(call) && blockIdx.z == 0) write_sum(hard_sum, scratch.hard + block_number());
   if (!kGradient) return;
   const bool adds = kPass == Pass::kHard && options.ce_weight != 0;
@@ -916,6 +963,7 @@ Bcl widened(const Bcl& call, const Scratch& scratch, void* stream) {
 
 void forward_full(const Bcl& call, Scratch scratch, const BclOutputs& outputs, void* stream) {
   scratch.lse = outputs.lse;
+  BCM_LAUNCH(labels_kernel, pixel_grid(call), kThreads, 0, stream, call, scratch);
   by_type(call.logits_type, [&](auto zero) {
     by_classes(call.classes, [&](auto k) {
       using Logits = Full<decltype(zero)>;
@@ -936,6 +984,7 @@ void forward_full(const Bcl& call, Scratch scratch, const BclOutputs& outputs, v
 void forward_upsampled(const Bcl& given, const Scratch& scratch, const BclOutputs& outputs, void* stream) {
   const Bcl call = widened(given, scratch, stream);
   const bool gradient = outputs.gradient != nullptr;
+  BCM_LAUNCH(labels_kernel, pixel_grid(call), kThreads, 0, stream, call, scratch);
   if (is_wide(call)) {
     BCM_LAUNCH(
         (score_pixels_kernel<Lerped, kMostClasses>), pixel_grid(call), kThreads, 0, stream, call, scratch);
