@@ -316,6 +316,23 @@ def native(library: str = "bcmfnet") -> _Kernels:
     return _Kernels(forward, backward)
 
 
+def _triton() -> _Kernels:
+    """The Triton kernels, imported by the first call."""
+
+    def forward(*arguments: Any) -> bool:
+        from bcmfnet.kernels import bcl
+
+        bcl.forward(*arguments)
+        return True
+
+    def backward(*arguments: Any) -> None:
+        from bcmfnet.kernels import bcl
+
+        bcl.backward(*arguments)
+
+    return _Kernels(forward, backward)
+
+
 def _packed(options: BclOptions) -> tuple[list[float], list[int]]:
     """Options as the native ops take them."""
     reals = [*options.score, *options.terms, options.ce_weight, options.boundary_weight, options.ratio]
@@ -376,7 +393,9 @@ for _key in ("CPU", "CUDA"):
     LIBRARY.impl("bcl_backward_", _backward_, _key)
 backends.register("bcl", "cpu", "cpp", native(), _extension.load)
 backends.register("bcl", "cpu", "reference", reference)
+backends.register("bcl", "cpu", "triton", _triton(), backends.no_interpreter)
 backends.register("bcl", "cuda", "cuda", native(), _extension.load_cuda)
+backends.register("bcl", "cuda", "triton", _triton(), backends.no_triton)
 backends.register("bcl", "cuda", "reference", reference)
 torch.library.register_autograd("bcmfnet::bcl_forward", _differentiate, setup_context=_setup_context, lib=LIBRARY)
 torch.library.register_autograd("bcmfnet::bcl_backward", _refuse, lib=LIBRARY)

@@ -16,7 +16,7 @@ from bcmfnet.reference.bcl import MODES, make_options
 
 OP = "bcl"
 CASES = 1000  # seeds; each is a shape, labels, options, a dtype and a memory format
-CASES_INTERPRETED = 100  # of them, where each takes a good part of a second
+CASES_INTERPRETED = 40  # of them, where each takes a good part of a second
 INF, NAN = math.inf, math.nan
 
 FULL_AND_UPSAMPLED = [(24, 40), (3, 5), (7, 13)]  # logits of a target [24, 40]
@@ -260,9 +260,11 @@ def test_any_strides(device):
 
 
 @pytest.mark.usefixtures("poisoned", "deterministic")
-@pytest.mark.parametrize("options", [{}, {"boundary_weight": 0.0}, {"ce_weight": 0.0}, {"per_image": True}])
-@pytest.mark.parametrize("classes", [5, 40])
-@pytest.mark.parametrize("grid", FULL_AND_UPSAMPLED)
+@pytest.mark.parametrize(
+    ("classes", "options"),
+    [(5, {}), (5, {"boundary_weight": 0.0}), (5, {"ce_weight": 0.0}), (5, {"per_image": True}), (40, {})],
+)
+@pytest.mark.parametrize("grid", [(24, 40), (7, 13)])
 def test_nothing_is_read_before_it_is_written(device, grid, classes, options):
     """Memory starts as NaN and largest integers, the kernels' own too; and two runs give equal bits."""
     logits, target = torch.randn(2, classes, *grid), torch.randint(0, classes, (2, 24, 40))
