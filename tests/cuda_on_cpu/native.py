@@ -1,7 +1,11 @@
-"""The bindings and the CUDA sources as one library of ops for CPU tensors, under torch.ops.bcmfnet_cuda_on_cpu."""
+"""The bindings and the CUDA sources as one library of ops for CPU tensors, under torch.ops.bcmfnet_cuda_on_cpu.
+
+Where the address sanitizer is preloaded, they are built with it.
+"""
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -30,4 +34,5 @@ def _load() -> None:
         f"-L{folder / 'lib'}",
         "-ltorch_cpu",
     ]
-    torch.ops.load_library(build(sorted([*bindings, *kernels]), options=options))
+    sanitize = "libasan" in os.environ.get("LD_PRELOAD", "")
+    torch.ops.load_library(build(sorted([*bindings, *kernels]), options=options, sanitize=sanitize))
