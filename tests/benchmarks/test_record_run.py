@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from bcmfnet.benchmarks.compare_runs import row
 from bcmfnet.benchmarks.record_run import record
 from bcmfnet.engine.train import train
 
@@ -20,3 +21,14 @@ def test_record_of_a_run(tiny_config, tmp_path):
     assert recorded["evaluation"]["miou"] == pytest.approx(result.evaluation.miou)
     assert [point["step"] for point in recorded["curve"]] == [4, 6]
     assert "root" not in recorded["config"]["data"]
+
+
+def test_row_of_a_run(tiny_config, tmp_path):
+    tiny_config.optim.steps, tiny_config.optim.epochs = None, 1.0
+    result = train(tiny_config, tmp_path)
+    compared = row(tmp_path)
+    assert compared["miou"] == pytest.approx(100 * result.evaluation.miou, abs=0.006)
+    assert compared["boundary_f_3px"] == pytest.approx(
+        100 * json.loads((tmp_path / "evaluation.json").read_text())["boundary"]["boundary_f"]["3"]["mean"], abs=0.006
+    )
+    assert (compared["mode"], compared["pretrained"], compared["seed"]) == ("detect", "", tiny_config.seed)
