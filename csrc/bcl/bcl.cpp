@@ -60,11 +60,11 @@ std::unique_ptr<T[]> fresh(int64_t count) {
 
 // The order of a row's columns, see BclColumns, and its memory.
 struct Columns {
-  std::vector<int32_t> column, position, flip;
+  std::vector<int32_t> column, position, cell, flip;
   std::vector<float> share;
   BclColumns view;
 
-  explicit Columns(const Bcl& call) : position(call.out_width), flip(call.out_width) {
+  explicit Columns(const Bcl& call) : position(call.out_width), cell(call.out_width), flip(call.out_width) {
     const int64_t cells = upsamples(call) ? call.in_width + 1 : call.out_width;
     view.pitch = (cells + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
     view.phases = 1;
@@ -76,7 +76,7 @@ struct Columns {
       const int64_t begin = upsamples(call) ? first(call, k) : k, end = upsamples(call) ? first(call, k + 1) : k + 1;
       for (int64_t x = begin; x < end; ++x) {
         const int64_t at = (x - begin) * view.pitch + k;
-        column[at] = static_cast<int32_t>(x), position[x] = static_cast<int32_t>(at);
+        column[at] = static_cast<int32_t>(x), position[x] = static_cast<int32_t>(at), cell[x] = static_cast<int32_t>(k);
         if (upsamples(call) && k > 0) share[at] = share_of(x, k - 1, call.in_width, call.out_width);
       }
     }
@@ -84,7 +84,7 @@ struct Columns {
     for (int64_t x = 0; x < call.out_width; ++x)
       flip[x] = static_cast<int32_t>(flipped(x, call.out_width, options.step[1], options.offset[1], options.mirror));
     view.column = column.data(), view.share = share.data();
-    view.position = position.data(), view.flipped = flip.data();
+    view.position = position.data(), view.cell = cell.data(), view.flipped = flip.data();
   }
 
   // First output column of cell k: cell 0 is left of the first source column, cell in_width right of the last one.
@@ -108,7 +108,7 @@ struct Forward {
   const int64_t rows, pixels;
   std::unique_ptr<int16_t[]> labels;
   std::unique_ptr<uint16_t[]> score;
-  std::unique_ptr<float[]> term, own_lse;
+  std::unique_ptr<float[]> term, lower;
   std::unique_ptr<uint8_t[]> own_mask;
   BclMaps maps{};
   std::vector<BclRow> by_row, by_unit;
@@ -133,10 +133,26 @@ struct Forward {
     return true;
   }
 
-  void evaluate() {
+  // body(begin, end, scratch) of units of work.
+  template <typename Body>
+  void by_units(Body body) const {
     in_parallel(units(call), unit_work(), [&](int64_t begin, int64_t end) {
-      const auto scratch = fresh<int32_t>(scratch_words(call, columns.view));
-      BCM_CHOOSE(bcl_scores)(call, columns.view, maps, begin, end, by_unit.data(), scratch.get());
+      body(begin, end, fresh<int32_t>(scratch_words(call, columns.view)).get());
+    });
+  }
+
+  void evaluate() {
+    by_units([&](int64_t begin, int64_t end, void* scratch) {
+      BCM_CHOOSE(bcl_scores)(call, columns.view, maps, begin, end, by_unit.data(), scratch);
+    });
+  }
+
+  // With upsampling; the gradient may be null.
+  void evaluate_low(float* gradient) {
+    if (gradient) lower = fresh<float>(units(call) * call.classes * call.in_width);
+    by_units([&](int64_t begin, int64_t end, void* scratch) {
+      BCM_CHOOSE(bcl_low_scores)
+      (call, columns.view, maps, gradient, lower.get(), begin, end, by_unit.data(), scratch);
     });
   }
 
@@ -157,15 +173,16 @@ struct Forward {
     });
   }
 
-  void low_gradient(const float* scales, float* gradient) {
-    const auto lower = fresh<float>(units(call) * call.classes * call.in_width);
-    in_parallel(units(call), unit_work(), [&](int64_t begin, int64_t end) {
-      const auto scratch = fresh<int32_t>(scratch_words(call, columns.view));
-      BCM_CHOOSE(bcl_low_gradient)
-      (call, columns.view, maps, scales, gradient, lower.get(), begin, end, scratch.get());
+  void evaluate_selected(float factor, float* gradient) {
+    by_units([&](int64_t begin, int64_t end, void* scratch) {
+      BCM_CHOOSE(bcl_low_selected)
+      (call, columns.view, maps, factor, gradient, lower.get(), begin, end, by_unit.data(), scratch);
     });
+  }
+
+  void add_lower(float factor, float* gradient) const {
     in_parallel(units(call), call.classes * call.in_width, [&](int64_t begin, int64_t end) {
-      BCM_CHOOSE(bcl_add_lower)(call, lower.get(), gradient, begin, end);
+      BCM_CHOOSE(bcl_add_lower)(call, factor, lower.get(), gradient, begin, end);
     });
   }
 };
@@ -185,15 +202,18 @@ bool forward_on_cpu(
   Forward forward(call);
   if (!forward.read_labels()) return false;
   const bool in_full = !upsamples(call), selects = options.boundary_weight != 0;
-  if (!(saves && in_full)) forward.own_lse = fresh<float>(forward.pixels);
-  forward.maps.lse = saves && in_full ? data<float>(lse) : forward.own_lse.get();
+  float* const low_gradient = saves && !in_full ? data<float>(gradient) : nullptr;
   if (!(saves && in_full) && selects) forward.own_mask = fresh<uint8_t>(forward.pixels);
   forward.maps.mask = saves && in_full ? data<uint8_t>(mask) : forward.own_mask.get();
-  if (selects) {
-    forward.score = fresh<uint16_t>(forward.pixels), forward.term = fresh<float>(forward.pixels);
-    forward.maps.score = forward.score.get(), forward.maps.term = forward.term.get();
+  if (saves && in_full) forward.maps.lse = data<float>(lse);
+  if (selects) forward.score = fresh<uint16_t>(forward.pixels);
+  if (selects && in_full) forward.term = fresh<float>(forward.pixels);
+  forward.maps.score = forward.score.get(), forward.maps.term = forward.term.get();
+  if (in_full) {
+    forward.evaluate();
+  } else {
+    forward.evaluate_low(low_gradient);
   }
-  forward.evaluate();
   if (selects) forward.select();
   if (!selects && saves && in_full) std::memset(forward.maps.mask, 0, forward.pixels);
 
@@ -202,9 +222,16 @@ bool forward_on_cpu(
     sum.weight += row.weight, sum.boundary += row.boundary;
     sum.valid += row.valid, sum.selected += row.selected;
   }
-  for (const BclRow& unit : forward.by_unit) sum.ce += unit.ce, sum.nan |= unit.nan;
   const double divisor = static_cast<double>(options.by_valid ? sum.valid : sum.selected);
   const double inverse[2] = {sum.weight > 0 ? 1 / sum.weight : 1, divisor > 0 ? 1 / divisor : 1};
+  const double of_ce = options.ce_weight * inverse[0], of_hard = options.boundary_weight * inverse[1];
+  const double scale = options.ce_weight != 0 ? of_ce : of_hard;  // of what the gradient was accumulated in
+  if (selects && !in_full) forward.evaluate_selected(static_cast<float>(of_hard / scale), low_gradient);
+  if (low_gradient) forward.add_lower(static_cast<float>(scale), low_gradient);
+  for (const BclRow& unit : forward.by_unit) {
+    sum.ce += unit.ce, sum.boundary += unit.boundary;
+    sum.nan |= unit.nan;
+  }
   const double mean = sum.ce * inverse[0];
   const double hard = sum.nan ? std::numeric_limits<double>::quiet_NaN() : sum.boundary * inverse[1];
   const double total = (options.ce_weight != 0 ? options.ce_weight * mean : 0) +
@@ -213,12 +240,9 @@ bool forward_on_cpu(
   *data<float>(ce) = static_cast<float>(mean), *data<float>(boundary) = static_cast<float>(hard);
   *data<int64_t>(selected) = sum.selected, *data<int64_t>(valid) = sum.valid;
   for (size_t i = 0; i < forward.thresholds.size(); ++i) data<int32_t>(threshold)[i] = forward.thresholds[i];
-  if (!saves) return true;
-  const float factors[2] = {static_cast<float>(inverse[0]), static_cast<float>(inverse[1])};
-  if (in_full) {
+  if (saves && in_full) {
+    const float factors[2] = {static_cast<float>(inverse[0]), static_cast<float>(inverse[1])};
     std::memcpy(data<float>(scales), factors, sizeof(factors));
-  } else {
-    forward.low_gradient(factors, data<float>(gradient));
   }
   return true;
 }
@@ -234,11 +258,10 @@ void backward_on_cpu(
   const float factor = *static_cast<const float*>(grad.const_data_ptr());
   int64_t stride[4];
   for (int i = 0; i < 4; ++i) stride[i] = gradient.stride(i);
-  in_parallel(units(call), forward.unit_work(), [&](int64_t begin, int64_t end) {
-    const auto scratch = fresh<int32_t>(scratch_words(call, forward.columns.view));
+  forward.by_units([&](int64_t begin, int64_t end, void* scratch) {
     BCM_CHOOSE(bcl_gradient)
     (call, forward.columns.view, forward.maps, static_cast<const float*>(scales.const_data_ptr()), factor,
-     gradient.mutable_data_ptr(), stride, begin, end, scratch.get());
+     gradient.mutable_data_ptr(), stride, begin, end, scratch);
   });
 }
 

@@ -33,6 +33,11 @@ struct Labels {
   static constexpr int kSelected = 3 * kBits;
   Int word;
 
+  // Of label + 1 each; without its own label a pixel does not count.
+  static int32_t pack(int32_t own, int32_t rows, int32_t columns) {
+    const int32_t word = own | rows << kBits | columns << (2 * kBits);
+    return own != 0 ? word : 0;
+  }
   Int operator()(int which) const { return ((word >> (which * kBits)) & ((1 << kBits) - 1)) - 1; }
   Int selected() const { return (word >> kSelected) & 1; }
 };
@@ -77,34 +82,122 @@ struct Arena {
   float* floats(int64_t count) { return reinterpret_cast<float*>(integers(count)); }
 };
 
+// Class weights of labels that count, 0 of others.
+Float weights_of(const Bcl& call, Int label) {
+  const Int counts = label >= 0;
+  const Float one = call.weight ? gather(call.weight, counts ? label : fill(0)) : fill(1.0f);
+  return counts ? one : fill(0.0f);
+}
+
+// What the gradient takes from each label of kLanes pixels; of_ce and of_hard are the factors of the two terms.
+Amounts<Float> amounts_of(const Bcl& call, const Labels& label, float of_ce, float of_hard) {
+  const BclOptions& options = call.options;
+  const Float w = weights_of(call, label(0));
+  const Float hard = label.selected() != 0 ? w * of_hard : fill(0.0f);
+  Amounts<Float> result;
+  result.own = w * of_ce + options.terms[0] * hard;
+  result.rows = label(1) >= 0 ? options.terms[1] * hard : fill(0.0f);
+  result.columns = label(2) >= 0 ? options.terms[2] * hard : fill(0.0f);
+  result.total = result.own + result.rows + result.columns;
+  return result;
+}
+
+// kLanes pixels in hand.
+struct Pixels {
+  const Bcl& call;
+  const Int lane = lane_numbers();
+  float *below, *exps;  // [classes, kLanes]: z - max z, and its exponential where it is kept
+  Float sum, log_sum;   // of the exponentials
+
+  Pixels(const Bcl& call, Arena& arena) : call(call) {
+    for (float** piece : {&below, &exps}) *piece = arena.floats(call.classes * kLanes);
+  }
+
+  template <bool kKeeps, typename Logits>
+  void evaluate(const Logits& logits) {
+    const Float best = largest(logits, call.classes);
+    float *to_below = below, *to_exps = exps;
+    Float total = fill(0.0f);
+    for (int64_t c = 0; c < call.classes; ++c) {
+      const Float difference = logits(c) - best, e = exp(difference);
+      store(to_below + c * kLanes, difference, kLanes);
+      if (kKeeps) store(to_exps + c * kLanes, e, kLanes);
+      total += e;
+    }
+    sum = total, log_sum = log(total);
+  }
+
+  // 0 where the label does not count.
+  Float cross_entropy(Int label) const {
+    const Int counts = label >= 0;
+    const Float value = log_sum - gather(below, (counts ? label : fill(0)) * kLanes + lane);
+    return counts ? value : fill(0.0f);
+  }
+
+  // Sum of the cross-entropies that have a coefficient, of which the first is known.
+  Float sum_of(const float* coefficients, const Labels& label, Float own) const {
+    const Float rows = coefficients[1] != 0 ? cross_entropy(label(1)) : own;
+    return weighted(coefficients, own, rows, coefficients[2] != 0 ? cross_entropy(label(2)) : own);
+  }
+};
+
+// What is left of total * softmax, class by class, when the labels have taken theirs. Where nothing is taken it is 0,
+// whatever the logits are.
+struct Taking {
+  const Int counts, own, rows, columns;
+  const Amounts<Float> amounts;
+  const bool flips;
+
+  Taking(const Bcl& call, const Labels& label, const Amounts<Float>& amounts)
+      : counts(amounts.total != 0.0f), own(label(0)), rows(label(1)), columns(label(2)), amounts(amounts),
+        flips(call.options.terms[1] != 0 || call.options.terms[2] != 0) {}
+
+  Float operator()(int64_t c, Float p) const {
+    const int32_t label = static_cast<int32_t>(c);
+    Float g = counts ? p : fill(0.0f);
+    g = own == label ? g - amounts.own : g;
+    if (!flips) return g;
+    g = rows == label ? g - amounts.rows : g;
+    return columns == label ? g - amounts.columns : g;
+  }
+};
+
+// Gradient of the logits of kLanes pixels.
+struct Gradient {
+  const float* exps;
+  const Float factor;
+  const Taking taking;
+
+  Gradient(const Pixels& pixels, const Labels& labels, const Amounts<Float>& amounts)
+      : exps(pixels.exps), factor(amounts.total / pixels.sum), taking(pixels.call, labels, amounts) {}
+
+  Float operator()(int64_t c) const { return taking(c, factor * load<Float>(exps + c * kLanes)); }
+};
+
 // One output row, by position.
 struct Line {
   const Bcl& call;
   const BclColumns& columns;
   const BclMaps& maps;
-  const Int lane = lane_numbers();
   int64_t row = 0;           // of batch * out_height
   int32_t *words, *score;    // Labels; scores on the grid
   float *term, *lse;         // as in BclMaps
   int32_t *by_column, *own;  // Labels by column, and a 0 behind them; the row's labels by column
-  float* logits;             // [classes, kLanes]: of the positions in hand
+  Pixels pixels;             // at the positions in hand
 
   Line(const Bcl& call, const BclColumns& columns, const BclMaps& maps, Arena& arena)
-      : call(call), columns(columns), maps(maps) {
+      : call(call), columns(columns), maps(maps), pixels(call, arena) {
     for (int32_t** piece : {&words, &score}) *piece = arena.integers(columns.positions());
     for (float** piece : {&term, &lse}) *piece = arena.floats(columns.positions());
     for (int32_t** piece : {&by_column, &own}) *piece = arena.integers(call.out_width + kMaxLanes);
-    logits = arena.floats(call.classes * kLanes);
   }
 
   void read_labels(int64_t image, int64_t y, bool selected);
   Labels labels(int64_t position) const { return {load<Int>(words + position)}; }
-  Float weights(Int label) const;
-  template <typename Logits>
-  void evaluate(const Logits& values, int64_t position, BclRow& figures, Float& ce_sum) const;
+  template <bool kKeeps, typename Logits>
+  void evaluate(const Logits& logits, int64_t position, BclRow& figures, Float& ce_sum);
   void write_maps() const;
   Float read_lse(int64_t position) const;
-  Amounts<Float> amounts(int64_t position, const float* scales) const;
 };
 
 void Line::read_labels(int64_t image, int64_t y, bool selected) {
@@ -115,11 +208,8 @@ void Line::read_labels(int64_t image, int64_t y, bool selected) {
   const int64_t other = flipped(y, call.out_height, options.step[0], options.offset[0], options.mirror);
   const int16_t* other_labels = maps.labels + (first + other) * width;
   for (int64_t x = 0; x < width; ++x) own[x] = labels[x] + 1;
-  for (int64_t x = 0; x < width; ++x) {
-    const int32_t rows = other_labels[x] + 1, cols = own[columns.flipped[x]];
-    const int32_t word = own[x] | rows << Labels::kBits | cols << (2 * Labels::kBits);
-    by_column[x] = own[x] != 0 ? word : 0;
-  }
+  for (int64_t x = 0; x < width; ++x)
+    by_column[x] = Labels::pack(own[x], other_labels[x] + 1, own[columns.flipped[x]]);
   if (selected)
     for (int64_t x = 0; x < width; ++x) by_column[x] |= maps.mask[row * width + x] << Labels::kSelected;
   by_column[width] = 0;
@@ -127,48 +217,28 @@ void Line::read_labels(int64_t image, int64_t y, bool selected) {
     store(words + p, gather(by_column, load<Int>(columns.column + p)), kLanes);
 }
 
-// Class weights of labels that count, 0 of others.
-Float Line::weights(Int label) const {
-  const Int counts = label >= 0;
-  const Float one = call.weight ? gather(call.weight, counts ? label : fill(0)) : fill(1.0f);
-  return counts ? one : fill(0.0f);
-}
-
-template <typename Logits>
-void Line::evaluate(const Logits& values, int64_t position, BclRow& figures, Float& ce_sum) const {
+template <bool kKeeps, typename Logits>
+void Line::evaluate(const Logits& logits, int64_t position, BclRow& figures, Float& ce_sum) {
   const BclOptions& options = call.options;
-  const Float best = largest(values, call.classes);
-  Float sum = fill(0.0f);
-  for (int64_t c = 0; c < call.classes; ++c) {
-    const Float below = values(c) - best;
-    store(logits + c * kLanes, below, kLanes);
-    sum += exp(below);
-  }
-  const Float log_sum = log(sum);
+  pixels.evaluate<kKeeps>(logits);
   const Labels label = labels(position);
-  const auto cross_entropy = [&](int which) {
-    const Int index = label(which), counts = index >= 0;
-    const Float value = log_sum - gather(logits, (counts ? index : fill(0)) * kLanes + lane);
-    return counts ? value : fill(0.0f);
-  };
-  const Float ce = cross_entropy(0), w = weights(label(0));
+  const Float ce = pixels.cross_entropy(label(0)), w = weights_of(call, label(0));
   const Int heavy = w != 0.0f;
   ce_sum += heavy ? w * ce : fill(0.0f);
-  store(lse + position, log_sum, kLanes);
+  if (maps.lse) store(lse + position, pixels.log_sum, kLanes);
   if (options.boundary_weight == 0) return;
-  const bool flips = options.score[1] != 0 || options.score[2] != 0 || options.terms[1] != 0 || options.terms[2] != 0;
-  const Float ce_rows = flips ? cross_entropy(1) : ce, ce_cols = flips ? cross_entropy(2) : ce;
-  const Float s = weighted(options.score, ce, ce_rows, ce_cols);
+  const Float s = pixels.sum_of(options.score, label, ce);
   figures.nan |= any(s != s);
   store(score + position, __builtin_convertvector(on_grid(s), Int), kLanes);
-  store(term + position, heavy ? w * weighted(options.terms, ce, ce_rows, ce_cols) : fill(0.0f), kLanes);
+  if (!maps.term) return;
+  store(term + position, heavy ? w * pixels.sum_of(options.terms, label, ce) : fill(0.0f), kLanes);
 }
 
 void Line::write_maps() const {
   const int64_t width = call.out_width, at = row * width;
-  for (int64_t x = 0; x < width; ++x) maps.lse[at + x] = lse[columns.position[x]];
+  for (int64_t x = 0; maps.lse && x < width; ++x) maps.lse[at + x] = lse[columns.position[x]];
   if (call.options.boundary_weight == 0) return;
-  for (int64_t x = 0; x < width; ++x) maps.term[at + x] = term[columns.position[x]];
+  for (int64_t x = 0; maps.term && x < width; ++x) maps.term[at + x] = term[columns.position[x]];
   for (int64_t x = 0; x < width; ++x) maps.score[at + x] = static_cast<uint16_t>(score[columns.position[x]]);
 }
 
@@ -176,49 +246,6 @@ void Line::write_maps() const {
 Float Line::read_lse(int64_t position) const {
   const Int column = load<Int>(columns.column + position);
   return gather(maps.lse + row * call.out_width, column < static_cast<int32_t>(call.out_width) ? column : fill(0));
-}
-
-// What the gradient takes from each label at kLanes positions.
-Amounts<Float> Line::amounts(int64_t position, const float* scales) const {
-  const BclOptions& options = call.options;
-  const Labels label = labels(position);
-  const Float w = weights(label(0));
-  const Float hard = label.selected() != 0 ? w * (scales[1] * options.boundary_weight) : fill(0.0f);
-  Amounts<Float> result;
-  result.own = w * (options.ce_weight * scales[0]) + options.terms[0] * hard;
-  result.rows = label(1) >= 0 ? options.terms[1] * hard : fill(0.0f);
-  result.columns = label(2) >= 0 ? options.terms[2] * hard : fill(0.0f);
-  result.total = result.own + result.rows + result.columns;
-  return result;
-}
-
-// total * softmax of a class; nothing where the total is 0, whatever the logits are.
-template <typename Logits>
-struct Softmax {
-  const Logits& logits;
-  Float best, factor;
-  Int counts;
-
-  Softmax(const Logits& logits, int64_t classes, Float lse, Float total)
-      : logits(logits), best(largest(logits, classes)), factor(total * exp(-lse)), counts(total != 0.0f) {}
-
-  Float operator()(int64_t c) const {
-    const Float p = factor * exp(logits(c) - best);
-    return counts ? p : fill(0.0f);
-  }
-};
-
-// Call take(lane, label, amount) for the labels that the gradient takes something from.
-template <typename Take>
-void take_labels(const Labels& labels, const Amounts<Float>& amounts, Take take) {
-  const auto take_from = [&](Int label, Float amount) {
-    if (!any(amount != 0.0f)) return;
-    for (int i = 0; i < kLanes; ++i)
-      if (amount[i] != 0) take(i, label[i], amount[i]);
-  };
-  take_from(labels(0), amounts.own);
-  take_from(labels(1), amounts.rows);
-  take_from(labels(2), amounts.columns);
 }
 
 // Logits of kChunk columns of a row at full resolution, [classes, kChunk].
@@ -278,8 +305,8 @@ struct SourceRows {
     held = image * call.in_height + below;
   }
 
-  // Logits of one output row at the borders of kLanes cells.
-  void interpolate(int64_t cell, float share) {
+  // Logits at the borders of kLanes cells, at heights between the rows.
+  void interpolate(int64_t cell, Float share) {
     for (int64_t c = 0; c < call.classes; ++c) {
       const float *upper = top + c * pitch + cell, *lower = bottom + c * pitch + cell;
       const Float a = load<Float>(upper), b = load<Float>(upper + 1);
@@ -290,11 +317,15 @@ struct SourceRows {
   }
 };
 
+// Whether there is a source row below.
+bool has_below(const Bcl& call, int64_t row) { return high_of(row, call.in_height, call.out_height) != row; }
+
+// Call each(y, share of the source row below) for the output rows of a row of cells.
 template <typename Each>
 void each_output_row(const Bcl& call, int64_t row, Each each) {
   const int64_t end = first_output(row + 1, call.in_height, call.out_height);
   for (int64_t y = first_output(row, call.in_height, call.out_height); y < end; ++y)
-    each(y, share_of(y, row, call.in_height, call.out_height));
+    each(y, has_below(call, row) ? share_of(y, row, call.in_height, call.out_height) : 0.0f);
 }
 
 // Gradient of the corners of a row of cells, [classes, pitch] each.
@@ -313,18 +344,13 @@ struct Corners {
   void clear() { std::memset(top_left, 0, 4 * call.classes * pitch * sizeof(float)); }
   void clear_row() { std::memset(sum, 0, 2 * call.classes * kLanes * sizeof(float)); }
 
-  template <typename Logits>
-  void add_position(const Softmax<Logits>& softmax, const Labels& labels, const Amounts<Float>& amounts) {
-    const Float share = softmax.logits.share;
+  // Add pixels at the same place of kLanes cells to the row in hand.
+  void add_position(const Gradient& gradient, Float share) {
     for (int64_t c = 0; c < call.classes; ++c) {
-      const Float g = softmax(c);
+      const Float g = gradient(c);
       store(sum + c * kLanes, load<Float>(sum + c * kLanes) + g, kLanes);
       store(right + c * kLanes, load<Float>(right + c * kLanes) + share * g, kLanes);
     }
-    take_labels(labels, amounts, [&](int lane, int64_t label, float amount) {
-      sum[label * kLanes + lane] -= amount;
-      right[label * kLanes + lane] -= share[lane] * amount;
-    });
   }
 
   void add_row(int64_t cell, float share) {
@@ -338,12 +364,34 @@ struct Corners {
     }
   }
 
+  // Add pixels anywhere in kLanes cells.
+  void add_pixels(const Gradient& gradient, int64_t cell, Float share, Float down) {
+    for (int64_t c = 0; c < call.classes; ++c) {
+      const Float g = gradient(c), b = share * g, a = g - b;
+      const Float lower_a = down * a, lower_b = down * b;
+      const int64_t at = c * pitch + cell;
+      store(top_left + at, load<Float>(top_left + at) + (a - lower_a), kLanes);
+      store(top_right + at, load<Float>(top_right + at) + (b - lower_b), kLanes);
+      store(bottom_left + at, load<Float>(bottom_left + at) + lower_a, kLanes);
+      store(bottom_right + at, load<Float>(bottom_right + at) + lower_b, kLanes);
+    }
+  }
+
   // Source pixel j is the right border of cell j and the left one of cell j + 1.
-  void write(const float* lefts, const float* rights, int64_t c, float* to) const {
+  void write(const float* lefts, const float* rights, int64_t c, bool adds, float* to) const {
     const float *a = lefts + c * pitch, *b = rights + c * pitch;
-    for (int64_t x = 0; x < call.in_width; ++x) to[x] = a[x + 1] + b[x];
+    for (int64_t x = 0; x < call.in_width; ++x) to[x] = (adds ? to[x] : 0.0f) + (a[x + 1] + b[x]);
     to[0] += a[0];
     to[call.in_width - 1] += b[call.in_width];
+  }
+
+  // Write what a row of cells gives to the source rows around it, or add it to what is there.
+  void write(int64_t image, int64_t row, bool adds, float* gradient, float* lower) const {
+    const int64_t width = call.in_width;
+    for (int64_t c = 0; c < call.classes; ++c) {
+      write(top_left, top_right, c, adds, gradient + ((image * call.classes + c) * call.in_height + row) * width);
+      write(bottom_left, bottom_right, c, adds, lower + ((image * call.in_height + row) * call.classes + c) * width);
+    }
   }
 };
 
@@ -359,6 +407,55 @@ void each_marked(const uint8_t* marks, int64_t width, Each each) {
       if (marks[i]) each(i);
   }
 }
+
+// The selected pixels of some output rows inside a row of cells, listed for each cell.
+struct Selected {
+  const Bcl& call;
+  const BclColumns& columns;
+  const BclMaps& maps;
+  int32_t* count;       // [pitch]: pixels of a cell
+  int32_t* words;       // [listed, pitch]: Labels
+  float *right, *down;  // [listed, pitch]: shares of the source pixels to the right and below
+
+  Selected(const Bcl& call, const BclColumns& columns, const BclMaps& maps, Arena& arena)
+      : call(call), columns(columns), maps(maps) {
+    const int64_t size = listed_rows(columns) * columns.positions();
+    count = arena.integers(columns.pitch), words = arena.integers(size);
+    right = arena.floats(size), down = arena.floats(size);
+    clear();
+  }
+
+  void clear() { std::memset(count, 0, columns.pitch * sizeof(int32_t)); }
+
+  void add_row(int64_t image, int64_t y, float share) {
+    const BclOptions& options = call.options;
+    const int64_t row = image * call.out_height + y;
+    const int64_t other = flipped(y, call.out_height, options.step[0], options.offset[0], options.mirror);
+    const int16_t* own = maps.labels + row * call.out_width;
+    const int16_t* rows = own + (other - y) * call.out_width;
+    each_marked(maps.mask + row * call.out_width, call.out_width, [&](int64_t x) {
+      const int64_t position = columns.position[x], cell = columns.cell[x];
+      const int64_t at = count[cell]++ * columns.pitch + cell;
+      words[at] = Labels::pack(own[x] + 1, rows[x] + 1, own[columns.flipped[x]] + 1) | 1 << Labels::kSelected;
+      right[at] = columns.share[position], down[at] = share;
+    });
+  }
+
+  // Call each(cell, labels, right, down) for one pixel of each of kLanes cells at a time, as long as one has any left.
+  template <typename Each>
+  void each_vector(Each each) const {
+    for (int64_t cell = 0; cell < columns.pitch; cell += kLanes) {
+      const Int counts = load<Int>(count + cell);
+      int64_t at = cell;
+      for (int32_t i = 0; any(counts > i); ++i, at += columns.pitch) {
+        const Int listed = counts > i;
+        const Labels labels{listed ? load<Int>(words + at) : fill(0)};
+        const Float zero = fill(0.0f);
+        each(cell, labels, listed ? load<Float>(right + at) : zero, listed ? load<Float>(down + at) : zero);
+      }
+    }
+  }
+};
 
 template <typename T>
 BclRow read_labels(const Bcl& call, const T* from, int16_t* to) {
@@ -396,39 +493,59 @@ void bcl_scores(
     void* scratch) {
   Arena arena{static_cast<int32_t*>(scratch)};
   Line line(call, columns, maps, arena);
-  const auto finish = [&](BclRow& figures, Float ce) {
-    figures.ce += sum_of(ce);
-    line.write_maps();
-  };
-  if (!upsamples(call)) {
-    Chunk chunk{call, arena.floats(call.classes * kChunk)};
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t image = unit / call.in_height, y = unit % call.in_height;
-      Float ce = fill(0.0f);
-      line.read_labels(image, y, false);
-      for (int64_t x = 0; x < call.out_width; x += kChunk) {
-        chunk.read(image, y, x);
-        for (int64_t i = 0; i < chunk.count; i += kLanes)
-          line.evaluate(Planes{chunk.planes + i}, x + i, units[unit], ce);
-      }
-      finish(units[unit], ce);
+  Chunk chunk{call, arena.floats(call.classes * kChunk)};
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t image = unit / call.in_height, y = unit % call.in_height;
+    Float ce = fill(0.0f);
+    line.read_labels(image, y, false);
+    for (int64_t x = 0; x < call.out_width; x += kChunk) {
+      chunk.read(image, y, x);
+      for (int64_t i = 0; i < chunk.count; i += kLanes)
+        line.evaluate<false>(Planes{chunk.planes + i}, x + i, units[unit], ce);
     }
-    return;
+    units[unit].ce += sum_of(ce);
+    line.write_maps();
   }
+}
+
+void bcl_low_scores(
+    const Bcl& call, const BclColumns& columns, const BclMaps& maps, float* gradient, float* lower, int64_t begin,
+    int64_t end, BclRow* units, void* scratch) {
+  const bool differentiates = gradient && call.options.ce_weight != 0;
+  Arena arena{static_cast<int32_t*>(scratch)};
+  Line line(call, columns, maps, arena);
   SourceRows source(call, arena);
+  Corners corners(call, columns.pitch, arena);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t image = unit / call.in_height, row = unit % call.in_height;
     source.read_pair(image, row);
-    each_output_row(call, row, [&](int64_t y, float share) {
+    if (gradient) corners.clear();
+    each_output_row(call, row, [&](int64_t y, float down) {
       Float ce = fill(0.0f);
       line.read_labels(image, y, false);
       for (int64_t cell = 0; cell < columns.pitch; cell += kLanes) {
-        source.interpolate(cell, share);
-        for (int64_t at = cell; at < columns.positions(); at += columns.pitch)
-          line.evaluate(Between{source.left, source.step, load<Float>(columns.share + at)}, at, units[unit], ce);
+        source.interpolate(cell, fill(down));
+        if (differentiates) corners.clear_row();
+        for (int64_t at = cell; at < columns.positions(); at += columns.pitch) {
+          if (!any(line.labels(at).word)) {  // nothing counts, such as in the half cells at the sides
+            store(line.score + at, fill(0), kLanes);
+            continue;
+          }
+          const Float right = load<Float>(columns.share + at);
+          const Between logits{source.left, source.step, right};
+          if (differentiates) {
+            line.evaluate<true>(logits, at, units[unit], ce);
+            corners.add_position({line.pixels, line.labels(at), amounts_of(call, line.labels(at), 1, 0)}, right);
+          } else {
+            line.evaluate<false>(logits, at, units[unit], ce);
+          }
+        }
+        if (differentiates) corners.add_row(cell, down);
       }
-      finish(units[unit], ce);
+      units[unit].ce += sum_of(ce);
+      line.write_maps();
     });
+    if (gradient) corners.write(image, row, false, gradient, lower);
   }
 }
 
@@ -469,7 +586,7 @@ void bcl_select(
       const bool selected = maps.score[at + x] >= threshold;
       maps.mask[at + x] = selected;
       rows[row].selected += selected;
-      if (selected) rows[row].boundary += maps.term[at + x];
+      if (selected && maps.term) rows[row].boundary += maps.term[at + x];
     });
   }
 }
@@ -480,6 +597,7 @@ void bcl_gradient(
   Arena arena{static_cast<int32_t*>(scratch)};
   Line line(call, columns, maps, arena);
   Chunk chunk{call, arena.floats(call.classes * kChunk)};
+  const float of_ce = call.options.ce_weight * scales[0], of_hard = call.options.boundary_weight * scales[1];
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t image = unit / call.in_height, y = unit % call.in_height;
     line.read_labels(image, y, call.options.boundary_weight != 0);
@@ -488,12 +606,12 @@ void bcl_gradient(
       for (int64_t i = 0; i < chunk.count; i += kLanes) {
         float* const planes = chunk.planes + i;
         const Planes logits{planes};
-        const Amounts<Float> amounts = line.amounts(x + i, scales);
-        const Softmax<Planes> softmax(logits, call.classes, line.read_lse(x + i), amounts.total);
-        for (int64_t c = 0; c < call.classes; ++c) store(planes + c * kChunk, softmax(c), kLanes);
-        take_labels(line.labels(x + i), amounts, [&](int lane, int64_t label, float amount) {
-          planes[label * kChunk + lane] -= amount;
-        });
+        const Labels labels = line.labels(x + i);
+        const Amounts<Float> amounts = amounts_of(call, labels, of_ce, of_hard);
+        const Taking taking(call, labels, amounts);
+        const Float best = largest(logits, call.classes), factor = amounts.total * exp(-line.read_lse(x + i));
+        for (int64_t c = 0; c < call.classes; ++c)
+          store(planes + c * kChunk, taking(c, factor * exp(logits(c) - best)), kLanes);
       }
       const int64_t at = image * stride[0] + y * stride[2] + x * stride[3];
       for (int64_t c = 0; c < call.classes; ++c)
@@ -504,54 +622,55 @@ void bcl_gradient(
   }
 }
 
-void bcl_low_gradient(
-    const Bcl& call, const BclColumns& columns, const BclMaps& maps, const float* scales, float* gradient,
-    float* lower, int64_t begin, int64_t end, void* scratch) {
+void bcl_low_selected(
+    const Bcl& call, const BclColumns& columns, const BclMaps& maps, float factor, float* gradient, float* lower,
+    int64_t begin, int64_t end, BclRow* units, void* scratch) {
   Arena arena{static_cast<int32_t*>(scratch)};
-  Line line(call, columns, maps, arena);
+  Selected selected(call, columns, maps, arena);
   SourceRows source(call, arena);
+  Pixels pixels(call, arena);
   Corners corners(call, columns.pitch, arena);
-  const int64_t width = call.in_width, plane = call.in_height * width;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t image = unit / call.in_height, row = unit % call.in_height;
+    Float boundary;
+    const auto evaluate = [&](int64_t cell, const Labels& labels, Float right, Float down) {
+      source.interpolate(cell, down);
+      pixels.evaluate<true>(Between{source.left, source.step, right});
+      const Float w = weights_of(call, labels(0));
+      const Float terms = pixels.sum_of(call.options.terms, labels, pixels.cross_entropy(labels(0)));
+      boundary += w != 0.0f ? w * terms : fill(0.0f);
+      if (!gradient) return;
+      corners.add_pixels({pixels, labels, amounts_of(call, labels, 0, factor)}, cell, right, down);
+    };
     source.read_pair(image, row);
-    corners.clear();
-    each_output_row(call, row, [&](int64_t y, float share) {
-      line.read_labels(image, y, call.options.boundary_weight != 0);
-      for (int64_t cell = 0; cell < columns.pitch; cell += kLanes) {
-        source.interpolate(cell, share);
-        corners.clear_row();
-        for (int64_t at = cell; at < columns.positions(); at += columns.pitch) {
-          const Amounts<Float> amounts = line.amounts(at, scales);
-          if (!any(amounts.total != 0.0f)) continue;
-          const Between logits{source.left, source.step, load<Float>(columns.share + at)};
-          const Softmax<Between> softmax(logits, call.classes, line.read_lse(at), amounts.total);
-          corners.add_position(softmax, line.labels(at), amounts);
-        }
-        corners.add_row(cell, share);
-      }
+    if (gradient) corners.clear();
+    const auto take_listed = [&] {
+      boundary = fill(0.0f);
+      selected.each_vector(evaluate);
+      selected.clear();
+      units[unit].boundary += sum_of(boundary);
+    };
+    int64_t listed = 0;
+    each_output_row(call, row, [&](int64_t y, float down) {
+      selected.add_row(image, y, down);
+      if (++listed % listed_rows(columns) == 0) take_listed();
     });
-    const bool has_below = high_of(row, call.in_height, call.out_height) != row;
-    for (int64_t c = 0; c < call.classes; ++c) {
-      float* upper = gradient + (image * call.classes + c) * plane + row * width;
-      float* below = lower + (unit * call.classes + c) * width;
-      corners.write(corners.top_left, corners.top_right, c, upper);
-      corners.write(corners.bottom_left, corners.bottom_right, c, below);
-      for (int64_t x = 0; x < width && !has_below; ++x) upper[x] += below[x], below[x] = 0;
-      for (int64_t x = 0; x < width && call.classes == 1; ++x) upper[x] = below[x] = 0;
-    }
+    take_listed();
+    if (gradient) corners.write(image, row, true, gradient, lower);
   }
 }
 
-void bcl_add_lower(const Bcl& call, const float* lower, float* gradient, int64_t begin, int64_t end) {
+void bcl_add_lower(
+    const Bcl& call, float factor, const float* lower, float* gradient, int64_t begin, int64_t end) {
   const int64_t width = call.in_width;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t image = unit / call.in_height, row = unit % call.in_height;
-    if (row == 0) continue;
+    const bool adds = row > 0 && has_below(call, row - 1);
     for (int64_t c = 0; c < call.classes; ++c) {
       float* to = gradient + ((image * call.classes + c) * call.in_height + row) * width;
       const float* from = lower + ((unit - 1) * call.classes + c) * width;
-      for (int64_t x = 0; x < width; ++x) to[x] += from[x];
+      for (int64_t x = 0; x < width; ++x)
+        to[x] = call.classes == 1 ? 0.0f : factor * (to[x] + (adds ? from[x] : 0.0f));
     }
   }
 }

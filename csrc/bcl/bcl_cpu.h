@@ -16,8 +16,8 @@ constexpr int64_t kChunk = 64;  // pixels of a row at full resolution whose logi
 struct BclMaps {
   int16_t* labels;  // -1: not valid
   uint16_t* score;  // on the grid
-  float* term;      // of the boundary term, weighted
-  float* lse;       // log sum exp(z - max z)
+  float* term;      // of the boundary term, weighted; null with upsampling
+  float* lse;       // log sum exp(z - max z); null where there is no gradient at full resolution
   uint8_t* mask;    // candidates, then the selected
 };
 
@@ -29,6 +29,7 @@ struct BclColumns {
   const int32_t* column;    // [phases, pitch]: the column of a position, out_width where there is none
   const float* share;       // [phases, pitch]: of the right source column
   const int32_t* position;  // [out_width]
+  const int32_t* cell;      // [out_width]: position modulo pitch
   const int32_t* flipped;   // [out_width]: the column that the flip reads
 
   int64_t positions() const { return pitch * phases; }
@@ -48,18 +49,32 @@ inline bool upsamples(const Bcl& call) {
 // A unit of work of the scores and the gradient: a row, or with upsampling a row of cells.
 inline int64_t units(const Bcl& call) { return call.batch * call.in_height; }
 
+// Output rows whose selected pixels are listed at a time: of a cell, 64 pixels or one row.
+static inline int64_t listed_rows(const BclColumns& columns) { return columns.phases < 64 ? 64 / columns.phases : 1; }
+
 // 32-bit words of scratch memory that one thread needs for the scores and the gradient.
 inline int64_t scratch_words(const Bcl& call, const BclColumns& columns) {
-  const int64_t line = 4 * columns.positions() + 2 * (call.out_width + kMaxLanes) + call.classes * kMaxLanes;
+  const int64_t line = 4 * columns.positions() + 2 * (call.out_width + kMaxLanes) + 2 * call.classes * kMaxLanes;
   const int64_t planes = 2 * call.classes * (call.in_width + 2 * kMaxLanes);
   const int64_t vectors = 4 * call.classes * kMaxLanes, corners = 4 * call.classes * columns.pitch;
-  return line + (upsamples(call) ? planes + vectors + corners : call.classes * kChunk);
+  const int64_t selected = columns.pitch + 3 * listed_rows(columns) * columns.positions();
+  return line + (upsamples(call) ? planes + vectors + corners + selected : call.classes * kChunk);
 }
 
 BCM_DECLARE(void bcl_labels(const Bcl& call, const BclMaps& maps, int64_t begin, int64_t end, BclRow* rows))
+
+// Scores at full resolution.
 BCM_DECLARE(void bcl_scores(
     const Bcl& call, const BclColumns& columns, const BclMaps& maps, int64_t begin, int64_t end, BclRow* units,
     void* scratch))
+
+// Scores of upsampled logits, and where `gradient` is not null the gradient of their weighted sum of cross-entropies,
+// [batch, classes, in_height, in_width]; what a row of cells adds to its lower source row goes to `lower` [batch,
+// in_height, classes, in_width].
+BCM_DECLARE(void bcl_low_scores(
+    const Bcl& call, const BclColumns& columns, const BclMaps& maps, float* gradient, float* lower, int64_t begin,
+    int64_t end, BclRow* units, void* scratch))
+
 BCM_DECLARE(void bcl_candidates(
     const Bcl& call, const BclMaps& maps, int64_t begin, int64_t end, uint32_t* histogram, void* scratch))
 BCM_DECLARE(void bcl_select(
@@ -70,11 +85,13 @@ BCM_DECLARE(void bcl_gradient(
     const Bcl& call, const BclColumns& columns, const BclMaps& maps, const float* scales, float grad, void* gradient,
     const int64_t* stride, int64_t begin, int64_t end, void* scratch))
 
-// Gradient of the low-resolution logits [batch, classes, in_height, in_width]; what a row of cells adds to its lower
-// source row goes to `lower` [batch, in_height, classes, in_width], which bcl_add_lower then adds.
-BCM_DECLARE(void bcl_low_gradient(
-    const Bcl& call, const BclColumns& columns, const BclMaps& maps, const float* scales, float* gradient,
-    float* lower, int64_t begin, int64_t end, void* scratch))
-BCM_DECLARE(void bcl_add_lower(const Bcl& call, const float* lower, float* gradient, int64_t begin, int64_t end))
+// Boundary terms of the selected pixels of upsampled logits, and `factor` times their gradient, which is added.
+BCM_DECLARE(void bcl_low_selected(
+    const Bcl& call, const BclColumns& columns, const BclMaps& maps, float factor, float* gradient, float* lower,
+    int64_t begin, int64_t end, BclRow* units, void* scratch))
+
+// Make `gradient` what it is to be: `factor` times the sum of both.
+BCM_DECLARE(void bcl_add_lower(
+    const Bcl& call, float factor, const float* lower, float* gradient, int64_t begin, int64_t end))
 
 }  // namespace bcmfnet
