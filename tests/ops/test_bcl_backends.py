@@ -135,6 +135,16 @@ def test_ties_are_all_selected(device, grid):
     assert limited.threshold.item() == round(2048 * math.log(2))
 
 
+def test_a_limit_counts_up_to_the_number_of_candidates(device):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(-3, 4, (1, 3, 24, 40), generator=generator).float()
+    target = torch.randint(0, 3, (1, 24, 40), generator=generator)
+    candidates = reference.loss(logits.double(), target, make_options())[2].candidates.sum().item()
+    for more in (-1, 0, 1):
+        options = {"max_kept": candidates + more, "threshold": 0.0, "ratio": 0.0}
+        assert agrees(device, logits, target, None, options, f"{candidates} candidates, {more} more allowed")
+
+
 @pytest.mark.parametrize("grid", FULL_AND_UPSAMPLED)
 def test_one_class_is_exactly_zero(device, grid):
     value, _, gradient = run(device, torch.randn(2, 1, *grid), torch.zeros(2, 24, 40, dtype=torch.uint8))
