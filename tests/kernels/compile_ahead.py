@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -62,8 +63,12 @@ def run(*command: object) -> str:
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True).stdout
 
 
-for module in modules(sys.argv[1:]):
-    for case in module.aot_cases():
-        for name, target in TARGETS.items():
-            figures = compile_case(case, target)
-            print(json.dumps({"kernel": module.__name__, "case": case.name, "target": name} | figures), flush=True)
+def describe(number: int) -> str:
+    module, case, name = work[number]
+    return json.dumps({"kernel": module, "case": case.name, "target": name} | compile_case(case, TARGETS[name]))
+
+
+work = [(m.__name__, case, name) for m in modules(sys.argv[1:]) for case in m.aot_cases() for name in TARGETS]
+with multiprocessing.get_context("fork").Pool() as pool:  # a child has the cases, which cannot be sent to one
+    for line in pool.imap_unordered(describe, range(len(work))):
+        print(line, flush=True)
