@@ -16,13 +16,14 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_python_example_runs():
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+def test_python_examples_run_one_after_the_other():
     names: dict = {}
-    exec(code, names)
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(code, names)
     assert torch.isfinite(names["loss"])
     assert names["output"].logits.shape == names["output"].aux.shape == (2, 19, 64, 128)
     assert all(torch.isfinite(p.grad).all() for p in names["model"].parameters())
+    assert names["maps"].dtype == torch.uint8 and names["maps"].shape == (1, 512, 1024)
 
 
 def test_sizes_of_the_networks():

@@ -18,7 +18,10 @@ from bcmfnet.ops import upsample_argmax
 
 
 class LabelPredictor:
-    """A segmentation network with what it needs around it: mean, std, device and mixed precision."""
+    """A segmentation network with what it needs around it: mean, std, device and mixed precision.
+
+    The model gives a `SegmentationOutput`, or the logits alone as what `for_inference` returns does.
+    """
 
     def __init__(
         self,
@@ -36,11 +39,12 @@ class LabelPredictor:
 
     @classmethod
     def from_weights(cls, path: Path, device: str = "auto", amp: str = "auto") -> tuple[LabelPredictor, dict[str, Any]]:
-        """The predictor of a weights file of ours, in evaluation mode, and the file's metadata."""
+        """The predictor of a weights file of ours, as fast as `for_inference` makes it, and the file's metadata."""
         where = resolve_device(device)
         model, metadata = model_from_weights(path, where)
-        model.to(memory_format=torch.channels_last)
-        return cls(model, metadata["mean"], metadata["std"], where, resolve_amp(amp, where)), metadata
+        dtype = resolve_amp(amp, where) or torch.float32
+        model = model.for_inference(dtype=dtype, output="logits")
+        return cls(model, metadata["mean"], metadata["std"], where, amp=None), metadata
 
     def __call__(self, images: Tensor) -> Tensor:
         """Label maps uint8 [N, H, W] on the device, of RGB frames uint8 [N, 3, H, W] of any size >= 64."""
@@ -51,7 +55,8 @@ class LabelPredictor:
         """Logits [N, C, h, w] on the device, at the network's own resolution, of such frames."""
         frames = normalize(images.to(self.device, non_blocking=True), self.mean, self.std, torch.channels_last)
         with autocast(self.device, self.amp):
-            return self.model(frames).logits
+            output = self.model(frames)
+        return output if isinstance(output, Tensor) else output.logits
 
 
 def label_table(metadata: dict[str, Any], path: Path) -> LabelTable:

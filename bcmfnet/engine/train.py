@@ -245,8 +245,8 @@ class _Run:
     def finish(self, stop: StopRequest) -> Evaluation | None:
         """Evaluate the best weights in full and draw the run; None when stopped on the way."""
         model, _ = model_from_weights(self.best_weights, self.device)
-        model.to(memory_format=torch.channels_last)
-        predictor = LabelPredictor(model, IMAGENET_MEAN, IMAGENET_STD, self.device, self.amp)
+        model = model.for_inference(dtype=self.amp or torch.float32, output="logits")
+        predictor = LabelPredictor(model, IMAGENET_MEAN, IMAGENET_STD, self.device, amp=None)
         evaluation = evaluate(predictor, self.val_set, workers=self.config.data.workers, should_stop=stop)
         if evaluation is None:
             return None

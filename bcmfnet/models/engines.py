@@ -1,0 +1,88 @@
+"""Optional engines for the convolutions on a CPU: ONNX Runtime and OpenVINO, imported when they are asked for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+SIZES = 4
+"""Sizes of which the converted network is kept; to convert it takes seconds."""
+
+Pass = Callable[[Tensor], Tensor]
+
+
+class EngineFacts(NamedTuple):
+    """What an engine computes in, and the packages that it and its conversion need."""
+
+    dtypes: tuple[torch.dtype, ...]
+    packages: tuple[str, ...]
+
+
+ENGINES = {
+    "onnxruntime": EngineFacts((torch.float32,), ("onnxruntime", "onnx", "onnxscript")),
+    "openvino": EngineFacts((torch.float32, torch.bfloat16), ("openvino",)),
+}
+
+
+def check_engine(name: str, dtype: torch.dtype) -> None:
+    """Raise ValueError for a dtype that the engine lacks, ImportError where it is not installed."""
+    dtypes, packages = ENGINES[name]
+    if dtype not in dtypes:
+        raise ValueError(f"dtype: expected {' or '.join(map(str, dtypes))} with engine={name!r}, got {dtype}")
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise ImportError(f"engine: {name!r} needs {', '.join(missing)}: pip install {' '.join(missing)}")
+
+
+class Engine:
+    """A network's pass through an engine; it converts the network once for each size and number of threads."""
+
+    def __init__(self, name: str, network: nn.Module, dtype: torch.dtype):
+        convert = {"onnxruntime": _onnxruntime, "openvino": _openvino}[name]
+
+        def converted(shape: torch.Size, threads: int) -> Pass:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # tracing warns that sizes become constants, which is what is wanted
+                return convert(network, torch.zeros(shape), dtype, threads)
+
+        self._pass = lru_cache(SIZES)(converted)
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        return self._pass(frames.shape, torch.get_num_threads())(frames.detach().float().contiguous())
+
+
+def _onnxruntime(network: nn.Module, frames: Tensor, dtype: torch.dtype, threads: int) -> Pass:
+    import onnxruntime
+
+    program = torch.onnx.export(network, (frames,), dynamo=True, verbose=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    model = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    return lambda frames: torch.from_numpy(session.run(None, {entry.name: frames.numpy()})[0])
+
+
+def _openvino(network: nn.Module, frames: Tensor, dtype: torch.dtype, threads: int) -> Pass:
+    import openvino
+
+    model = openvino.convert_model(network, example_input=frames, input=list(frames.shape))
+    options = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,
+    }
+    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+
+    def run(frames: Tensor) -> Tensor:
+        request.infer({0: frames.numpy()}, share_inputs=True)
+        return torch.from_numpy(request.get_output_tensor(0).data).clone()  # the next call writes over it
+
+    return run

@@ -1,0 +1,186 @@
+"""A network as a graph from frames to logits, rewritten for inference: the same results, less to compute."""
+
+from __future__ import annotations
+
+import copy
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from bcmfnet.models.ddrnet import DualResolutionNet
+from bcmfnet.models.fused import ConvAddReLU, Stem
+from bcmfnet.nn.context import PyramidContext
+
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+def folded(model: DualResolutionNet, dtype: torch.dtype, memory_format: torch.memory_format) -> fx.GraphModule:
+    """Frames [N, 3, H, W] to logits at 1/8 in evaluation mode, computed in `dtype`; the model is left as it is.
+
+    A batch norm whose input is a convolution, or the sum before the head, goes into the weights, in float64 and before
+    they are rounded to `dtype`. Those before a ReLU and a convolution, in the context module, stay, in float32.
+    """
+    root = _Logits(_bare_copy(model).double().eval(), dtype, memory_format)
+    _fold_head_entry(root.model)
+    network = fx.GraphModule(root, _Tracer().trace(root), type(model).__name__)
+    for node in list(network.graph.nodes):
+        if _called(network, node, nn.Identity) is not None:
+            _replace(node, node.args[0])
+        elif (norm := _called(network, node, NORMS)) is not None:
+            _fold_norm(network, node, norm)
+    return _cast(_finished(network), dtype, memory_format).requires_grad_(False)
+
+
+def fused(network: fx.GraphModule) -> fx.GraphModule:
+    """The network of `folded`, its convolutions with the sums and ReLUs after them; it is changed in place.
+
+    What cannot be part of a convolution works in place where nothing else reads its input.
+    """
+    for node in list(network.graph.nodes):
+        if (conv := _called(network, node, nn.Conv2d)) is not None:
+            _take_sum(node)
+            network.set_submodule(node.target, ConvAddReLU(conv, relu=_take_relus(network, node)))
+    for node in list(network.graph.nodes):
+        _work_in_place(network, node)
+    _join_stem(network)
+    return _finished(network)
+
+
+class _Logits(nn.Module):
+    """The part of a model that inference needs."""
+
+    def __init__(self, model: DualResolutionNet, dtype: torch.dtype, memory_format: torch.memory_format):
+        super().__init__()
+        self.model, self.dtype, self.memory_format = model, dtype, memory_format
+
+    def forward(self, frames):  # a traced graph keeps annotations, and as text it could not be pickled
+        frames = frames.to(self.dtype, memory_format=self.memory_format)
+        _, high, low = self.model.backbone(frames)
+        return self.model.decode(high, low)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, PyramidContext) or super().is_leaf_module(module, name)
+
+
+def _bare_copy(model: DualResolutionNet) -> DualResolutionNet:
+    """A copy without hooks, which would run while the copy is traced."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return model
+
+
+@torch.no_grad()
+def _fold_head_entry(model: DualResolutionNet) -> None:
+    """Fold the head's first batch norm into what the sum before it is made of: the high branch and the context.
+
+    An affine map of each channel goes through the sum and through bilinear upsampling, whose weights add up to 1; the
+    high branch alone takes the shift.
+    """
+    norm, high, context = model.head.bn1, model.backbone.high5, model.context
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    shift = norm.bias - norm.running_mean * scale
+    for last in (high.bn3, high.downsample[1]):
+        last.weight *= scale
+        last.bias *= scale
+    high.bn3.bias += shift
+    for unit in filter(None, (context.compression, context.shortcut)):
+        if context.norm_order == "post":
+            unit.norm.weight *= scale
+            unit.norm.bias *= scale
+        else:
+            unit.conv.weight *= scale.view(-1, 1, 1, 1)
+    model.head.bn1 = nn.Identity()
+
+
+def _fold_norm(network: fx.GraphModule, node: fx.Node, norm: nn.Module) -> None:
+    source = node.args[0]
+    conv = _called(network, source, nn.Conv2d)
+    if conv is not None and len(source.users) == 1:
+        network.set_submodule(source.target, fuse_conv_bn_eval(conv, norm))
+        _replace(node, source)
+
+
+def _cast(network: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format) -> nn.Module:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(dtype=dtype, memory_format=memory_format)
+        elif isinstance(module, NORMS) and dtype != torch.float64:
+            module.float()
+    return network
+
+
+def _take_sum(node: fx.Node) -> None:
+    """Let a convolution add what is there before it: `node` then takes it as a second argument."""
+    user = next(iter(node.users))
+    if len(node.users) == 1 and user.target is operator.add:
+        (other,) = (argument for argument in user.args if argument is not node)
+        if other < node:
+            node.args = (*node.args, other)
+            _replace(user, node)
+
+
+def _take_relus(network: fx.GraphModule, node: fx.Node) -> bool:
+    users = list(node.users)
+    if not all(_is_relu(network, user) for user in users):
+        return False
+    for user in users:
+        _replace(user, node)
+    return True
+
+
+def _work_in_place(network: fx.GraphModule, node: fx.Node) -> None:
+    """A ReLU or a sum writes over an argument that only it reads; every such argument is a map of its own."""
+    if _is_relu(network, node):
+        operation, arguments = "relu_", node.args[:1]
+    elif node.target is operator.add:
+        operation, arguments = "add_", node.args
+    else:
+        return
+    for number, argument in enumerate(arguments):
+        if [user for user in argument.users if user.target is not getattr] == [node]:
+            others = arguments[:number] + arguments[number + 1 :]
+            with network.graph.inserting_after(node):
+                _replace(node, network.graph.call_method(operation, (argument, *others)))
+            return
+
+
+def _join_stem(network: fx.GraphModule) -> None:
+    """Make one module of the cast and the two convolutions of the stem."""
+    frames, cast, first, second = list(network.graph.nodes)[:4]
+    convs = [network.get_submodule(node.target) for node in (first, second)]
+    network.add_submodule("stem", Stem(*convs, memory_format=cast.kwargs["memory_format"]))
+    with network.graph.inserting_after(second):
+        _replace(second, network.graph.call_module("stem", (frames,)))
+    network.graph.erase_node(first)
+    network.graph.erase_node(cast)
+
+
+def _is_relu(network: fx.GraphModule, node: fx.Node) -> bool:
+    return node.target is F.relu or _called(network, node, nn.ReLU) is not None
+
+
+def _called(network: fx.GraphModule, node: fx.Node, kind: type | tuple[type, ...]) -> nn.Module | None:
+    """The module of a node that calls one of a kind, else None."""
+    if node.op != "call_module":
+        return None
+    module = network.get_submodule(node.target)
+    return module if isinstance(module, kind) else None
+
+
+def _replace(node: fx.Node, by: fx.Node) -> None:
+    node.replace_all_uses_with(by)
+    node.graph.erase_node(node)
+
+
+def _finished(network: fx.GraphModule) -> fx.GraphModule:
+    network.delete_all_unused_submodules()
+    network.graph.lint()
+    network.recompile()
+    return network

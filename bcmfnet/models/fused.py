@@ -1,0 +1,80 @@
+"""The layers of a network that was rewritten for inference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+STRIP_PIXELS = 2**18
+"""Pixels of the frame in a strip. At 1024x2048 the map between the stem's convolutions is 32 MiB in bfloat16, and fresh
+memory of that size is mapped page by page on every call. One thread: bfloat16 27.5 ms whole, 10 in strips of 128 rows;
+float32 57 and 26; strips of 16 rows cost a third more."""
+
+
+class ConvAddReLU(nn.Module):
+    """A convolution, the sum with another map, and a ReLU; the latter two are optional.
+
+    On a CPU that oneDNN serves it is one pass, with weights that are put in oneDNN's order once for each size.
+    Elsewhere the sum and the ReLU work in place on the convolution's result.
+    """
+
+    def __init__(self, conv: nn.Conv2d, relu: bool):
+        super().__init__()
+        self.conv = conv
+        self.relu = relu
+        self._packed: tuple[torch.Size, Tensor] | None = None
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        if _onednn_serves(x):
+            return self._onednn(x, other)
+        y = self.conv(x)
+        if other is not None:
+            y += other
+        return y.relu_() if self.relu else y
+
+    def _onednn(self, x: Tensor, other: Tensor | None) -> Tensor:
+        conv, relu = self.conv, "relu" if self.relu else None
+        geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        if self._packed is None or self._packed[0] != x.shape:
+            packed = torch._C._nn.mkldnn_reorder_conv2d_weight(conv.weight.to_mkldnn(), *geometry, x.shape)
+            self._packed = (x.shape, packed)
+        operands = (self._packed[1], conv.bias, *geometry)
+        convolution = torch.ops.mkldnn._convolution_pointwise
+        if other is None:
+            return convolution(x, *operands, relu or "none", [], "")
+        return convolution.binary(x, other, *operands, "add", 1.0, relu, [], None)
+
+    def _apply(self, *arguments: Any, **keywords: Any) -> nn.Module:
+        self._packed = None
+        return super()._apply(*arguments, **keywords)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_packed": None}
+
+
+def _onednn_serves(x: Tensor) -> bool:
+    """Whether oneDNN convolves such a map faster than torch does without it."""
+    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class Stem(nn.Module):
+    """Frames to the maps at 1/4 through two 3x3s of stride 2, in their dtype; on a CPU strip by strip."""
+
+    def __init__(self, first: ConvAddReLU, second: ConvAddReLU, memory_format: torch.memory_format):
+        super().__init__()
+        self.first, self.second, self.memory_format = first, second, memory_format
+
+    def forward(self, frames: Tensor) -> Tensor:
+        batch, _, height, width = frames.shape
+        step = 4 * max(1, STRIP_PIXELS // (4 * batch * width)) if frames.device.type == "cpu" else height
+        strips = []
+        for top in range(0, height, step):
+            # Four rows more above give one row at 1/4, which is wrong where zeros stand for the frame: it is dropped.
+            strip = frames[:, :, max(top - 4, 0) : top + step]
+            strip = strip.to(self.first.conv.weight.dtype, memory_format=self.memory_format)
+            strips.append(self.second(self.first(strip))[:, :, min(top, 1) :])
+        return strips[0] if len(strips) == 1 else torch.cat(strips, dim=2)
