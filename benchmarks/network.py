@@ -1,0 +1,182 @@
+"""From a normalised frame to its label map: `for_inference`, what one writes without it, and whole-network engines."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from bcmfnet.benchmarks.harness import Provider, Unavailable
+from bcmfnet.models import count_multiply_adds, count_parameters, create_model
+from bcmfnet.models.engines import ENGINES, Engine, check_engine
+from bcmfnet.reference.bilinear import upsample
+
+BASELINE = "eager"
+
+HALVES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+ERROR = {torch.float32: 5e-6, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Most that computing in a dtype moves one logit against another, as a share of the largest logit. Measured, over
+providers and cases: labels differ at leads of up to 1.3e-6 in float32 and 0.062 in bfloat16."""
+SHARE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Most labels that may differ for it. A network with initial weights is seldom sure: 3e-6 were measured, and 0.05."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and the size of its frame."""
+
+    model: str
+    size: tuple[int, int]
+    classes: int
+    batch: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.batch}x3x{self.size[0]}x{self.size[1]}"
+
+
+CASES = [
+    Case("bcmfnet", (1024, 2048), 19),  # Cityscapes: the goals are stated for it
+    Case("bcmfnet", (360, 480), 11),  # CamVid: small maps, where what a layer costs besides arithmetic shows
+    Case("ddrnet23_slim", (1024, 2048), 19),  # the network with the DAPPM in place of the LMFM
+]
+
+
+def make_inputs(case: Case, device: torch.device) -> tuple[Tensor]:
+    """Frames float32 [N, 3, H, W]: noise on a grid 16 times coarser, bicubic between, and as much noise of a pixel."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = case.size
+    coarse = torch.randn(case.batch, 3, -(-height // 16), -(-width // 16), generator=generator)
+    frames = interpolate(coarse, case.size, mode="bicubic", align_corners=False)
+    return ((frames + torch.randn(frames.shape, generator=generator)).to(device),)
+
+
+@lru_cache(1)
+def _model(case: Case) -> nn.Module:
+    """Initial weights, with the running statistics of such frames: without them a random network's maps explode."""
+    torch.manual_seed(0)
+    model = create_model(case.model, num_classes=case.classes)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the plain mean over all batches
+    small = Case(case.model, (256, 256), case.classes, batch=4)
+    with torch.no_grad():
+        model(*make_inputs(small, torch.device("cpu")))
+    return model.eval().requires_grad_(False)
+
+
+class EagerLabels(nn.Module):
+    """Frames to labels as one writes it, all of it at full resolution."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, frames: Tensor) -> Tensor:
+        logits = self.model(frames).logits.contiguous()  # channels_last takes four times as long to upsample
+        return interpolate(logits, frames.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
+
+
+def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavailable]:
+    """What one writes: eager, channels_last, mixed precision, compiled; engines that do it all; `for_inference`.
+
+    Names tell the dtype, float32 where they do not; `ours_<engine>` leaves the convolutions to an engine.
+    """
+    model = _model(case).to(device)
+    eager = EagerLabels(model)
+    last = EagerLabels(copy.deepcopy(model).to(memory_format=torch.channels_last))
+    half = torch.bfloat16 if device.type == "cpu" else torch.float16
+
+    def channels_last(frames: Tensor) -> Tensor:
+        return last(frames.contiguous(memory_format=torch.channels_last))
+
+    def amp(frames: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype=half):
+            return channels_last(frames)
+
+    found: dict[str, Provider | Unavailable] = {"eager": eager, "channels_last": channels_last}
+    found[_named("amp", half)] = amp
+    found |= _compiled(device, eager)
+    for dtype in (torch.float32, torch.bfloat16, *([torch.float16] if device.type == "cuda" else [])):
+        found[_named("ours", dtype)] = model.for_inference(dtype=dtype)
+        found[_named("ours_compile", dtype)] = _no_compiler() or model.for_inference(dtype=dtype, compile=True)
+    for engine, facts in ENGINES.items():
+        for dtype in facts.dtypes:
+            reason = _no_engine(engine, dtype, device)
+            found[_named(engine, dtype)] = reason or Engine(engine, eager, dtype)
+            found[_named(f"ours_{engine}", dtype)] = reason or model.for_inference(dtype=dtype, engine=engine)
+    return found
+
+
+def _named(name: str, dtype: torch.dtype) -> str:
+    return name if dtype == torch.float32 else f"{name}_{HALVES[dtype]}"
+
+
+def _compiled(device: torch.device, eager: nn.Module) -> dict[str, Provider | Unavailable]:
+    """torch.compile for this shape alone; what it made for earlier cases is dropped, its cache has few places."""
+    torch.compiler.reset()
+    modes = {"compile": None} | ({} if device.type == "cpu" else {"compile_max": "max-autotune-no-cudagraphs"})
+    return {
+        name: _no_compiler() or torch.compile(eager, fullgraph=True, dynamic=False, mode=mode)
+        for name, mode in modes.items()
+    }
+
+
+def _no_compiler() -> Unavailable | None:
+    missing = shutil.which(os.environ.get("CXX", "g++")) is None
+    return Unavailable("torch.compile needs a C++ compiler") if missing else None
+
+
+def _no_engine(engine: str, dtype: torch.dtype, device: torch.device) -> Unavailable | None:
+    if device.type != "cpu":
+        return Unavailable("engines are for the CPU")
+    try:
+        check_engine(engine, dtype)
+    except ImportError as error:
+        return Unavailable(str(error))
+    return None
+
+
+class Expected(NamedTuple):
+    """In float64: labels, the winner's lead over the second [N, H, W], and the largest logit."""
+
+    labels: Tensor
+    lead: Tensor
+    largest: float
+
+
+def expected(case: Case, frames: Tensor) -> Expected:
+    """Labels and how sure they are, from the network in float64 and its scores at full resolution."""
+    with torch.no_grad():
+        logits = copy.deepcopy(_model(case)).to(frames.device).double()(frames.double()).logits
+        best = upsample(logits, frames.shape[-2:]).topk(2, dim=1)
+    return Expected(best.indices[:, 0], best.values[:, 0] - best.values[:, 1], logits.abs().max().item())
+
+
+def disagreement(case: Case, provider: str, output: Tensor, expected: Expected) -> str | None:
+    """Few labels differ, and none where the winner leads by more than the error of the provider's dtype."""
+    dtype = next((dtype for dtype, word in HALVES.items() if provider.endswith(word)), torch.float32)
+    wrong = output != expected.labels
+    lead = expected.lead[wrong].max().item() / expected.largest if wrong.any() else 0.0
+    if lead <= ERROR[dtype] and wrong.float().mean() <= SHARE[dtype]:
+        return None
+    share = f"{wrong.sum().item()} of {wrong.numel()} labels differ"
+    return f"{share}, where the winner leads by up to {lead:.2g} of the largest logit"
+
+
+def bytes_moved(case: Case) -> int:
+    """Frame and float32 weights read once, labels written once; no map in between needs to be in memory."""
+    pixels = case.batch * case.size[0] * case.size[1]
+    return 4 * 3 * pixels + 4 * count_parameters(_model(case)) + pixels
+
+
+def operations(case: Case) -> int:
+    """Two for each multiply-add of the convolutions."""
+    return 2 * count_multiply_adds(_model(case), (case.batch, 3, *case.size))
