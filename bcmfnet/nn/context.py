@@ -9,27 +9,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bcmfnet.ops.lmfm import FLOATS, MAX_BRANCHES, PyramidWeights, lmfm
+from bcmfnet.ops.pyramid_pool import checked_pools, pyramid_pool
+
+NORM_EPS = 1e-5
 DEFAULT_POOLS = ((5, 2, 2), (9, 4, 4), (17, 8, 8))
 
 
 class PyramidContext(nn.Module):
-    """Branches of growing pooling windows, joined by a 1x1 and a shortcut; subclasses say how they are fused.
+    """Branches of growing pooling windows, fused by 3x3s, joined by a 1x1 and a shortcut.
 
     Branch 0 is a 1x1 of the map itself, the next ones are 1x1s of average pools, the last is a 1x1 of the
     global average; all are brought to the size of the map. `scale` holds the 1x1s, `process` the convolutions
-    of the fusion, both keyed by the branch number.
+    of the fusion, both keyed by the branch number; subclasses say which branch has one and whose result it
+    `receives`.
+
+    In evaluation mode, where nothing asks for a gradient, `forward` is one op, `bcmfnet.ops.lmfm`; elsewhere the
+    pools are one, `bcmfnet.ops.pyramid_pool`. Parameters and results are the same.
 
     Args:
         in_channels, out_channels: channels of the map and of the result.
         identity_branch: whether branch 0 exists.
         branch_channels: width of every branch.
-        pools: (kernel, stride, padding) of each average pool, kernel = 2 * padding + 1.
+        pools: (kernel, stride, padding) of each average pool, kernel = 2 * padding + 1; up to 6.
         norm_order: "pre" is BN, ReLU, conv; "post" is conv, BN, ReLU (no ReLU before the final sum).
         shortcut: whether a 1x1 of the map is added to the result.
 
     Raises:
         ValueError: an unknown option value; in training, a batch of 1.
     """
+
+    receives: dict[int, int]
+    """For each branch that receives another's result: from which one."""
 
     def __init__(
         self,
@@ -48,7 +59,7 @@ class PyramidContext(nn.Module):
         _check_choice("shortcut", shortcut, (True, False))
         if type(branch_channels) is not int or branch_channels < 1:
             raise ValueError(f"branch_channels: expected an integer >= 1, got {branch_channels!r}")
-        self.pools = _checked_pools(pools)
+        self.pools = checked_pools(pools)
         self.norm_order = norm_order
         self.branch_channels = branch_channels
         self.branches = tuple(range(0 if identity_branch else 1, len(self.pools) + 2))
@@ -77,24 +88,74 @@ class PyramidContext(nn.Module):
                 "batch norm after the global average has one value for each channel"
             )
 
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in_channels, H, W] -> [N, out_channels, H, W]."""
+        self.check_batch(x.shape[0])
+        if self._one_op(x):
+            x = _autocast(x)
+            return lmfm(x, self.packed(x.dtype))
+        out = self.compression(torch.cat(self.fuse(self.scaled(x)), dim=1))
+        return out if self.shortcut is None else out + self.shortcut(x)
+
     def scaled(self, x: Tensor) -> dict[int, Tensor]:
         """Every branch's [N, branch_channels, H, W] before fusion, by branch number."""
         size = x.shape[-2:]
-        pooled = [F.avg_pool2d(x, *pool) for pool in self.pools] + [F.adaptive_avg_pool2d(x, 1)]
         scaled = {0: self.scale["0"](x)} if 0 in self.branches else {}
-        for i, y in enumerate(pooled, start=1):
+        for i, y in enumerate(_pooled(x, self.pools), start=1):
             scaled[i] = resize(self.scale[str(i)](y), size)
         return scaled
 
     def fuse(self, scaled: dict[int, Tensor]) -> list[Tensor]:
         """The fused branches, in order of their number."""
-        raise NotImplementedError
+        fused: dict[int, Tensor] = {}
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, in_channels, H, W] -> [N, out_channels, H, W]."""
-        self.check_batch(x.shape[0])
-        out = self.compression(torch.cat(self.fuse(self.scaled(x)), dim=1))
-        return out if self.shortcut is None else out + self.shortcut(x)
+        def result(i: int) -> Tensor:
+            if i not in fused:
+                y = scaled[i] + result(self.receives[i]) if i in self.receives else scaled[i]
+                fused[i] = self.process[str(i)](y) if str(i) in self.process else y
+            return fused[i]
+
+        return [result(i) for i in self.branches]
+
+    def _one_op(self, x: Tensor) -> bool:
+        """Whether `bcmfnet.ops.lmfm` gives what the modules would: plain ones, in evaluation mode, "pre" order."""
+        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters())):
+            return False
+        if _exporting() or self.norm_order != "pre" or len(self.branches) > MAX_BRANCHES or x.dtype not in FLOATS:
+            return False
+        return all(map(_is_plain, self.modules()))
+
+    @torch.no_grad()
+    def packed(self, dtype: torch.dtype) -> PyramidWeights:
+        """What `bcmfnet.ops.lmfm` takes for maps of a dtype: a snapshot of parameters and running statistics."""
+        process = [self.process[str(i)] for i in self.branches if str(i) in self.process]
+        scale = [self.scale[str(i)] for i in self.branches]
+        last = [unit for unit in (self.compression, self.shortcut) if unit is not None]
+        norms = [unit.norm for unit in (*scale, *process, *last)]
+        gamma, beta, mean, var = (
+            torch.cat([getattr(norm, name) for norm in norms]).to(torch.promote_types(dtype, torch.float32))
+            for name in ("weight", "bias", "running_mean", "running_var")
+        )
+        multiplier = gamma * (var + NORM_EPS).rsqrt()
+
+        def matrices(units: list[nn.Sequential]) -> Tensor:
+            """[taps, in, out] of the convolutions, one after the other."""
+            weights = [unit.conv.weight.flatten(2).permute(2, 1, 0) for unit in units]
+            return torch.cat(weights).to(dtype) if weights else gamma.new_zeros((0, width, width), dtype=dtype)
+
+        width, numbers = self.branch_channels, {branch: number for number, branch in enumerate(self.branches)}
+        return PyramidWeights(
+            norms=torch.stack([multiplier, beta - mean * multiplier]),
+            scale=matrices(scale),
+            process=matrices(process),
+            compression=matrices([self.compression])[0],
+            shortcut=None if self.shortcut is None else matrices([self.shortcut])[0],
+            pools=self.pools,
+            kernels=tuple(
+                self.process[str(i)].conv.kernel_size[0] if str(i) in self.process else 0 for i in self.branches
+            ),
+            receives=tuple(numbers[self.receives[i]] if i in self.receives else -1 for i in self.branches),
+        )
 
 
 class DAPPM(PyramidContext):
@@ -107,13 +168,7 @@ class DAPPM(PyramidContext):
         super().__init__(in_channels, out_channels, **options)
         width = self.branch_channels
         self.process.update({str(i): self._conv(width, width, 3) for i in self.branches[1:]})
-
-    def fuse(self, scaled: dict[int, Tensor]) -> list[Tensor]:
-        first, *others = self.branches
-        fused = [scaled[first]]
-        for i in others:
-            fused.append(self.process[str(i)](scaled[i] + fused[-1]))
-        return fused
+        self.receives = dict(zip(self.branches[1:], self.branches, strict=False))
 
 
 class LMFM(PyramidContext):
@@ -144,23 +199,13 @@ class LMFM(PyramidContext):
         _check_choice("direction", direction, ("reverse", "forward"))
         _check_choice("interval", interval, (1, 2))
         _check_choice("root_conv", root_conv, ("none", "1x1", "3x3"))
-        self.interval = interval
-        self.order = self.branches if direction == "forward" else self.branches[::-1]
+        order = self.branches if direction == "forward" else self.branches[::-1]
+        self.receives = dict(zip(order[interval:], order, strict=False))
 
         width = self.branch_channels
-        roots, others = self.order[:interval], self.order[interval:]
         if root_conv != "none":
-            self.process.update({str(i): self._conv(width, width, int(root_conv[0])) for i in roots})
-        self.process.update({str(i): self._conv(width, width, 3) for i in others})
-
-    def fuse(self, scaled: dict[int, Tensor]) -> list[Tensor]:
-        fused: dict[int, Tensor] = {}
-        for position, i in enumerate(self.order):
-            y = scaled[i]
-            if position >= self.interval:
-                y = y + fused[self.order[position - self.interval]]
-            fused[i] = self.process[str(i)](y) if str(i) in self.process else y
-        return [fused[i] for i in self.branches]
+            self.process.update({str(i): self._conv(width, width, int(root_conv[0])) for i in order[:interval]})
+        self.process.update({str(i): self._conv(width, width, 3) for i in order[interval:]})
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -168,19 +213,34 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
+def _pooled(x: Tensor, pools: Sequence[tuple[int, int, int]]) -> Sequence[Tensor]:
+    if _exporting():
+        return [F.avg_pool2d(x, *pool) for pool in pools] + [F.adaptive_avg_pool2d(x, 1)]
+    return pyramid_pool(x, pools)
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """The map as a convolution under autocast would take it."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+def _exporting() -> bool:
+    """Whether a program is being made that may run where this package is not: it has torch's own ops alone."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def _check_choice(name: str, value: object, choices: tuple) -> None:
     if value not in choices or type(value) is not type(choices[0]):
         raise ValueError(f"{name}: expected {' or '.join(map(repr, choices))}, got {value!r}")
 
 
-def _checked_pools(pools: Sequence[Sequence[int]]) -> tuple[tuple[int, int, int], ...]:
-    message = f"pools: expected (kernel, stride, padding) triples, kernel = 2 * padding + 1, got {pools!r}"
-    if isinstance(pools, str) or not isinstance(pools, Sequence):
-        raise ValueError(message)
-    for pool in pools:
-        if not isinstance(pool, Sequence) or [type(value) for value in pool] != [int] * 3:
-            raise ValueError(message)
-        kernel, stride, padding = pool
-        if stride < 1 or padding < 0 or kernel != 2 * padding + 1:
-            raise ValueError(message)
-    return tuple(tuple(pool) for pool in pools)
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module does what its parameters say, and that alone."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return False
+    if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
+        return not module.training and module.affine and module.running_mean is not None and module.eps == NORM_EPS
+    return type(module) in (nn.Conv2d, nn.ReLU, nn.Sequential, nn.ModuleDict) or isinstance(module, PyramidContext)

@@ -1,0 +1,169 @@
+"""Inference of a pyramid context module (LMFM, DAPPM) as one op: argument checks, schema, fake, backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from bcmfnet.ops import backends
+from bcmfnet.ops._library import LIBRARY
+from bcmfnet.ops.pyramid_pool import check_map, checked_pools, is_channels_last
+from bcmfnet.reference import lmfm as reference
+from bcmfnet.reference.lmfm import PyramidWeights, fusing_order
+from bcmfnet.reference.pyramid_pool import pooled_sizes
+
+OPS = ("lmfm", "PyramidWeights")
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MAX_BRANCHES = 8
+
+LIBRARY.define(
+    "lmfm(Tensor x, Tensor norms, Tensor scale, Tensor process, Tensor compression, Tensor? shortcut, "
+    "int[] pools, int[] kernels, int[] receives) -> Tensor"
+)
+
+
+def lmfm(x: Tensor, weights: PyramidWeights) -> Tensor:
+    """A pyramid context module in evaluation mode: pools, 1x1s, fusion, compression and shortcut. It has no gradient.
+
+    Args:
+        x: float16, bfloat16, float32 or float64 [N, C, H, W], H and W >= 1, of any strides. Arithmetic is float32
+            (float64 for float64); what stands between the kernels is in the dtype of x.
+        weights: see `PyramidWeights`, of the dtype of x (`norms` float32, or float64 for float64), contiguous;
+            `PyramidContext.packed` makes them.
+
+    Returns:
+        [N, O, H, W] in the dtype and memory format of x.
+
+    Raises:
+        TypeError, ValueError: an argument of another dtype, shape or value.
+    """
+    _check(x, weights)
+    x, (*tensors, pools, kernels, receives) = x.detach(), weights
+    tensors = [tensor if tensor is None else tensor.detach() for tensor in tensors]
+    return torch.ops.bcmfnet.lmfm(x, *tensors, [number for pool in pools for number in pool], kernels, receives)
+
+
+def _check(x: Tensor, weights: PyramidWeights) -> None:
+    check_map(x, FLOATS)
+    if not isinstance(weights, PyramidWeights):
+        raise TypeError(f"weights: expected PyramidWeights, got {type(weights).__name__}")
+    norms, scale, process, compression, shortcut, pools, kernels, receives = weights
+    checked_pools(pools)
+    if scale.ndim != 3 or scale.shape[0] not in (len(pools) + 1, len(pools) + 2) or scale.shape[1] != x.shape[1]:
+        raise ValueError(
+            f"scale: expected [{len(pools) + 1} or {len(pools) + 2}, {x.shape[1]}, b], got {list(scale.shape)}"
+        )
+    branches, channels, breadth = scale.shape
+    if branches > MAX_BRANCHES:
+        raise ValueError(f"scale: expected at most {MAX_BRANCHES} branches, got {branches}")
+    _check_fusion(branches, kernels, receives)
+    taps, outputs = sum(kernel**2 for kernel in kernels), compression.shape[-1]
+    norm = branches * channels + (sum(map(bool, kernels)) + branches) * breadth
+    expected = {
+        "norms": (norms, [2, norm + (0 if shortcut is None else channels)]),
+        "process": (process, [taps, breadth, breadth]),
+        "compression": (compression, [branches * breadth, outputs]),
+    }
+    if shortcut is not None:
+        expected["shortcut"] = (shortcut, [channels, outputs])
+    for name, (tensor, shape) in expected.items():
+        if list(tensor.shape) != shape:
+            raise ValueError(f"{name}: expected {shape}, got {list(tensor.shape)}")
+    for name, tensor in [*((name, tensor) for name, (tensor, _) in expected.items()), ("scale", scale)]:
+        dtype = x.dtype if name != "norms" or x.dtype == torch.float64 else torch.float32
+        if tensor.dtype != dtype or tensor.device != x.device:
+            raise TypeError(f"{name}: expected {dtype} on {x.device}, got {tensor.dtype} on {tensor.device}")
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name}: expected a contiguous tensor, got strides {list(tensor.stride())}")
+
+
+def _check_fusion(branches: int, kernels: tuple[int, ...], receives: tuple[int, ...]) -> None:
+    if len(kernels) != branches or not set(kernels) <= {0, 1, 3}:
+        raise ValueError(f"kernels: expected {branches} of 0, 1 or 3, got {list(kernels)}")
+    if len(receives) != branches or not set(receives) <= set(range(-1, branches)):
+        raise ValueError(f"receives: expected {branches} of -1 to {branches - 1}, got {list(receives)}")
+    if any(source >= 0 and not kernel for source, kernel in zip(receives, kernels, strict=True)):
+        raise ValueError(f"receives: expected -1 where kernels is 0, got {list(receives)} and {list(kernels)}")
+    fusing_order(receives)
+
+
+def _output(x: Tensor, compression: Tensor) -> Tensor:
+    memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+    shape = (x.shape[0], compression.shape[1], *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+
+
+def _serve(x: Tensor, *arguments: Any) -> Tensor:
+    *tensors, pools, kernels, receives = arguments
+    triples = tuple(zip(pools[::3], pools[1::3], pools[2::3], strict=True))
+    weights = PyramidWeights(*tensors, triples, tuple(kernels), tuple(receives))
+    out = _output(x, weights.compression)
+    if out.numel():
+        run = backends.implementation("lmfm", x.device.type)
+        (_reference if x.dtype == torch.float64 else run)(x, weights, out)
+    return out
+
+
+def workspace_size(x: Tensor, weights: PyramidWeights) -> int:
+    """Elements of x's dtype between the launches: pooled maps after their norms [N, L, C], then all branches before and
+    after their fusing convolutions, at their sizes [N, ., b], and the shortcut [N, H * W, O]."""
+    batch, channels, height, width = x.shape
+    branches, _, breadth = weights.scale.shape
+    pooled = sum(h * w for h, w in pooled_sizes(height, width, weights.pools))
+    identity = height * width if branches == len(weights.pools) + 2 else 0
+    fused = height * width * sum(map(bool, weights.kernels))
+    shortcut = 0 if weights.shortcut is None else height * width * weights.compression.shape[1]
+    return batch * (pooled * channels + (pooled + identity + fused) * breadth + shortcut)
+
+
+def native(library: str = "bcmfnet") -> Callable[[Tensor, PyramidWeights, Tensor], None]:
+    """Kernels of a native library, by the namespace of its private ops."""
+
+    def run(x: Tensor, weights: PyramidWeights, out: Tensor) -> None:
+        *tensors, pools, kernels, receives = weights
+        workspace = torch.empty(workspace_size(x, weights), dtype=x.dtype, device=x.device)
+        numbers = [number for pool in pools for number in pool]
+        getattr(torch.ops, library)._lmfm(x, *tensors, numbers, kernels, receives, out, workspace)
+
+    return run
+
+
+def _triton(x: Tensor, weights: PyramidWeights, out: Tensor) -> None:
+    from bcmfnet.kernels.lmfm import lmfm as launch
+
+    launch(x, weights, out)
+
+
+def _reference(x: Tensor, weights: PyramidWeights, out: Tensor) -> None:
+    with torch.autocast(x.device.type, enabled=False):
+        out.copy_(reference.lmfm(x, weights))
+
+
+@torch.library.register_fake("bcmfnet::lmfm", lib=LIBRARY)
+def _fake(x: Tensor, norms: Tensor, scale: Tensor, process: Tensor, compression: Tensor, *others: Any) -> Tensor:
+    return _output(x, compression)
+
+
+@register_flop_formula(torch.ops.bcmfnet.lmfm)
+def _operations(x: Any, norms: Any, scale: Any, process: Any, compression: Any, shortcut: Any, pools: list[int],
+                *others: Any, out_shape: Any = None, **keywords: Any) -> int:  # fmt: skip
+    """Two for each multiply-add of the convolutions."""
+    batch, channels, height, width = x
+    branches, _, breadth = scale
+    triples = tuple(zip(pools[::3], pools[1::3], pools[2::3], strict=True))
+    pixels = sum(h * w for h, w in pooled_sizes(height, width, triples))
+    pixels += height * width if branches == len(triples) + 2 else 0
+    per_pixel = process[0] * breadth**2 + compression[0] * compression[1]
+    per_pixel += 0 if shortcut is None else shortcut[0] * shortcut[1]
+    return 2 * batch * (pixels * channels * breadth + height * width * per_pixel)
+
+
+for _key in ("CPU", "CUDA"):
+    LIBRARY.impl("lmfm", _serve, _key)
+backends.register("lmfm", "cpu", "reference", _reference)
+backends.register("lmfm", "cuda", "reference", _reference)
