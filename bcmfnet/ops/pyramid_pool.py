@@ -11,15 +11,15 @@ from torch import Tensor
 from bcmfnet.ops import backends
 from bcmfnet.ops._library import LIBRARY
 from bcmfnet.reference import pyramid_pool as reference
-from bcmfnet.reference.pyramid_pool import pooled_sizes
+from bcmfnet.reference.pyramid_pool import Pools, pooled_sizes
 
 OPS = ("pyramid_pool",)
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_POOLS = 6
 
-LIBRARY.define("pyramid_pool(Tensor x, int[] pools) -> Tensor")
-LIBRARY.define("pyramid_pool_backward(Tensor grad, SymInt[2] size, int[] pools, bool channels_last) -> Tensor")
+LIBRARY.define("pyramid_pool(Tensor x, int[] pools, bool channels_last) -> Tensor")
+LIBRARY.define("pyramid_pool_backward(Tensor grad, SymInt[4] shape, int[] pools, bool channels_last) -> Tensor")
 
 
 def pyramid_pool(x: Tensor, pools: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
@@ -31,18 +31,17 @@ def pyramid_pool(x: Tensor, pools: Sequence[Sequence[int]]) -> tuple[Tensor, ...
         pools: up to 6 (kernel, stride, padding), kernel = 2 * padding + 1.
 
     Returns:
-        For each pool [N, C, ceil(H / stride), ceil(W / stride)], then [N, C, 1, 1]: views of one tensor, in the
-        memory format of x.
+        For each pool [N, C, ceil(H / stride), ceil(W / stride)], then [N, C, 1, 1], in the memory format of x; they
+        are views of one tensor.
 
     Raises:
         TypeError, ValueError: an argument of another dtype, shape or value.
     """
     check_map(x, FLOATS)
     pools = checked_pools(pools)
-    sizes = pooled_sizes(*x.shape[2:], pools)
-    packed = torch.ops.bcmfnet.pyramid_pool(x, [number for pool in pools for number in pool])
-    parts = packed.split([h * w for h, w in sizes], dim=2)
-    return tuple(part.unflatten(2, size) for part, size in zip(parts, sizes, strict=True))
+    channels_last = is_channels_last(x)
+    packed = torch.ops.bcmfnet.pyramid_pool(x, [number for pool in pools for number in pool], channels_last)
+    return tuple(_maps(packed, x.shape, pools, channels_last))
 
 
 def check_map(x: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -81,27 +80,37 @@ def _triples(pools: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
 
 
 def _packed(x: Tensor, pools: Sequence[int]) -> Tensor:
-    """[N, C, L], not yet written; channels are innermost if they are so in x."""
-    length = sum(h * w for h, w in pooled_sizes(*x.shape[2:], _triples(pools)))
-    if is_channels_last(x):
-        return torch.empty((x.shape[0], length, x.shape[1]), dtype=x.dtype, device=x.device).transpose(1, 2)
-    return torch.empty((*x.shape[:2], length), dtype=x.dtype, device=x.device)
+    """[N * C * L], not yet written: one map after the other, L positions in all."""
+    positions = sum(h * w for h, w in pooled_sizes(*x.shape[2:], _triples(pools)))
+    return torch.empty(x.shape[0] * x.shape[1] * positions, dtype=x.dtype, device=x.device)
 
 
-def _gradient(grad: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:
+def _maps(packed: Tensor, shape: Sequence[int], pools: Pools, channels_last: bool) -> list[Tensor]:
+    """The maps [N, C, h, w] in a packed tensor, for x [N, C, H, W] of some shape."""
+    batch, channels, *size = shape
+    sizes = pooled_sizes(*size, pools)
+    parts = packed.split([batch * channels * h * w for h, w in sizes])
+    if channels_last:
+        return [part.view(batch, h, w, channels).permute(0, 3, 1, 2) for part, (h, w) in zip(parts, sizes, strict=True)]
+    return [part.view(batch, channels, h, w) for part, (h, w) in zip(parts, sizes, strict=True)]
+
+
+def _gradient(grad: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
     """[N, C, H, W], not yet written."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    shape = (*grad.shape[:2], *size)
-    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format)
+    return torch.empty(tuple(shape), dtype=grad.dtype, device=grad.device, memory_format=memory_format)
 
 
 class _Kernels(NamedTuple):
     """Kernels that write into outputs given to them; float64 is served by the reference."""
 
-    run_forward: Callable[[Tensor, list[int], Tensor], None]
-    """Of (x [N, C, H, W] of any strides, pools, packed [N, C, L] of any strides), none of them empty."""
-    run_backward: Callable[[Tensor, list[int], Tensor], None]
-    """Of (grad [N, C, L] of any strides, pools, result [N, C, H, W] of any strides), none of them empty."""
+    run_forward: Callable[[Tensor, list[int], bool, Tensor], None]
+    """Of (x [N, C, H, W] of any strides, pools, channels_last, packed [N * C * L]), none of them empty.
+
+    In `packed`, each map is [N, C, h, w], or [N, h, w, C] if `channels_last`.
+    """
+    run_backward: Callable[[Tensor, list[int], bool, Tensor], None]
+    """Of (grad [N * C * L], packed likewise, contiguous, pools, channels_last, result [N, C, H, W] of any strides)."""
 
 
 def native(library: str = "bcmfnet") -> _Kernels:
@@ -128,13 +137,18 @@ def _triton() -> _Kernels:
     return _Kernels(forward, backward)
 
 
-def _run_reference(x: Tensor, pools: list[int], packed: Tensor) -> None:
-    packed.copy_(reference.pyramid_pool(x, _triples(pools)))
+def _run_reference(x: Tensor, pools: list[int], channels_last: bool, packed: Tensor) -> None:
+    triples = _triples(pools)
+    maps = _maps(packed, x.shape, triples, channels_last)
+    for to, value in zip(maps, reference.pyramid_pool(x, triples), strict=True):
+        to.copy_(value)
 
 
-def _run_reference_backward(grad: Tensor, pools: list[int], result: Tensor) -> None:
-    with torch.autocast(grad.device.type, enabled=False):
-        result.copy_(reference.pyramid_pool_backward(grad, result.shape[2:], _triples(pools)))
+def _run_reference_backward(grad: Tensor, pools: list[int], channels_last: bool, result: Tensor) -> None:
+    triples = _triples(pools)
+    grads = _maps(grad, result.shape, triples, channels_last)
+    with torch.autocast(grad.device.type, enabled=False):  # it would run the matmuls in half precision
+        result.copy_(reference.pyramid_pool_backward(grads, result.shape[2:], triples))
 
 
 _REFERENCE = _Kernels(_run_reference, _run_reference_backward)
@@ -145,45 +159,45 @@ def _serving(x: Tensor) -> _Kernels:
     return _REFERENCE if x.dtype == torch.float64 else serve
 
 
-def _forward(x: Tensor, pools: list[int]) -> Tensor:
+def _forward(x: Tensor, pools: list[int], channels_last: bool) -> Tensor:
     packed = _packed(x, pools)
     if packed.numel():
-        _serving(x).run_forward(x, pools, packed)
+        _serving(x).run_forward(x, pools, channels_last, packed)
     return packed
 
 
-def _backward(grad: Tensor, size: list[int], pools: list[int], channels_last: bool) -> Tensor:
-    result = _gradient(grad, size, channels_last)
+def _backward(grad: Tensor, shape: list[int], pools: list[int], channels_last: bool) -> Tensor:
+    result = _gradient(grad, shape, channels_last)
     if result.numel():
-        _serving(grad).run_backward(grad, pools, result)
+        _serving(grad).run_backward(grad.contiguous(), pools, channels_last, result)
     return result
 
 
 @torch.library.register_fake("bcmfnet::pyramid_pool", lib=LIBRARY)
-def _forward_fake(x: Tensor, pools: list[int]) -> Tensor:
+def _forward_fake(x: Tensor, pools: list[int], channels_last: bool) -> Tensor:
     return _packed(x, pools)
 
 
 @torch.library.register_fake("bcmfnet::pyramid_pool_backward", lib=LIBRARY)
-def _backward_fake(grad: Tensor, size: list[int], pools: list[int], channels_last: bool) -> Tensor:
-    return _gradient(grad, size, channels_last)
+def _backward_fake(grad: Tensor, shape: list[int], pools: list[int], channels_last: bool) -> Tensor:
+    return _gradient(grad, shape, channels_last)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, pools = inputs
-    ctx.arguments = (x.shape[2:], pools, is_channels_last(x))
+    x, pools, channels_last = inputs
+    ctx.arguments = (x.shape, pools, channels_last)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    return torch.ops.bcmfnet.pyramid_pool_backward(grad, *ctx.arguments), None
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    return torch.ops.bcmfnet.pyramid_pool_backward(grad, *ctx.arguments), None, None
 
 
 def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.pools = inputs[2]
+    ctx.arguments = inputs[2:]
 
 
 def _differentiate_second(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-    return torch.ops.bcmfnet.pyramid_pool(grad, ctx.pools), None, None, None
+    return torch.ops.bcmfnet.pyramid_pool(grad, *ctx.arguments), None, None, None
 
 
 for _key in ("CPU", "CUDA"):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bcmfnet.reference.bilinear import upsample
-from bcmfnet.reference.pyramid_pool import pooled_sizes, pyramid_pool
+from bcmfnet.reference.pyramid_pool import pyramid_pool
 
 
 class PyramidWeights(NamedTuple):
@@ -63,8 +63,7 @@ def lmfm(x: Tensor, weights: PyramidWeights) -> Tensor:
     branches, _, breadth = scale.shape
     taken = iter(norms.to(computed).split(_norm_sizes(weights), dim=1))
 
-    sizes = pooled_sizes(height, width, pools)
-    maps = [y.unflatten(2, s) for y, s in zip(_split(pyramid_pool(computed, pools), sizes), sizes, strict=True)]
+    maps = pyramid_pool(computed, pools)
     if branches == len(maps) + 1:
         maps.insert(0, computed)
     scaled = [_point(y, next(taken), w) for y, w in zip(maps, scale, strict=True)]
@@ -91,10 +90,6 @@ def _norm_sizes(weights: PyramidWeights) -> list[int]:
     branches, channels, breadth = weights.scale.shape
     sizes = [channels] * branches + [breadth] * sum(map(bool, weights.kernels)) + [branches * breadth]
     return sizes + ([] if weights.shortcut is None else [channels])
-
-
-def _split(packed: Tensor, sizes: list[tuple[int, int]]) -> tuple[Tensor, ...]:
-    return packed.split([h * w for h, w in sizes], dim=2)
 
 
 def _activate(x: Tensor, norm: Tensor) -> Tensor:

@@ -17,28 +17,26 @@ def pooled_sizes(height: int, width: int, pools: Pools) -> list[tuple[int, int]]
     return [(1 + (height - 1) // stride, 1 + (width - 1) // stride) for _, stride, _ in pools] + [(1, 1)]
 
 
-def pyramid_pool(x: Tensor, pools: Pools) -> Tensor:
-    """Average pools (padding counts as zeros) and the global average of x [N, C, H, W], packed as [N, C, L].
+def pyramid_pool(x: Tensor, pools: Pools) -> list[Tensor]:
+    """Average pools (padding counts as zeros) and the global average of x [N, C, H, W], of `pooled_sizes`.
 
-    Each map of `pooled_sizes` stands row by row, one after the other. Arithmetic is float32, float64 if so is x.
+    Arithmetic is float32, float64 if so is x.
     """
     computed = x if x.dtype == torch.float64 else x.float()
     maps = [F.avg_pool2d(computed, *pool) for pool in pools] + [computed.mean((2, 3), keepdim=True)]
-    return torch.cat([y.flatten(2) for y in maps], dim=2).to(x.dtype)
+    return [y.to(x.dtype) for y in maps]
 
 
-def pyramid_pool_backward(grad: Tensor, size: Sequence[int], pools: Pools) -> Tensor:
-    """Gradient [N, C, H, W] of x from that of the packed maps [N, C, L]: the adjoint, for `size` = (H, W)."""
-    computed = grad if grad.dtype == torch.float64 else grad.float()
-    height, width = size
-    result = 0
-    at = 0
-    for (kernel, stride, padding), (h, w) in zip(pools, pooled_sizes(height, width, pools), strict=False):
-        part = computed[:, :, at : at + h * w].unflatten(2, (h, w))
-        at += h * w
-        rows, columns = (_window(n, m, kernel, stride, padding).to(part) for n, m in ((height, h), (width, w)))
+def pyramid_pool_backward(grads: Sequence[Tensor], size: Sequence[int], pools: Pools) -> Tensor:
+    """Gradient [N, C, H, W] of x from those of the maps: the adjoint, for `size` = (H, W)."""
+    *parts, mean = (grad if grad.dtype == torch.float64 else grad.float() for grad in grads)
+    result = mean / (size[0] * size[1])
+    for (kernel, stride, padding), part in zip(pools, parts, strict=True):
+        rows, columns = (
+            _window(n, m, kernel, stride, padding).to(part) for n, m in zip(size, part.shape[2:], strict=True)
+        )
         result = result + rows.T @ part @ columns / kernel**2
-    return (result + computed[:, :, at:].unsqueeze(3) / (height * width)).expand(-1, -1, height, width).to(grad.dtype)
+    return result.expand(*mean.shape[:2], *size).to(grads[0].dtype)
 
 
 def _window(size: int, pooled: int, kernel: int, stride: int, padding: int) -> Tensor:
