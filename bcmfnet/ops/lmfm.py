@@ -109,26 +109,13 @@ def _serve(x: Tensor, *arguments: Any) -> Tensor:
     return out
 
 
-def workspace_size(x: Tensor, weights: PyramidWeights) -> int:
-    """Elements of x's dtype between the launches: pooled maps after their norms [N, L, C], then all branches before and
-    after their fusing convolutions, at their sizes [N, ., b], and the shortcut [N, H * W, O]."""
-    batch, channels, height, width = x.shape
-    branches, _, breadth = weights.scale.shape
-    pooled = sum(h * w for h, w in pooled_sizes(height, width, weights.pools))
-    identity = height * width if branches == len(weights.pools) + 2 else 0
-    fused = height * width * sum(map(bool, weights.kernels))
-    shortcut = 0 if weights.shortcut is None else height * width * weights.compression.shape[1]
-    return batch * (pooled * channels + (pooled + identity + fused) * breadth + shortcut)
-
-
 def native(library: str = "bcmfnet") -> Callable[[Tensor, PyramidWeights, Tensor], None]:
     """Kernels of a native library, by the namespace of its private ops."""
 
     def run(x: Tensor, weights: PyramidWeights, out: Tensor) -> None:
         *tensors, pools, kernels, receives = weights
-        workspace = torch.empty(workspace_size(x, weights), dtype=x.dtype, device=x.device)
         numbers = [number for pool in pools for number in pool]
-        getattr(torch.ops, library)._lmfm(x, *tensors, numbers, kernels, receives, out, workspace)
+        getattr(torch.ops, library)._lmfm(x, *tensors, numbers, kernels, receives, out)
 
     return run
 
