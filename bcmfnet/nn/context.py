@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bcmfnet.ops.lmfm import FLOATS, MAX_BRANCHES, PyramidWeights, lmfm
+from bcmfnet.ops.lmfm import FLOATS, PyramidWeights, lmfm
 from bcmfnet.ops.pyramid_pool import checked_pools, pyramid_pool
 
 NORM_EPS = 1e-5
@@ -121,7 +121,7 @@ class PyramidContext(nn.Module):
         """Whether `bcmfnet.ops.lmfm` gives what the modules would: plain ones, in evaluation mode, "pre" order."""
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters())):
             return False
-        if _exporting() or self.norm_order != "pre" or len(self.branches) > MAX_BRANCHES or x.dtype not in FLOATS:
+        if _exporting() or self.norm_order != "pre" or x.dtype not in FLOATS:
             return False
         return all(map(_is_plain, self.modules()))
 

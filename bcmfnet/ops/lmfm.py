@@ -19,7 +19,6 @@ from bcmfnet.reference.pyramid_pool import pooled_sizes
 OPS = ("lmfm", "PyramidWeights")
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-MAX_BRANCHES = 8
 
 LIBRARY.define(
     "lmfm(Tensor x, Tensor norms, Tensor scale, Tensor process, Tensor compression, Tensor? shortcut, "
@@ -59,8 +58,6 @@ def _check(x: Tensor, weights: PyramidWeights) -> None:
             f"scale: expected [{len(pools) + 1} or {len(pools) + 2}, {x.shape[1]}, b], got {list(scale.shape)}"
         )
     branches, channels, breadth = scale.shape
-    if branches > MAX_BRANCHES:
-        raise ValueError(f"scale: expected at most {MAX_BRANCHES} branches, got {branches}")
     _check_fusion(branches, kernels, receives)
     taps, outputs = sum(kernel**2 for kernel in kernels), compression.shape[-1]
     norm = branches * channels + (sum(map(bool, kernels)) + branches) * breadth

@@ -56,18 +56,18 @@ def check_map(x: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
 
 def checked_pools(pools: Sequence[Sequence[int]]) -> tuple[tuple[int, int, int], ...]:
     """Pools as tuples. Raises ValueError for what are none."""
-    message = f"pools: expected (kernel, stride, padding) triples, kernel = 2 * padding + 1, got {pools!r}"
-    if isinstance(pools, str) or not isinstance(pools, Sequence):
-        raise ValueError(message)
-    for pool in pools:
-        if not isinstance(pool, Sequence) or [type(value) for value in pool] != [int] * 3:
-            raise ValueError(message)
-        kernel, stride, padding = pool
-        if stride < 1 or padding < 0 or kernel != 2 * padding + 1:
-            raise ValueError(message)
+    if isinstance(pools, str) or not isinstance(pools, Sequence) or not all(map(_is_pool, pools)):
+        raise ValueError(f"pools: expected (kernel, stride, padding) triples, kernel = 2 * padding + 1, got {pools!r}")
     if len(pools) > MAX_POOLS:
         raise ValueError(f"pools: expected at most {MAX_POOLS}, got {len(pools)}")
     return tuple(tuple(pool) for pool in pools)
+
+
+def _is_pool(pool: Sequence[int]) -> bool:
+    if not isinstance(pool, Sequence) or [type(value) for value in pool] != [int] * 3:
+        return False
+    kernel, stride, padding = pool
+    return stride >= 1 and padding >= 0 and kernel == 2 * padding + 1
 
 
 def is_channels_last(x: Tensor) -> bool:
