@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -19,6 +21,7 @@ import bcmfnet.benchmarks
 from bcmfnet.benchmarks import _machine, _memory, _results, _timing
 from bcmfnet.benchmarks._results import Row
 from bcmfnet.errors import ConfigError
+from bcmfnet.models.engines import Engine, check_engine
 from bcmfnet.ops import backends
 
 log = logging.getLogger(__name__)
@@ -96,6 +99,32 @@ def _served_by(op: str, device: torch.device, backend: str, function: Provider) 
             return function(*inputs)
 
     return call
+
+
+def compiled(function: Provider, mode: str | None = None, fullgraph: bool = True) -> Provider | Unavailable:
+    """torch.compile for one shape alone; what it made for earlier cases is dropped, its cache has few places."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        return Unavailable("torch.compile needs a C++ compiler")
+    torch.compiler.reset()
+    return torch.compile(function, fullgraph=fullgraph, dynamic=False, mode=mode)
+
+
+def through_engine(
+    name: str, network: torch.nn.Module, dtype: torch.dtype, device: torch.device
+) -> Provider | Unavailable:
+    """A network's pass through an engine for CPUs."""
+    if device.type != "cpu":
+        return Unavailable("engines are for the CPU")
+    try:
+        check_engine(name, dtype)
+    except ImportError as error:
+        return Unavailable(str(error))
+    return Engine(name, network, dtype)
+
+
+def word(value: torch.dtype | torch.memory_format) -> str:
+    """Its name, for that of a case."""
+    return str(value).removeprefix("torch.")
 
 
 def run(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import shutil
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -13,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from bcmfnet.benchmarks.harness import Provider, Unavailable
+from bcmfnet.benchmarks.harness import Provider, Unavailable, compiled, through_engine
+from bcmfnet.benchmarks.lmfm import Modules
 from bcmfnet.models import count_multiply_adds, count_parameters, create_model
-from bcmfnet.models.engines import ENGINES, Engine, check_engine
+from bcmfnet.models.engines import ENGINES
 from bcmfnet.reference.bilinear import upsample
 
 BASELINE = "eager"
@@ -73,11 +72,12 @@ def _model(case: Case) -> nn.Module:
 
 
 class EagerLabels(nn.Module):
-    """Frames to labels as one writes it, all of it at full resolution."""
+    """Frames to labels as one writes it, by torch's ops alone, all of it at full resolution."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model = model
+        self.model = copy.deepcopy(model)
+        self.model.context = Modules(self.model.context)
 
     def forward(self, frames: Tensor) -> Tensor:
         logits = self.model(frames).logits.contiguous()  # channels_last takes four times as long to upsample
@@ -91,7 +91,7 @@ def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavaila
     """
     model = _model(case).to(device)
     eager = EagerLabels(model)
-    last = EagerLabels(copy.deepcopy(model).to(memory_format=torch.channels_last))
+    last = EagerLabels(model).to(memory_format=torch.channels_last)
     half = torch.bfloat16 if device.type == "cpu" else torch.float16
 
     def channels_last(frames: Tensor) -> Tensor:
@@ -103,45 +103,24 @@ def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavaila
 
     found: dict[str, Provider | Unavailable] = {"eager": eager, "channels_last": channels_last}
     found[_named("amp", half)] = amp
-    found |= _compiled(device, eager)
+    found["compile"] = compiled(eager)
+    if device.type == "cuda":
+        found["compile_max"] = compiled(eager, "max-autotune-no-cudagraphs")
+    no_compiler = found["compile"] if isinstance(found["compile"], Unavailable) else None
     for dtype in (torch.float32, torch.bfloat16, *([torch.float16] if device.type == "cuda" else [])):
         found[_named("ours", dtype)] = model.for_inference(dtype=dtype)
-        found[_named("ours_compile", dtype)] = _no_compiler() or model.for_inference(dtype=dtype, compile=True)
+        found[_named("ours_compile", dtype)] = no_compiler or model.for_inference(dtype=dtype, compile=True)
     for engine, facts in ENGINES.items():
         for dtype in facts.dtypes:
-            reason = _no_engine(engine, dtype, device)
-            found[_named(engine, dtype)] = reason or Engine(engine, eager, dtype)
+            whole = through_engine(engine, eager, dtype, device)
+            reason = whole if isinstance(whole, Unavailable) else None
+            found[_named(engine, dtype)] = whole
             found[_named(f"ours_{engine}", dtype)] = reason or model.for_inference(dtype=dtype, engine=engine)
     return found
 
 
 def _named(name: str, dtype: torch.dtype) -> str:
     return name if dtype == torch.float32 else f"{name}_{HALVES[dtype]}"
-
-
-def _compiled(device: torch.device, eager: nn.Module) -> dict[str, Provider | Unavailable]:
-    """torch.compile for this shape alone; what it made for earlier cases is dropped, its cache has few places."""
-    torch.compiler.reset()
-    modes = {"compile": None} | ({} if device.type == "cpu" else {"compile_max": "max-autotune-no-cudagraphs"})
-    return {
-        name: _no_compiler() or torch.compile(eager, fullgraph=True, dynamic=False, mode=mode)
-        for name, mode in modes.items()
-    }
-
-
-def _no_compiler() -> Unavailable | None:
-    missing = shutil.which(os.environ.get("CXX", "g++")) is None
-    return Unavailable("torch.compile needs a C++ compiler") if missing else None
-
-
-def _no_engine(engine: str, dtype: torch.dtype, device: torch.device) -> Unavailable | None:
-    if device.type != "cpu":
-        return Unavailable("engines are for the CPU")
-    try:
-        check_engine(engine, dtype)
-    except ImportError as error:
-        return Unavailable(str(error))
-    return None
 
 
 class Expected(NamedTuple):

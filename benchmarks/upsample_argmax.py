@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from bcmfnet.benchmarks.harness import Provider, Unavailable, op_backends
+from bcmfnet.benchmarks.harness import Provider, Unavailable, compiled, op_backends, word
 from bcmfnet.ops import backends
 from bcmfnet.ops.upsample_argmax import upsample_argmax
 from bcmfnet.reference.bilinear import upsample
@@ -48,13 +46,9 @@ class Case:
 
     @property
     def name(self) -> str:
-        words = ["x".join(map(str, self.shape)), "x".join(map(str, self.size)), _word(self.dtype), self.content]
-        words += [_word(self.memory_format)] * (self.memory_format != torch.contiguous_format)
+        words = ["x".join(map(str, self.shape)), "x".join(map(str, self.size)), word(self.dtype), self.content]
+        words += [word(self.memory_format)] * (self.memory_format != torch.contiguous_format)
         return "-".join(words + ["confidence"] * self.confidence)
-
-
-def _word(value: torch.dtype | torch.memory_format) -> str:
-    return str(value).removeprefix("torch.")
 
 
 def _cases() -> list[Case]:
@@ -100,18 +94,10 @@ def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavaila
         confidence, labels = scores.softmax(1).max(1)
         return labels, confidence
 
-    found = op_backends("upsample_argmax", device, ours) | {"eager": eager, "compile": _compiled(eager)}
+    found = op_backends("upsample_argmax", device, ours) | {"eager": eager, "compile": compiled(eager)}
     if case.memory_format != torch.contiguous_format:
         found["eager_contiguous"] = lambda logits: eager(logits.contiguous())
     return found
-
-
-def _compiled(function: Provider) -> Provider | Unavailable:
-    """torch.compile for this shape alone; what it made for earlier cases is dropped, its cache has few places."""
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
-        return Unavailable("torch.compile needs a C++ compiler")
-    torch.compiler.reset()
-    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 class Expected(NamedTuple):

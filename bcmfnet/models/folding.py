@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bcmfnet.models.ddrnet import DualResolutionNet
-from bcmfnet.models.fused import ConvAddReLU, Stem
+from bcmfnet.models.fused import ConvAddReLU, PackedContext, Stem
 from bcmfnet.nn.context import PyramidContext
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -32,6 +32,15 @@ def folded(model: DualResolutionNet, dtype: torch.dtype, memory_format: torch.me
         elif (norm := _called(network, node, NORMS)) is not None:
             _fold_norm(network, node, norm)
     return _cast(_finished(network), dtype, memory_format).requires_grad_(False)
+
+
+def packed(network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
+    """The network of `folded`, its context module as one op where that can be; it is changed in place."""
+    for node in network.graph.nodes:
+        context = _called(network, node, PyramidContext)
+        if context is not None and context.norm_order == "pre":
+            network.set_submodule(node.target, PackedContext(context, dtype))
+    return network
 
 
 def fused(network: fx.GraphModule) -> fx.GraphModule:

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bcmfnet.nn.context import PyramidContext
+from bcmfnet.ops.lmfm import PyramidWeights, lmfm
+
 STRIP_PIXELS = 2**18
 """Pixels of the frame in a strip. At 1024x2048 the map between the stem's convolutions is 32 MiB in bfloat16, and fresh
 memory of that size is mapped page by page on every call. One thread: bfloat16 27.5 ms whole, 10 in strips of 128 rows;
@@ -78,3 +81,18 @@ class Stem(nn.Module):
             strip = strip.to(self.first.conv.weight.dtype, memory_format=self.memory_format)
             strips.append(self.second(self.first(strip))[:, :, min(top, 1) :])
         return strips[0] if len(strips) == 1 else torch.cat(strips, dim=2)
+
+
+class PackedContext(nn.Module):
+    """A context module as one op, with weights that are packed once."""
+
+    def __init__(self, context: PyramidContext, dtype: torch.dtype):
+        super().__init__()
+        self.names = PyramidWeights._fields[:5]
+        *tensors, self.pools, self.kernels, self.receives = context.packed(dtype)
+        for name, tensor in zip(self.names, tensors, strict=True):
+            self.register_buffer(name, tensor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tensors = (getattr(self, name) for name in self.names)
+        return lmfm(x, PyramidWeights(*tensors, self.pools, self.kernels, self.receives))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bcmfnet.models.cuda_graphs import CUDAGraphs
 from bcmfnet.models.ddrnet import DualResolutionNet, check_images
 from bcmfnet.models.engines import ENGINES, Engine, check_engine
-from bcmfnet.models.folding import folded, fused
+from bcmfnet.models.folding import folded, fused, packed
 from bcmfnet.ops.upsample_argmax import upsample_argmax
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -49,7 +49,7 @@ class InferenceNetwork(nn.Module):
         if engine is not None:
             self.network = folded(model, torch.float32, torch.contiguous_format)
         else:
-            self.network = folded(model, dtype, memory_format)
+            self.network = packed(folded(model, dtype, memory_format), dtype)
             if not compile:
                 fused(self.network)
         super().train(False)
