@@ -173,9 +173,14 @@ def run(
     return rows
 
 
-def measure_all(device: str, output: str) -> None:
-    """For a script: every benchmark, briefly, into a CSV file; exits with 1 where a provider disagrees or fails."""
-    rows = run(device=device, output=Path(output), seconds=0.2)
+def measure_all(device: str, output: str, *names: str) -> None:
+    """For a script: benchmarks, briefly, into a CSV file; exits with 1 where a provider disagrees or fails.
+
+    A name after a minus is left out; without other names, every benchmark is measured.
+    """
+    without = {name.removeprefix("-") for name in names if name.startswith("-")}
+    chosen = [name for name in names if not name.startswith("-")] or [name for name in find() if name not in without]
+    rows = run(chosen, device=device, output=Path(output), seconds=0.2)
     print(*_results.remarks(rows), sep="\n")
     sys.exit(_results.failed(rows))
 

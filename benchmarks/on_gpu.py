@@ -51,6 +51,8 @@ def steps(report: Path) -> list[Step]:
     tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "--continue-on-collection-errors"]
     sanitizer = ["compute-sanitizer", "--error-exitcode", "1", "--target-processes", "all"]
     sanitized = [*tests, "-x", "-k", "cuda-cuda and not slow and not random", SANITIZED]
+    code = "import sys; from bcmfnet.benchmarks.harness import measure_all; measure_all(*sys.argv[1:])"
+    measure = [python, "-c", code, "cuda", str(report / "benchmarks.csv")]
     facts = "import torch, triton; print(torch.__version__, triton.__version__, torch.cuda.get_device_name())"
     find = "import os, torch; print(os.path.dirname(torch.__file__))"
     torch_directory = subprocess.run([python, "-c", find], capture_output=True, text=True).stdout.strip()
@@ -63,10 +65,9 @@ def steps(report: Path) -> list[Step]:
         ], 60),
         Step("build", ["cmake", "--build", str(build), "--parallel"], 180, "configure"),
         Step("test", [*tests, f"--junitxml={report / 'tests.xml'}", "-k", "not triton", *TESTED], 180),
-        Step("benchmark", [
-            python, "-c", "import sys; from bcmfnet.benchmarks.harness import measure_all; measure_all(*sys.argv[1:])",
-            "cuda", str(report / "benchmarks.csv"),
-        ], 240),
+        Step("benchmark", [*measure, "-network"], 180),
+        Step("stages", [python, "-m", "bcmfnet.benchmarks.stages", "--device", "cuda", "--dtype", "float16"], 60),
+        Step("network", [*measure, "network"], 200),
         Step("test_triton", [*tests, f"--junitxml={report / 'triton.xml'}", "-k", "triton", *TESTED], 180),
         Step("memcheck", [*sanitizer, "--tool", "memcheck", *sanitized], 90, "build"),
         Step("racecheck", [*sanitizer, "--tool", "racecheck", *sanitized], 90, "build"),

@@ -321,6 +321,18 @@ def test_measure_all_says_what_was_not_measured_and_exits_with_one(doubling, tmp
     assert len({(row["case"], row["provider"]) for row in read(tmp_path / "all.csv")}) == 10
 
 
+@pytest.mark.parametrize(
+    ("names", "measured"), [((), ["a", "b", "c"]), (("-b",), ["a", "c"]), (("b", "c"), ["b", "c"])]
+)
+def test_measure_all_takes_names_and_leaves_some_out(monkeypatch, tmp_path, names, measured):
+    asked = []
+    monkeypatch.setattr(harness, "find", lambda: dict.fromkeys("abc"))
+    monkeypatch.setattr(harness, "run", lambda chosen, **options: asked.append(chosen) or [])
+    with pytest.raises(SystemExit):
+        harness.measure_all("cpu", str(tmp_path), *names)
+    assert asked == [measured]
+
+
 def test_a_speedup_needs_its_baseline(doubling):
     (row,) = harness.run(case="small", providers=["also"], threads=[1], seconds=1e-6)
     assert "speedup" not in row and row["time_us_50"] > 0
