@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bcmfnet.ops import backends
+from bcmfnet.ops import _extension, backends
 from bcmfnet.ops._library import LIBRARY
 from bcmfnet.reference import pyramid_pool as reference
 from bcmfnet.reference.pyramid_pool import Pools, pooled_sizes
@@ -203,7 +203,11 @@ def _differentiate_second(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, N
 for _key in ("CPU", "CUDA"):
     LIBRARY.impl("pyramid_pool", _forward, _key)
     LIBRARY.impl("pyramid_pool_backward", _backward, _key)
+backends.register("pyramid_pool", "cpu", "cpp", native(), _extension.load)
 backends.register("pyramid_pool", "cpu", "reference", _REFERENCE)
+backends.register("pyramid_pool", "cpu", "triton", _triton(), backends.no_interpreter)
+backends.register("pyramid_pool", "cuda", "cuda", native(), _extension.load_cuda)
+backends.register("pyramid_pool", "cuda", "triton", _triton(), backends.no_triton)
 backends.register("pyramid_pool", "cuda", "reference", _REFERENCE)
 torch.library.register_autograd("bcmfnet::pyramid_pool", _differentiate, setup_context=_setup_context, lib=LIBRARY)
 torch.library.register_autograd(

@@ -1,0 +1,378 @@
+// A block holds some channels of one image in shared memory: x is read once, and so is its gradient written. Windows
+// are sums over columns, then over rows; the gradient is what reads a pixel, over rows, then over columns. A map of
+// which not even one channel fits goes through the direct kernels, which read windows from global memory.
+//
+// Why separable: at 16x32 with windows of 5, 9 and 17 a channel costs about 5,100 additions of what lies in shared
+// memory, which is the limit, instead of 8,600; so does its gradient.
+#include "common/element_cuda.h"
+#include "common/launch.h"
+#include "pyramid_pool/pyramid_pool_cuda.h"
+
+namespace bcmfnet {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kMostMaps = kMaxPools + 1;
+constexpr int kMostChannels = 16;     // of a block: 32 bytes of a channels_last map in 16 bits, a sector
+constexpr int kBlocks = 128;          // wanted at once: about one for each multiprocessor of an H200
+constexpr int64_t kShared = 96 << 10;  // bytes that a block may take on every GPU from sm_80 on
+constexpr int64_t kSharedUnasked = 48 << 10;
+
+struct Range {
+  int begin, end;
+};
+
+// The windows of one pooled map: each reaches as far to either side of `stride` times its number, within the map. The
+// global average is one window that reaches everything.
+struct Windows {
+  int height, width;  // how many
+  int stride, reach;
+  int position;  // of the first window among those of all maps
+  int column;    // of the first window among the columns of all maps
+  float area;    // padding counts
+  int64_t at;    // of the first window in the packed maps
+
+  // Positions that a window covers along an axis of `size`.
+  __device__ Range covered(int number, int size) const {
+    const int middle = number * stride;
+    return {middle > reach ? middle - reach : 0, middle < size - reach ? middle + reach + 1 : size};
+  }
+  // Windows that cover a position, of `count`.
+  __device__ Range covering(int position, int count) const {
+    const int end = (position + reach) / stride + 1;
+    return {position > reach ? (position - reach + stride - 1) / stride : 0, end < count ? end : count};
+  }
+};
+
+// A call in the integers of a block.
+struct Plan {
+  int64_t batch, channels;
+  int64_t batch_stride, channel_stride, row_stride, column_stride;
+  int height, width;
+  int maps, columns;    // pooled maps, and columns of all of them
+  int64_t positions;    // of all of them
+  bool channels_last;            // of the packed maps
+  int log_channels;              // of a block, to base 2
+  int pitch, plane, sums_plane;  // of rows and channels in shared memory: odd, so that lanes meet other banks
+  Windows windows[kMostMaps];
+
+  __host__ __device__ int64_t groups() const { return (channels + (1 << log_channels) - 1) >> log_channels; }
+  int64_t forward_bytes() const { return 4 * static_cast<int64_t>(plane + sums_plane) << log_channels; }
+  int64_t backward_bytes() const { return 4 * ((positions | 1) + sums_plane) << log_channels; }
+};
+
+int smaller_of(int64_t a, int64_t b) { return static_cast<int>(a < b ? a : b); }
+
+void add_windows(Plan& plan, int64_t height, int64_t width, int64_t stride, int64_t reach, float area) {
+  const int64_t largest = plan.height > plan.width ? plan.height : plan.width;  // beyond it nothing changes
+  int64_t at = 0;
+  if (plan.maps > 0) {
+    const Windows& last = plan.windows[plan.maps - 1];
+    at = last.at + plan.batch * plan.channels * last.height * last.width;
+  }
+  plan.windows[plan.maps++] = {static_cast<int>(height), static_cast<int>(width), smaller_of(stride, largest),
+                               smaller_of(reach, largest), static_cast<int>(plan.positions), plan.columns, area, at};
+  plan.positions += height * width;
+  plan.columns += static_cast<int>(width);
+}
+
+Plan plan_of(const PyramidPool& call) {
+  const Pyramid& pyramid = call.pyramid;
+  Plan plan{};
+  plan.batch = pyramid.batch, plan.channels = pyramid.channels;
+  plan.height = static_cast<int>(pyramid.height), plan.width = static_cast<int>(pyramid.width);
+  plan.batch_stride = call.batch_stride, plan.channel_stride = call.channel_stride;
+  plan.row_stride = call.row_stride, plan.column_stride = call.column_stride;
+  plan.channels_last = call.channels_last;
+  for (int i = 0; i < pyramid.pools; ++i) {
+    const Pool& pool = pyramid.pool[i];
+    const float side = static_cast<float>(pool.kernel);
+    add_windows(plan, pool.height, pool.width, pool.stride, pool.padding, side * side);
+  }
+  const int64_t pixels = pyramid.height * pyramid.width;
+  add_windows(plan, 1, 1, 1, pyramid.height + pyramid.width, static_cast<float>(pixels));
+  return plan;
+}
+
+// Lay out shared memory, of `bytes`, for as many channels a block as leave enough blocks; false where not one fits.
+bool fits(Plan& plan, int64_t (Plan::*bytes)() const) {
+  const int64_t pixels = static_cast<int64_t>(plan.height) * (plan.width | 1);
+  const int64_t sums = static_cast<int64_t>(plan.height) * plan.columns;
+  if (pixels + sums + plan.positions > kShared / 4) return false;
+  plan.pitch = plan.width | 1, plan.plane = static_cast<int>(pixels) | 1, plan.sums_plane = static_cast<int>(sums) | 1;
+  if ((plan.*bytes)() > kShared) return false;
+  do {
+    ++plan.log_channels;
+  } while (1 << plan.log_channels <= kMostChannels && (plan.*bytes)() <= kSharedUnasked &&
+           plan.batch * plan.channels >> plan.log_channels >= kBlocks);
+  --plan.log_channels;
+  return true;
+}
+
+// The channels of a block, and how its threads share items of them.
+struct Group {
+  const Plan& plan;
+  int64_t image, first;
+  int channels;
+
+  __device__ explicit Group(const Plan& plan) : plan(plan) {
+    const unsigned groups = static_cast<unsigned>(plan.groups());
+    image = blockIdx.x / groups;
+    first = static_cast<int64_t>(blockIdx.x % groups) << plan.log_channels;
+    const int64_t left = plan.channels - first;
+    channels = left < 1 << plan.log_channels ? static_cast<int>(left) : 1 << plan.log_channels;
+  }
+
+  // Call `work(channel, position)` for each channel and position, side by side as they lie in global memory.
+  template <typename Work>
+  __device__ void each(bool channels_last, int positions, Work work) const {
+    const int mask = (1 << plan.log_channels) - 1;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < positions << plan.log_channels; i += kThreads) {
+      const int channel = channels_last ? i & mask : i / positions;
+      if (channel < channels) work(channel, channels_last ? i >> plan.log_channels : i % positions);
+    }
+  }
+
+  __device__ int64_t in_map(int channel, int position) const {
+    return image * plan.batch_stride + (first + channel) * plan.channel_stride +
+           position / plan.width * plan.row_stride + position % plan.width * plan.column_stride;
+  }
+  __device__ int64_t in_packed(const Windows& windows, int channel, int position) const {
+    const int64_t count = static_cast<int64_t>(windows.height) * windows.width;
+    const int64_t row = plan.channels_last ? (image * count + position) * plan.channels + first + channel
+                                           : (image * plan.channels + first + channel) * count + position;
+    return windows.at + row;
+  }
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) pool_kernel(const __grid_constant__ Plan plan, const T* x, T* packed) {
+  BCM_DYNAMIC_SHARED(float, map);  // [channels, height, width], then sums over columns [channels, height, columns]
+  float* const sums = map + (plan.plane << plan.log_channels);
+  const Group group(plan);
+
+  group.each(plan.channel_stride == 1, plan.height * plan.width, [&](int channel, int position) {
+    const int y = position / plan.width, column = position % plan.width;
+    map[channel * plan.plane + y * plan.pitch + column] = as_float(x[group.in_map(channel, position)]);
+  });
+  __syncthreads();
+
+  for (int i = 0; i < plan.maps; ++i) {
+    const Windows& windows = plan.windows[i];
+    group.each(false, plan.height * windows.width, [&](int channel, int position) {
+      const int y = position / windows.width, number = position % windows.width;
+      const Range columns = windows.covered(number, plan.width);
+      const float* row = map + channel * plan.plane + y * plan.pitch;
+      float sum = 0;
+      for (int column = columns.begin; column < columns.end; ++column) sum += row[column];
+      sums[channel * plan.sums_plane + y * plan.columns + windows.column + number] = sum;
+    });
+  }
+  __syncthreads();
+
+  for (int i = 0; i < plan.maps; ++i) {
+    const Windows& windows = plan.windows[i];
+    group.each(plan.channels_last, windows.height * windows.width, [&](int channel, int position) {
+      const Range rows = windows.covered(position / windows.width, plan.height);
+      const float* column = sums + channel * plan.sums_plane + windows.column + position % windows.width;
+      float sum = 0;
+      for (int y = rows.begin; y < rows.end; ++y) sum += column[y * plan.columns];
+      store(packed + group.in_packed(windows, channel, position), sum / windows.area);
+    });
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+pool_backward_kernel(const __grid_constant__ Plan plan, const T* packed, T* gradient) {
+  BCM_DYNAMIC_SHARED(float, shares);  // [channels, positions], then sums over rows [channels, height, columns]
+  const int shares_plane = static_cast<int>(plan.positions) | 1;
+  float* const sums = shares + (shares_plane << plan.log_channels);
+  const Group group(plan);
+
+  for (int i = 0; i < plan.maps; ++i) {
+    const Windows& windows = plan.windows[i];
+    group.each(plan.channels_last, windows.height * windows.width, [&](int channel, int position) {
+      const float value = as_float(packed[group.in_packed(windows, channel, position)]);
+      shares[channel * shares_plane + windows.position + position] = value / windows.area;
+    });
+  }
+  __syncthreads();
+
+  for (int i = 0; i < plan.maps; ++i) {
+    const Windows& windows = plan.windows[i];
+    group.each(false, plan.height * windows.width, [&](int channel, int position) {
+      const int y = position / windows.width, number = position % windows.width;
+      const Range rows = windows.covering(y, windows.height);
+      const float* column = shares + channel * shares_plane + windows.position + number;
+      float sum = 0;
+      for (int row = rows.begin; row < rows.end; ++row) sum += column[row * windows.width];
+      sums[channel * plan.sums_plane + y * plan.columns + windows.column + number] = sum;
+    });
+  }
+  __syncthreads();
+
+  group.each(plan.channel_stride == 1, plan.height * plan.width, [&](int channel, int position) {
+    const int y = position / plan.width, x = position % plan.width;
+    const float* row = sums + channel * plan.sums_plane + y * plan.columns;
+    float sum = 0;
+    for (int i = 0; i < plan.maps; ++i) {
+      const Range columns = plan.windows[i].covering(x, plan.windows[i].width);
+      for (int column = columns.begin; column < columns.end; ++column) sum += row[plan.windows[i].column + column];
+    }
+    store(gradient + group.in_map(channel, position), sum);
+  });
+}
+
+// An image's channel and one of `count` positions, by the number of a thread, side by side as they lie in memory.
+struct Item {
+  int64_t image, channel, position;
+
+  __device__ Item(int64_t i, int64_t channels, int64_t count, bool channels_last) {
+    const int64_t rest = channels_last ? i / channels : i / count;
+    channel = channels_last ? i % channels : rest % channels;
+    position = channels_last ? rest % count : i % count;
+    image = channels_last ? rest / count : rest / channels;
+  }
+};
+
+__device__ int64_t thread_number() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
+
+// The windows of one map but the global one, one for each thread.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+direct_kernel(const __grid_constant__ Plan plan, int number, const T* x, T* packed) {
+  const Windows& windows = plan.windows[number];
+  const int64_t count = static_cast<int64_t>(windows.height) * windows.width;
+  if (thread_number() >= plan.batch * plan.channels * count) return;
+  const Item item(thread_number(), plan.channels, count, plan.channels_last);
+  const Range rows = windows.covered(static_cast<int>(item.position / windows.width), plan.height);
+  const Range columns = windows.covered(static_cast<int>(item.position % windows.width), plan.width);
+  const T* from = x + item.image * plan.batch_stride + item.channel * plan.channel_stride;
+  float sum = 0;
+  for (int64_t y = rows.begin; y < rows.end; ++y) {
+    float row = 0;
+    for (int64_t column = columns.begin; column < columns.end; ++column)
+      row += as_float(from[y * plan.row_stride + column * plan.column_stride]);
+    sum += row;
+  }
+  store(packed + windows.at + thread_number(), sum / windows.area);
+}
+
+// The global average of one channel, or of 32 where they lie side by side.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+direct_mean_kernel(const __grid_constant__ Plan plan, const T* x, T* packed) {
+  __shared__ float part[kThreads];
+  const Windows& windows = plan.windows[plan.maps - 1];
+  const unsigned lanes = plan.channel_stride == 1 ? 32 : 1;
+  const unsigned groups = static_cast<unsigned>((plan.channels + lanes - 1) / lanes);
+  const int64_t image = blockIdx.x / groups;
+  const int64_t channel = static_cast<int64_t>(blockIdx.x % groups) * lanes + threadIdx.x % lanes;
+  const T* from = x + image * plan.batch_stride + channel * plan.channel_stride;
+  float sum = 0;
+  for (int64_t y = 0; y < plan.height && channel < plan.channels; ++y) {
+    float row = 0;
+    for (int64_t column = threadIdx.x / lanes; column < plan.width; column += kThreads / lanes)
+      row += as_float(from[y * plan.row_stride + column * plan.column_stride]);
+    sum += row;
+  }
+  part[threadIdx.x] = sum;
+  for (unsigned width = kThreads / 2; width >= lanes; width /= 2) {
+    __syncthreads();
+    if (threadIdx.x < width) part[threadIdx.x] += part[threadIdx.x + width];
+  }
+  if (threadIdx.x < lanes && channel < plan.channels)
+    store(packed + windows.at + image * plan.channels + channel, part[threadIdx.x] / windows.area);
+}
+
+// The gradient of one element for each thread.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+direct_backward_kernel(const __grid_constant__ Plan plan, const T* packed, T* gradient) {
+  const int64_t pixels = static_cast<int64_t>(plan.height) * plan.width;
+  if (thread_number() >= plan.batch * plan.channels * pixels) return;
+  const Item item(thread_number(), plan.channels, pixels, plan.channel_stride == 1);
+  const int64_t y = item.position / plan.width, x = item.position % plan.width;
+  const int64_t step = plan.channels_last ? plan.channels : 1;
+  float sum = 0;
+  for (int i = 0; i < plan.maps; ++i) {
+    const Windows& windows = plan.windows[i];
+    const Range rows = windows.covering(static_cast<int>(y), windows.height);
+    const Range columns = windows.covering(static_cast<int>(x), windows.width);
+    const int64_t count = static_cast<int64_t>(windows.height) * windows.width;
+    const T* from = packed + windows.at + item.image * plan.channels * count +
+                    item.channel * (plan.channels_last ? 1 : count);
+    float part = 0;
+    for (int64_t row = rows.begin; row < rows.end; ++row)
+      for (int64_t column = columns.begin; column < columns.end; ++column)
+        part += as_float(from[(row * windows.width + column) * step]);
+    sum += part / windows.area;
+  }
+  store(gradient + item.image * plan.batch_stride + item.channel * plan.channel_stride + y * plan.row_stride +
+            x * plan.column_stride, sum);
+}
+
+int64_t blocks_for(int64_t items) { return (items + kThreads - 1) / kThreads; }
+
+template <typename Kernel, typename From, typename To>
+int launch(Kernel* kernel, const Plan& plan, int64_t bytes, const From* from, To* to, void* stream) {
+  if (bytes > kSharedUnasked) {
+    const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    if (const int error = cudaFuncSetAttribute(kernel, attribute, static_cast<int>(bytes))) return error;
+  }
+  const unsigned blocks = static_cast<unsigned>(plan.batch * plan.groups());
+  BCM_LAUNCH(kernel, blocks, kThreads, static_cast<size_t>(bytes), stream, plan, from, to);
+  return cudaGetLastError();
+}
+
+template <typename T>
+int forward(const PyramidPool& call, void* stream) {
+  Plan plan = plan_of(call);
+  const T* x = static_cast<const T*>(call.map);
+  T* packed = static_cast<T*>(call.packed);
+  if (fits(plan, &Plan::forward_bytes)) return launch(pool_kernel<T>, plan, plan.forward_bytes(), x, packed, stream);
+  const int64_t images = plan.batch * plan.channels;
+  for (int i = 0; i < plan.maps - 1; ++i) {
+    const int64_t windows = images * plan.windows[i].height * plan.windows[i].width;
+    BCM_LAUNCH(direct_kernel<T>, static_cast<unsigned>(blocks_for(windows)), kThreads, 0, stream, plan, i, x, packed);
+  }
+  const int64_t groups = plan.channel_stride == 1 ? (plan.channels + 31) / 32 : plan.channels;
+  BCM_LAUNCH(direct_mean_kernel<T>, static_cast<unsigned>(plan.batch * groups), kThreads, 0, stream, plan, x, packed);
+  return cudaGetLastError();
+}
+
+template <typename T>
+int backward(const PyramidPool& call, void* stream) {
+  Plan plan = plan_of(call);
+  const T* packed = static_cast<const T*>(call.packed);
+  T* gradient = static_cast<T*>(call.map);
+  if (fits(plan, &Plan::backward_bytes))
+    return launch(pool_backward_kernel<T>, plan, plan.backward_bytes(), packed, gradient, stream);
+  const int64_t elements = plan.batch * plan.channels * plan.height * plan.width;
+  const unsigned blocks = static_cast<unsigned>(blocks_for(elements));
+  BCM_LAUNCH(direct_backward_kernel<T>, blocks, kThreads, 0, stream, plan, packed, gradient);
+  return cudaGetLastError();
+}
+
+}  // namespace
+}  // namespace bcmfnet
+
+extern "C" int pyramid_pool_cuda(const bcmfnet::PyramidPool* call, void* stream) {
+  using namespace bcmfnet;
+  switch (call->dtype) {
+    case DType::kFloat16: return forward<__half>(*call, stream);
+    case DType::kBFloat16: return forward<__nv_bfloat16>(*call, stream);
+    default: return forward<float>(*call, stream);
+  }
+}
+
+extern "C" int pyramid_pool_backward_cuda(const bcmfnet::PyramidPool* call, void* stream) {
+  using namespace bcmfnet;
+  switch (call->dtype) {
+    case DType::kFloat16: return backward<__half>(*call, stream);
+    case DType::kBFloat16: return backward<__nv_bfloat16>(*call, stream);
+    default: return backward<float>(*call, stream);
+  }
+}
