@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from bcmfnet.models.ddrnet import DualResolutionNet
 from bcmfnet.models.fused import ConvAddReLU, PackedContext, Stem
 from bcmfnet.nn.context import PyramidContext
+from bcmfnet.ops.backends import has_kernel
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -35,19 +36,23 @@ def folded(model: DualResolutionNet, dtype: torch.dtype, memory_format: torch.me
 
 
 def packed(network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
-    """The network of `folded`, its context module as one op where that can be; it is changed in place."""
+    """The network of `folded`, its context module as one op where a kernel serves it; it is changed in place."""
     for node in network.graph.nodes:
         context = _called(network, node, PyramidContext)
-        if context is not None and context.norm_order == "pre":
+        if context is not None and context.norm_order == "pre" and has_kernel("lmfm", _device(network)):
             network.set_submodule(node.target, PackedContext(context, dtype))
     return network
 
 
 def fused(network: fx.GraphModule) -> fx.GraphModule:
-    """The network of `folded`, its convolutions with the sums and ReLUs after them; it is changed in place.
+    """The network of `folded`, its convolutions and upsamplings with the sums and ReLUs after them; it is changed in
+    place.
 
-    What cannot be part of a convolution works in place where nothing else reads its input.
+    What cannot be part of one of them works in place where nothing else reads its input.
     """
+    for node in list(network.graph.nodes):
+        if node.target is F.interpolate and has_kernel("upsample_add_relu", _device(network)):
+            _join_upsampling(network, node)
     for node in list(network.graph.nodes):
         if (conv := _called(network, node, nn.Conv2d)) is not None:
             _take_sum(node)
@@ -125,6 +130,17 @@ def _cast(network: nn.Module, dtype: torch.dtype, memory_format: torch.memory_fo
     return network
 
 
+def _join_upsampling(network: fx.GraphModule, node: fx.Node) -> None:
+    """Make one op of an upsampling, the sum with the map whose size it has, and the ReLUs of that."""
+    (total,) = node.users
+    if total.target is operator.add and _take_relus(network, total):
+        (high,) = (argument for argument in total.args if argument is not node)
+        operation = torch.ops.bcmfnet.upsample_add_relu  # a graph is traced anew when it is unpickled
+        with network.graph.inserting_after(total):
+            _replace(total, network.graph.call_function(operation, (high, *node.args)))
+        network.graph.eliminate_dead_code()
+
+
 def _take_sum(node: fx.Node) -> None:
     """Let a convolution add what is there before it: `node` then takes it as a second argument."""
     user = next(iter(node.users))
@@ -169,6 +185,10 @@ def _join_stem(network: fx.GraphModule) -> None:
         _replace(second, network.graph.call_module("stem", (frames,)))
     network.graph.erase_node(first)
     network.graph.erase_node(cast)
+
+
+def _device(network: nn.Module) -> str:
+    return next(network.parameters()).device.type
 
 
 def _is_relu(network: fx.GraphModule, node: fx.Node) -> bool:

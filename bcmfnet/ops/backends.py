@@ -59,6 +59,11 @@ def implementation(op: str, device: str) -> Any:
     return _table[op, device][choose(op, device)[0]].implementation
 
 
+def has_kernel(op: str, device: str) -> bool:
+    """Whether more than plain PyTorch serves an op on a device type."""
+    return choose(op, device)[0] != "reference"
+
+
 def choose(op: str, device: str) -> tuple[str, str]:
     """Name of the backend that serves an op on a device type, and why it is that one."""
     reasons = {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from bcmfnet.ops import backends
+from bcmfnet.ops import _extension, backends
 from bcmfnet.ops._library import LIBRARY
 from bcmfnet.ops.pyramid_pool import check_map, checked_pools, is_channels_last
 from bcmfnet.reference import lmfm as reference
@@ -149,5 +149,9 @@ def _operations(x: Any, norms: Any, scale: Any, process: Any, compression: Any, 
 
 for _key in ("CPU", "CUDA"):
     LIBRARY.impl("lmfm", _serve, _key)
+backends.register("lmfm", "cpu", "cpp", native(), _extension.load)
 backends.register("lmfm", "cpu", "reference", _reference)
+backends.register("lmfm", "cpu", "triton", _triton, backends.no_interpreter)
+backends.register("lmfm", "cuda", "cuda", native(), _extension.load_cuda)
+backends.register("lmfm", "cuda", "triton", _triton, backends.no_triton)
 backends.register("lmfm", "cuda", "reference", _reference)

@@ -15,7 +15,7 @@ import torch
 from cuda_on_cpu.build import ALWAYS, CSRC, Library, build
 
 KERNELS = Path(__file__).parent / "kernels"
-FEATURES = [KERNELS / name for name in ("warp.cu", "block.cu", "arithmetic.cu", "faults.cu")]
+FEATURES = [KERNELS / name for name in ("warp.cu", "block.cu", "arithmetic.cu", "mma.cu", "faults.cu")]
 LANES = np.arange(64)
 
 
@@ -254,6 +254,16 @@ def test_pairs_of_16_bit_numbers(case):
     turned = torch.from_numpy(given[:, ::-1].copy())
     np.testing.assert_array_equal(half, turned.half().float().numpy())
     np.testing.assert_array_equal(brain, turned.bfloat16().float().numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_product_of_a_warp(case, dtype):
+    a, b, c = (torch.from_numpy(normal(*shape)) for shape in ((16, 16), (8, 16), (16, 8)))
+    a, b = a.to(dtype), b.flip(1).T.contiguous().to(dtype)
+    got = c.numpy().copy()
+    bits = [matrix.view(torch.int16).numpy() for matrix in (a, b)]
+    case.call(f"multiply_{str(dtype).removeprefix('torch.')}", *bits, got)
+    np.testing.assert_allclose(got, c + a.float() @ b.float(), rtol=1e-5, atol=1e-5)
 
 
 def test_bits(case):

@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+from compare import assert_close
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -273,11 +274,11 @@ def test_exports_with_dynamic_size():
     dynamic_shapes = ({2: height, 3: width},)
     program = torch.export.export(model, (small_batch(1, (576, 640)),), dynamic_shapes=dynamic_shapes)
     images = small_batch(1, (513, 1025))
-    torch.testing.assert_close(program.module()(images).logits, model(images).logits, rtol=1e-4, atol=1e-4)
+    assert_close(program.module()(images).logits, model(images).logits, tolerance=1e-5)
 
 
 def test_exports_at_one_size():
     model = create_model("bcmfnet", num_classes=7).eval()
     images = small_batch(1, (65, 127))
     program = torch.export.export(model, (images,))
-    torch.testing.assert_close(program.module()(images).logits, model(images).logits, rtol=1e-4, atol=1e-4)
+    assert_close(program.module()(images).logits, model(images).logits, tolerance=1e-5)

@@ -1,0 +1,326 @@
+"""lmfm on every backend against the float64 reference, and what an op owes torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from compare import assert_close
+from gpu_manners import assert_capturable, assert_never_waits, assert_uses_the_current_stream
+from torch.utils.flop_counter import FlopCounterMode
+
+from bcmfnet.nn.context import DAPPM, LMFM
+from bcmfnet.ops import PyramidWeights, lmfm
+from bcmfnet.reference.lmfm import lmfm as reference
+
+OP = "lmfm"
+POOLS = ((5, 2, 2), (9, 4, 4), (17, 8, 8))
+NAN = float("nan")
+
+# Relative error. Activations between the steps are in the dtype of x; network.md allows 1e-5 and 1e-2.
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}
+
+# Pools, sides of the fusing convolutions, and whose result each branch receives.
+STRUCTURES = {
+    "LMFM": (POOLS, (3, 3, 3, 0, 0), (2, 3, 4, -1, -1)),
+    "DAPPM": (POOLS, (0, 3, 3, 3, 3), (-1, 0, 1, 2, 3)),
+    "every branch has a 3x3, in a chain": (POOLS, (3, 3, 3, 3, 3), (1, 2, 3, 4, -1)),
+    "1x1s at the roots": (POOLS, (3, 3, 3, 1, 1), (2, 3, 4, -1, -1)),
+    "without the map itself": (POOLS, (3, 3, 0, 0), (2, 3, -1, -1)),
+    "forward without the map itself": (POOLS, (0, 0, 3, 3), (-1, -1, 0, 1)),
+    "no pools": ((), (3, 0), (1, -1)),
+    "the global average alone": ((), (0,), (-1,)),
+    "nothing is fused": (POOLS, (0, 0, 0, 0, 0), (-1, -1, -1, -1, -1)),
+    "other windows, all from one": (((1, 1, 0), (3, 3, 1), (5, 1, 2)), (3, 1, 3, 3, 0), (4, 4, 4, 4, -1)),
+    "eight branches": (
+        ((3, 2, 1), (5, 2, 2), (7, 3, 3), (9, 4, 4), (11, 5, 5), (17, 8, 8)),
+        (3, 3, 3, 3, 3, 3, 0, 0), (2, 3, 4, 5, 6, 7, -1, -1),
+    ),
+}  # fmt: skip
+SIZES = {
+    "of a CamVid frame": (1, 6, 8),
+    "odd": (2, 17, 9),
+    "one pixel": (2, 1, 1),
+    "one row": (1, 1, 21),
+    "one column": (1, 19, 1),
+}
+WIDTHS = {"aligned": (32, 16, 32), "odd": (19, 5, 11), "one": (1, 1, 1)}  # of x, of the branches, of the result
+
+
+def normal(shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def weights_of(structure, widths, shortcut=True, dtype=torch.float32, seed=1) -> PyramidWeights:
+    """Random weights, scaled so that every map has values of about 1; norms multiply by either sign."""
+    pools, kernels, receives = structure
+    channels, breadth, outputs = widths
+    branches = len(kernels)
+    sizes = branches * channels + (sum(map(bool, kernels)) + branches) * breadth + channels * shortcut
+
+    def matrix(*shape, fan_in):
+        nonlocal seed
+        seed += 1
+        return (normal(shape, torch.float64, seed) * (2 / fan_in) ** 0.5).to(dtype)
+
+    taps = [matrix(kernel**2, breadth, breadth, fan_in=kernel**2 * breadth) for kernel in kernels if kernel]
+    norms = normal((2, sizes), torch.float64, seed) * torch.tensor([[1.0], [0.5]], dtype=torch.float64)
+    return PyramidWeights(
+        norms=norms.to(torch.promote_types(dtype, torch.float32)),
+        scale=matrix(branches, channels, breadth, fan_in=channels),
+        process=torch.cat(taps) if taps else torch.zeros(0, breadth, breadth, dtype=dtype),
+        compression=matrix(branches * breadth, outputs, fan_in=branches * breadth),
+        shortcut=matrix(channels, outputs, fan_in=channels) if shortcut else None,
+        pools=pools,
+        kernels=kernels,
+        receives=receives,
+    )
+
+
+def moved(weights, device, dtype=None):
+    """The same weights elsewhere; in another dtype, their values as they are."""
+    tensors = [None if t is None else t.to(device).to(dtype or t.dtype) for t in weights[:5]]
+    return PyramidWeights(*tensors, *weights[5:])
+
+
+def assert_reference(device, x, weights, layout=torch.contiguous_format):
+    x = x.contiguous(memory_format=layout)
+    actual = lmfm(x.to(device), moved(weights, device))
+    assert actual.dtype == x.dtype and actual.is_contiguous(memory_format=layout)
+    assert_close(
+        actual.cpu(), reference(x.double(), moved(weights, "cpu", torch.float64)), tolerance=TOLERANCE[x.dtype]
+    )
+
+
+@pytest.mark.parametrize("widths", WIDTHS.values(), ids=WIDTHS)
+@pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES)
+@pytest.mark.usefixtures("poisoned")
+def test_every_structure(device, structure, widths):
+    x = normal((2, widths[0], 5, 7))
+    assert_reference(device, x, weights_of(structure, widths))
+    assert_reference(device, x, weights_of(structure, widths, shortcut=False), torch.channels_last)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.usefixtures("poisoned")
+def test_every_size_and_dtype(device, size, dtype, layout):
+    batch, height, width = size
+    x = normal((batch, 19, height, width), dtype)
+    assert_reference(device, x, weights_of(STRUCTURES["LMFM"], WIDTHS["odd"], dtype=dtype), layout)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["LMFM", "DAPPM"])
+def test_more_channels_than_a_block_takes(device, name, dtype):
+    x = normal((1, 80, 6, 13), dtype)
+    assert_reference(device, x, weights_of(STRUCTURES[name], (80, 72, 70), dtype=dtype), torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "widths"),
+    [
+        ("DAPPM", (1, 1500, 3, 5), (1500, 72, 20)),  # input channels in several chunks, the last cut short
+        ("DAPPM", (1, 700, 3, 5), (700, 72, 20)),
+        ("LMFM", (2, 24, 64, 64), (24, 16, 24)),  # pixels enough for a larger tile
+    ],
+)
+def test_chunks_and_larger_tiles(device, request, name, shape, widths):
+    if "triton" in request.node.name:
+        shape = (*shape[:2], *(min(side, 12) for side in shape[2:]))  # it is interpreted
+    assert_reference(device, normal(shape), weights_of(STRUCTURES[name], widths))
+
+
+@pytest.mark.parametrize(("module", "name"), [(LMFM, "LMFM"), (DAPPM, "DAPPM")])
+def test_the_modules_pack_what_the_reference_reads(module, name):
+    """The structures above are those of the modules; their results are compared in tests/nn/test_context.py."""
+    packed = module(24, 16, branch_channels=8).packed(torch.float32)
+    assert (packed.pools, packed.kernels, packed.receives) == STRUCTURES[name]
+
+
+def test_any_strides(device):
+    weights = weights_of(STRUCTURES["LMFM"], (4, 3, 5))
+    base = normal((4, 12, 10, 22)).to(device)
+    views = {
+        "a slice": base[1:3, 2:6, 3:8, 4:15],
+        "every other": base[::2, ::3, ::2, ::2],
+        "transposed": base[:, :4].transpose(2, 3)[..., :9],
+        "expanded": base[:1, :4, :1].expand(2, 4, 3, 22),
+        "channels last, in part": base.contiguous(memory_format=torch.channels_last)[:, 1:5, 2:],
+    }
+    for view in views.values():
+        expected = reference(view.double().cpu(), moved(weights, "cpu", torch.float64))
+        assert_close(lmfm(view, moved(weights, device)).cpu(), expected)
+
+
+def test_nothing_is_read_beyond_the_map(device):
+    weights = moved(weights_of(STRUCTURES["LMFM"], WIDTHS["odd"]), device)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for batch, height, width in SIZES.values():
+            around = torch.full((batch + 2, 21, height + 2, width + 2), NAN).to(memory_format=layout).to(device)
+            view = around[1:-1, 1:-1, 1:-1, 1:-1]
+            view.copy_(normal(view.shape))
+            assert lmfm(view, weights).isfinite().all()
+
+
+def test_nan_survives_every_relu(device):
+    """A NaN in x is in the global average, and so everywhere in its image, and in no other."""
+    x = normal((2, 19, 6, 8))
+    x[1, 3, 2, 2] = NAN
+    result = lmfm(x.to(device), moved(weights_of(STRUCTURES["LMFM"], WIDTHS["odd"]), device))
+    assert result[0].isfinite().all()
+    assert result[1].isnan().all()
+
+
+def test_an_empty_batch(device):
+    weights = weights_of(STRUCTURES["LMFM"], WIDTHS["odd"])
+    assert lmfm(torch.empty(0, 19, 6, 8, device=device), moved(weights, device)).shape == (0, 11, 6, 8)
+
+
+def test_two_runs_and_any_number_of_threads_give_equal_bits(device):
+    x, weights = normal((2, 19, 9, 13)).to(device), moved(weights_of(STRUCTURES["LMFM"], WIDTHS["odd"]), device)
+    first = lmfm(x, weights)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 1):
+            torch.set_num_threads(count)
+            assert torch.equal(first, lmfm(x, weights))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_an_image_does_not_depend_on_its_batch(device):
+    x, weights = normal((3, 19, 6, 8)).to(device), moved(weights_of(STRUCTURES["DAPPM"], WIDTHS["odd"]), device)
+    assert_close(lmfm(x, weights)[1:2], lmfm(x[1:2], weights))
+
+
+def test_float64_is_the_reference(device):
+    x, weights = (
+        normal((1, 19, 6, 8), torch.float64),
+        weights_of(STRUCTURES["LMFM"], WIDTHS["odd"], dtype=torch.float64),
+    )
+    assert_close(lmfm(x.to(device), moved(weights, device)).cpu(), reference(x, weights))
+
+
+@pytest.mark.parametrize("level", ["plain", "v3", "v4"])
+def test_every_level_of_instruction_sets(level):
+    """Of those that this processor has; a higher one that it lacks is not chosen, and this repeats a lower one."""
+    code = """
+import torch
+from bcmfnet.ops import backends
+from test_lmfm import STRUCTURES, WIDTHS, assert_reference, normal, weights_of
+from test_pyramid_pool import test_pools_and_gradients_are_torchs as check_pools, CASES
+if "cpp" not in backends.available("lmfm", "cpu"):
+    raise SystemExit(backends.choose("lmfm", "cpu")[1])
+for dtype in (torch.float32, torch.bfloat16):
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for structure in STRUCTURES.values():
+            for widths in (*WIDTHS.values(), (80, 72, 70)):
+                x = normal((2, widths[0], 7, 18), dtype)
+                assert_reference("cpu", x, weights_of(structure, widths, dtype=dtype), layout)
+        for shape, pools in CASES.values():
+            check_pools("cpu", shape, pools, dtype, layout)
+"""
+    paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    environment = {**os.environ, "BCMFNET_CPU_LEVEL": level, "PYTHONPATH": paths}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    if run.stderr.startswith("cpp: "):
+        pytest.skip(run.stderr)
+    assert run.returncode == 0, run.stderr
+
+
+def call(x, weights):
+    return (x, *weights[:5], [n for pool in weights.pools for n in pool], list(weights.kernels), list(weights.receives))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_opcheck(device, layout):
+    x = normal((2, 19, 6, 8)).to(memory_format=layout).to(device)
+    weights = moved(weights_of(STRUCTURES["LMFM"], WIDTHS["odd"], shortcut=False), device)
+    torch.library.opcheck(torch.ops.bcmfnet.lmfm, call(x, weights))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile(device, dynamic):
+    weights = moved(weights_of(STRUCTURES["LMFM"], WIDTHS["odd"]), device)
+    compiled = torch.compile(lambda x: lmfm(x, weights), fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for shape in ((1, 19, 6, 8), (2, 19, 5, 9)):
+        x = normal(shape).to(device)
+        assert torch.equal(compiled(x), lmfm(x, weights))
+
+
+def test_a_map_with_a_gradient_gives_a_result_without(device):
+    weights = moved(weights_of(STRUCTURES["LMFM"], WIDTHS["odd"]), device)
+    assert not lmfm(normal((1, 19, 6, 8)).to(device).requires_grad_(), weights).requires_grad
+
+
+def test_operations_are_counted_as_those_of_the_modules():
+    """torch's own counter, over the modules' convolutions and over the op."""
+    for module in (LMFM, DAPPM):
+        context, x = module(24, 16, branch_channels=8).eval(), normal((2, 24, 9, 13))
+        with FlopCounterMode(display=False) as modules:
+            context(x)
+        with FlopCounterMode(display=False) as op, torch.no_grad():
+            context(x)
+        assert op.get_total_flops() == modules.get_total_flops()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["LMFM", "DAPPM"])
+def test_the_networks_size_on_a_gpu(cuda, name, dtype):
+    for shape in ((1, 512, 16, 32), (8, 512, 16, 16)):
+        weights = weights_of(STRUCTURES[name], (512, 128, 128), dtype=dtype)
+        assert_reference(cuda, normal(shape, dtype), weights, torch.channels_last)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("check", [assert_never_waits, assert_uses_the_current_stream, assert_capturable])
+def test_manners_on_a_gpu(cuda, check):
+    weights = moved(weights_of(STRUCTURES["LMFM"], (64, 32, 32), dtype=torch.float16), cuda)
+    check(lambda x: (lmfm(x, weights),), normal((1, 64, 16, 32), torch.float16).to(cuda))
+
+
+GOOD = weights_of(STRUCTURES["LMFM"], (4, 3, 5))
+
+
+@pytest.mark.parametrize(
+    ("x", "changes", "error", "message"),
+    [
+        ("x", {}, TypeError, "x: expected a tensor, got str"),
+        (torch.zeros(1, 4, 6, 8).int(), {}, TypeError, "x: expected float16, bfloat16, float32 or float64, got int32"),
+        (torch.zeros(4, 6, 8), {}, ValueError, "x: expected [N, C, H, W] with C, H, W >= 1, got [4, 6, 8]"),
+        (torch.zeros(1, 5, 6, 8), {}, ValueError, "scale: expected [4 or 5, 5, b], got [5, 4, 3]"),
+        (None, {"norms": torch.zeros(2, 9)}, ValueError, "norms: expected [2, 48], got [2, 9]"),
+        (None, {"norms": GOOD.norms.double()}, TypeError,
+         "norms: expected torch.float32 on cpu, got torch.float64 on cpu"),
+        (None, {"scale": GOOD.scale.half()}, TypeError,
+         "scale: expected torch.float32 on cpu, got torch.float16 on cpu"),
+        (None, {"process": GOOD.process[:9]}, ValueError, "process: expected [27, 3, 3], got [9, 3, 3]"),
+        (None, {"process": GOOD.process.mT}, ValueError,
+         "process: expected a contiguous tensor, got strides [9, 1, 3]"),
+        (None, {"compression": GOOD.compression[1:]}, ValueError, "compression: expected [15, 5], got [14, 5]"),
+        (None, {"shortcut": GOOD.shortcut.T}, ValueError, "shortcut: expected [4, 5], got [5, 4]"),
+        (None, {"kernels": (3, 3, 2, 0, 0)}, ValueError, "kernels: expected 5 of 0, 1 or 3, got [3, 3, 2, 0, 0]"),
+        (None, {"receives": (2, 3, 5, -1, -1)}, ValueError, "receives: expected 5 of -1 to 4, got [2, 3, 5, -1, -1]"),
+        (None, {"receives": (2, 3, 4, -1, 1)}, ValueError,
+         "receives: expected -1 where kernels is 0, got [2, 3, 4, -1, 1] and [3, 3, 3, 0, 0]"),
+        (None, {"receives": (2, 3, 0, -1, -1)}, ValueError, "receives: expected no circle, got [2, 3, 0, -1, -1]"),
+        (None, {"pools": ((4, 2, 2),) * 3}, ValueError,
+         "pools: expected (kernel, stride, padding) triples, kernel = 2 * padding + 1, "
+         "got ((4, 2, 2), (4, 2, 2), (4, 2, 2))"),
+    ],
+)  # fmt: skip
+def test_bad_arguments(x, changes, error, message):
+    with pytest.raises(error) as caught:
+        lmfm(torch.zeros(1, 4, 6, 8) if x is None else x, GOOD._replace(**changes))
+    assert str(caught.value) == message
+
+
+def test_weights_of_another_type():
+    with pytest.raises(TypeError, match="^weights: expected PyramidWeights, got LMFM$"):
+        lmfm(torch.zeros(1, 4, 6, 8), LMFM(4, 5))
