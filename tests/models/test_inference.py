@@ -13,9 +13,9 @@ import torch
 from compare import assert_close, relative_error
 from gpu_manners import assert_never_waits, assert_uses_the_current_stream
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, relu
 
-from bcmfnet.models import create_model, cuda_graphs, engines, fused, list_models
+from bcmfnet.models import create_model, cuda_graphs, engines, folding, fused, list_models
 from bcmfnet.models.cuda_graphs import CUDAGraphs
 from bcmfnet.models.folding import folded
 from bcmfnet.models.folding import fused as with_fused_layers
@@ -32,6 +32,7 @@ OPTIONS = [
     ("bcmfnet", {"norm_order": "post", "root_conv": "3x3"}),
     ("bcmfnet", {"shortcut": False, "identity_branch": False, "direction": "forward", "interval": 1}),
 ]
+FUSION = torch.ops.bcmfnet.upsample_add_relu
 BF16_ERROR = 2e-2
 """Relative, of logits from maps that are rounded to 8 bits some forty times on their way; measured: 5e-3 to 9e-3."""
 
@@ -90,6 +91,31 @@ def test_folding_is_exact(monkeypatch, name, options, memory_format, size):
     expected = model(images).logits
     assert_close(network(images), expected, "folded", tolerance=1e-12)
     assert_close(with_fused_layers(network)(images), expected, "with fused layers", tolerance=1e-12)
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_the_three_upsamplings_take_their_sums_and_relus(name, options):
+    network = folded(trained(name, **options), torch.float32, torch.channels_last)
+    assert _calls(network, interpolate) == 3 and _calls(network, FUSION) == 0
+    with_fused_layers(network)
+    assert _calls(network, interpolate) == 0 and _calls(network, FUSION) == 3
+    assert _calls(network, getattr) == 0  # of the size that the map was upsampled to
+
+
+def test_a_sum_that_is_read_before_its_relu_stays():
+    class Net(nn.Module):
+        def forward(self, high, low):
+            total = high + interpolate(low, high.shape[-2:], mode="bilinear", align_corners=False)
+            return relu(total) - total
+
+    network = torch.fx.symbolic_trace(Net())
+    (upsampling,) = (node for node in network.graph.nodes if node.target is interpolate)
+    folding._join_upsampling(network, upsampling)
+    assert _calls(network, interpolate) == 1 and _calls(network, FUSION) == 0
+
+
+def _calls(network: torch.fx.GraphModule, function: object) -> int:
+    return sum(node.target is function for node in network.graph.nodes)
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)

@@ -1,0 +1,263 @@
+"""upsample_add_relu on every backend against torch's own interpolation in float64, and what an op owes torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compare import assert_close
+from gpu_manners import assert_capturable, assert_never_waits, assert_uses_the_current_stream
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bcmfnet.ops import upsample_add_relu
+from bcmfnet.reference.upsample_add_relu import upsample_add_relu as reference
+
+OP = "upsample_add_relu"
+INF, NAN = float("inf"), float("nan")
+CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
+
+# The shape of both maps' batch and channels, the size of `low`, the size of `high`.
+CASES = {
+    "twice the size, whole vectors of channels": ((1, 64), (4, 8), (8, 16)),
+    "8 times the size": ((1, 16), (2, 4), (16, 32)),
+    "odd sizes, fractional scales": ((2, 5), (3, 4), (7, 11)),
+    "of an odd frame": ((1, 24), (5, 9), (17, 33)),
+    "identity": ((2, 3), (9, 5), (9, 5)),
+    "one source pixel": ((1, 33), (1, 1), (5, 6)),
+    "one channel": ((2, 1), (2, 3), (4, 5)),
+    "one pixel": ((2, 7), (1, 1), (1, 1)),
+    "rows alone": ((1, 17), (3, 20), (13, 20)),
+    "columns alone, one past a block of 256": ((1, 3), (2, 33), (2, 257)),
+    "more rows between two source rows than a thread holds": ((1, 6), (2, 2), (61, 9)),
+    "barely larger": ((1, 8), (30, 31), (31, 32)),
+}
+
+
+def normal(shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def maps(planes, low, high, dtype=torch.float32):
+    """high and low."""
+    return normal((*planes, *high), dtype), normal((*planes, *low), dtype, seed=1)
+
+
+def torchs(high, low):
+    high, low = high.double().cpu(), low.double().cpu()
+    return F.relu(high + F.interpolate(low, high.shape[2:], mode="bilinear", align_corners=False))
+
+
+@pytest.mark.parametrize("layouts", [(CONTIGUOUS,) * 2, (CHANNELS_LAST,) * 2, (CHANNELS_LAST, CONTIGUOUS)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("planes", "low", "high"), CASES.values(), ids=CASES)
+@pytest.mark.usefixtures("poisoned")
+def test_values_are_torchs(device, planes, low, high, dtype, layouts):
+    x, y = (
+        tensor.contiguous(memory_format=layout).to(device)
+        for tensor, layout in zip(maps(planes, low, high, dtype), layouts, strict=True)
+    )
+    result = upsample_add_relu(x, y)
+    assert result.dtype == dtype and result.is_contiguous(memory_format=layouts[0])
+    assert_close(result.cpu(), torchs(x, y))
+
+
+@given(
+    planes=st.tuples(st.integers(1, 2), st.integers(1, 40)), low=st.tuples(st.integers(1, 9), st.integers(1, 20)),
+    more=st.tuples(st.integers(0, 20), st.integers(0, 40)), layout=st.sampled_from([CONTIGUOUS, CHANNELS_LAST]),
+)  # fmt: skip
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_shape(device, planes, low, more, layout):
+    x, y = maps(planes, low, (low[0] + more[0], low[1] + more[1]))
+    x, y = x.contiguous(memory_format=layout).to(device), y.to(device)
+    assert_close(upsample_add_relu(x, y).cpu(), torchs(x, y))
+
+
+def test_float64_is_served_by_the_reference():
+    x, y = maps((2, 5), (3, 4), (7, 11), torch.float64)
+    assert_close(upsample_add_relu(x, y), torchs(x, y))
+
+
+def test_plateaus_are_exact(device):
+    """Between equal source pixels there is nothing to round, at any scale."""
+    low = normal((1, 20, 1, 1)).expand(1, 20, 3, 7)
+    for size in ((11, 23), (24, 56)):
+        for layout in (CONTIGUOUS, CHANNELS_LAST):
+            high = torch.zeros(1, 20, *size, device=device).contiguous(memory_format=layout)
+            result = upsample_add_relu(high, low.to(device)).cpu()
+            assert torch.equal(result, low[:, :, :1, :1].clamp(min=0).expand(result.shape))
+
+
+def test_any_strides(device):
+    base = normal((4, 12, 10, 22)).to(device)
+    views = {
+        "a slice": base[1:3, 2:7, 3:8, 4:15],
+        "every other": base[::2, ::3, ::2, ::2],
+        "transposed": base.transpose(2, 3)[..., :9],
+        "expanded": base[:1, :, :1].expand(2, 12, 3, 22),
+        "channels last, in part": base.contiguous(memory_format=CHANNELS_LAST)[:, 1:9, 2:],
+    }
+    for view in views.values():
+        high = normal((*view.shape[:2], view.shape[2] + 3, view.shape[3] * 2)).to(device)
+        for layout in (CONTIGUOUS, CHANNELS_LAST):
+            result = upsample_add_relu(high.contiguous(memory_format=layout), view)
+            assert_close(result.cpu(), torchs(high, view))
+        low = normal((*view.shape[:2], 1 + view.shape[2] // 2, view.shape[3])).to(device)
+        for layout in (CONTIGUOUS, CHANNELS_LAST):
+            result = upsample_add_relu(view, low.contiguous(memory_format=layout))
+            assert_close(result.cpu(), torchs(view, low))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_maps_that_no_vector_is_aligned_to(device, dtype):
+    """Whole vectors of channels, one element past where a load of 16 bytes can start, or that far apart."""
+    x, y = maps((1, 16), (3, 4), (7, 8), dtype)
+    x, y = x.contiguous(memory_format=CHANNELS_LAST), y.contiguous(memory_format=CHANNELS_LAST)
+    expected = torchs(x, y)
+    for channels, begin in ((17, 1), (32, 1), (17, 0)):
+        views = []
+        for tensor in (x, y):
+            around = torch.zeros(1, channels, *tensor.shape[2:], dtype=dtype).to(memory_format=CHANNELS_LAST).to(device)
+            views.append(around[:, begin : begin + 16].copy_(tensor))
+        for high, low in (views, (x.to(device), views[1]), (views[0], y.to(device))):
+            assert_close(upsample_add_relu(high, low).cpu(), expected)
+
+
+def test_nothing_is_read_beyond_the_maps(device):
+    for layout in (CONTIGUOUS, CHANNELS_LAST):
+        for planes, low, high in CASES.values():
+            views = []
+            for tensor in maps(planes, low, high):
+                around = torch.full([n + 2 for n in tensor.shape], NAN).to(memory_format=layout).to(device)
+                views.append(around[tuple(slice(1, -1) for _ in tensor.shape)].copy_(tensor))
+            assert_close(upsample_add_relu(*views).cpu(), torchs(*views))
+
+
+@pytest.mark.parametrize("layout", [CONTIGUOUS, CHANNELS_LAST])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("size", [(12, 20), (3, 20), (12, 5), (3, 5)])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities, where Triton interprets
+def test_nan_and_infinities_are_where_the_reference_has_them(device, size, value, dtype, layout):
+    """Both of `high`, which the ReLU must keep, and of `low`; an axis that keeps its size spreads neither."""
+    for which in range(2):
+        pair = maps((1, 19), (3, 5), size, dtype)
+        pair[which][0, 3, 1, 2] = pair[which][0, 18, 0, 4] = value
+        x, y = (tensor.contiguous(memory_format=layout).to(device) for tensor in pair)
+        assert_close(upsample_add_relu(x, y).cpu(), reference(x.cpu().double(), y.cpu().double()))
+
+
+def test_an_empty_batch(device):
+    result = upsample_add_relu(torch.empty(0, 3, 8, 10, device=device), torch.empty(0, 3, 4, 5, device=device))
+    assert result.shape == (0, 3, 8, 10)
+
+
+@pytest.mark.parametrize("layout", [CONTIGUOUS, CHANNELS_LAST])
+def test_two_runs_and_any_number_of_threads_give_equal_bits(device, layout):
+    x, y = (tensor.contiguous(memory_format=layout).to(device) for tensor in maps((2, 40), (5, 33), (12, 70)))
+    first = upsample_add_relu(x, y)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 1):
+            torch.set_num_threads(count)
+            assert torch.equal(first, upsample_add_relu(x, y))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("level", ["plain", "v3", "v4"])
+def test_every_level_of_instruction_sets(level):
+    """Of those that this processor has; a higher one that it lacks is not chosen, and this repeats a lower one."""
+    code = """
+import torch
+from bcmfnet.ops import backends
+from test_upsample_add_relu import CASES, CHANNELS_LAST, CONTIGUOUS, assert_close, maps, torchs, upsample_add_relu
+if "cpp" not in backends.available("upsample_add_relu", "cpu"):
+    raise SystemExit(backends.choose("upsample_add_relu", "cpu")[1])
+for sizes in CASES.values():
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        x, y = maps(*sizes, dtype)
+        x[0, 0, 0, 0] = float("nan")
+        for layout in (CONTIGUOUS, CHANNELS_LAST):
+            assert_close(upsample_add_relu(x.contiguous(memory_format=layout), y), torchs(x, y))
+"""
+    paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    environment = {**os.environ, "BCMFNET_CPU_LEVEL": level, "PYTHONPATH": paths}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    if run.stderr.startswith("cpp: "):
+        pytest.skip(run.stderr)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("layout", [CONTIGUOUS, CHANNELS_LAST])
+def test_opcheck(device, layout):
+    x, y = maps((2, 5), (3, 4), (7, 9))
+    x, y = x.contiguous(memory_format=layout).to(device), y.to(device)
+    torch.library.opcheck(torch.ops.bcmfnet.upsample_add_relu, (x, y))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile(device, dynamic):
+    compiled = torch.compile(upsample_add_relu, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for planes, low, high in (((1, 5), (3, 4), (7, 9)), ((2, 6), (5, 7), (10, 15))):
+        x, y = (tensor.to(device) for tensor in maps(planes, low, high))
+        assert torch.equal(compiled(x, y), upsample_add_relu(x, y))
+
+
+def test_inputs_with_a_gradient_give_a_result_without(device):
+    x, y = (tensor.to(device).requires_grad_() for tensor in maps((1, 5), (3, 4), (7, 9)))
+    assert not upsample_add_relu(x, y).requires_grad
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("check", [assert_never_waits, assert_uses_the_current_stream, assert_capturable])
+def test_manners_on_a_gpu(cuda, check):
+    x, y = (tensor.to(cuda, memory_format=CHANNELS_LAST) for tensor in maps((2, 64), (16, 32), (64, 128)))
+    check(lambda x, y: (upsample_add_relu(x, y),), x, y)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [CONTIGUOUS, CHANNELS_LAST])
+def test_more_than_2_to_the_31_elements(cuda, layout):
+    """Offsets beyond 32 bits. Takes about 13 GiB."""
+    high = torch.zeros(2, 4104, 512, 512, dtype=torch.float16, device=cuda).to(memory_format=layout)  # 2.2e9 elements
+    low = torch.zeros(2, 4104, 2, 2, dtype=torch.float16, device=cuda).to(memory_format=layout)
+    low[1, -1, 1, 1] = 4
+    high[1, -1, -1, 0] = 1
+    result = upsample_add_relu(high, low)
+    assert result[1, -1, -1, -1] == 4 and result[1, -1, -1, 0] == 1
+    assert not result[0].any() and not result[1, :-1].any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("high", torch.zeros(1, 2, 3, 3)), TypeError, "high: expected a tensor, got str"),
+        ((torch.zeros(1, 2, 3, 3), None), TypeError, "low: expected a tensor, got NoneType"),
+        ((torch.zeros(1, 2, 3, 3).long(), torch.zeros(1, 2, 3, 3).long()), TypeError,
+         "high: expected float16, bfloat16, float32 or float64, got int64"),
+        ((torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3).half()), TypeError,
+         "low: expected float32 as high, got float16"),
+        ((torch.zeros(2, 3, 3), torch.zeros(2, 3, 3)), ValueError,
+         "high: expected [N, C, H, W] with C, H, W >= 1, got [2, 3, 3]"),
+        ((torch.zeros(1, 2, 3, 3), torch.zeros(2, 3, 3)), ValueError,
+         "low: expected [1, 2, h, w] with h, w >= 1, got [2, 3, 3]"),
+        ((torch.zeros(1, 2, 3, 3), torch.zeros(1, 1, 3, 3)), ValueError,
+         "low: expected [1, 2, h, w] with h, w >= 1, got [1, 1, 3, 3]"),
+        ((torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 0, 3)), ValueError,
+         "low: expected [1, 2, h, w] with h, w >= 1, got [1, 2, 0, 3]"),
+        ((torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 4)), ValueError,
+         "low: expected at most the [3, 3] of high, got [3, 4]"),
+        ((torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3, device="meta")), ValueError,
+         "low: expected it on cpu as high, got meta"),
+    ],
+)  # fmt: skip
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error) as caught:
+        upsample_add_relu(*arguments)
+    assert str(caught.value) == message
