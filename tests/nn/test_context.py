@@ -128,7 +128,18 @@ def one_op(monkeypatch) -> list[torch.dtype]:
         return lmfm(x, weights)
 
     monkeypatch.setattr(context, "lmfm", noted)
+    monkeypatch.setattr(context, "LEAST_PIXELS", 1)
     return calls
+
+
+def test_small_maps_are_left_to_the_modules(one_op, monkeypatch):
+    """Two images of 6x8 are 96 pixels."""
+    module, x = randomised(LMFM(24, 16, branch_channels=8)).eval(), random_map(24, (6, 8))
+    for least, used in ((97, 0), (96, 1)):
+        monkeypatch.setattr(context, "LEAST_PIXELS", least)
+        with torch.no_grad():
+            module(x)
+        assert len(one_op) == used
 
 
 @pytest.mark.parametrize("size", MAP_SIZES)
@@ -219,7 +230,7 @@ def test_exported_programs_have_torchs_own_ops_alone(one_op):
 
 @pytest.mark.parametrize("module_class", [LMFM, DAPPM])
 def test_compiled_whole(module_class):
-    module, x = module_class(24, 16, branch_channels=8), random_map(24, (6, 8)).float()
+    module, x = module_class(24, 16, branch_channels=8), random_map(24, (16, 32)).float()
     for training in (True, False):
         module.train(training)
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")

@@ -261,7 +261,7 @@ def test_a_map_with_a_gradient_gives_a_result_without(device):
 def test_operations_are_counted_as_those_of_the_modules():
     """torch's own counter, over the modules' convolutions and over the op."""
     for module in (LMFM, DAPPM):
-        context, x = module(24, 16, branch_channels=8).eval(), normal((2, 24, 9, 13))
+        context, x = module(24, 16, branch_channels=8).eval(), normal((2, 24, 16, 17))
         with FlopCounterMode(display=False) as modules:
             context(x)
         with FlopCounterMode(display=False) as op, torch.no_grad():
