@@ -89,12 +89,12 @@ class LossConfig:
     """Weight of the boundary term (lambda)."""
     step: int = 1
     """Flip step, pixels."""
-    nms: int = 3
-    """Side of the suppression window, odd pixels; 1 is off."""
+    nms: int = 1
+    """Side of the suppression window, odd pixels; 1 is off, the paper's presets have 3."""
     threshold: float = 0.3567
-    """Score from which a candidate is hard (tau)."""
-    ratio: float = 0.0625
-    """Share of the candidates that is selected at least."""
+    """Score from which a candidate is hard (tau), nats."""
+    ratio: float = 0.0
+    """Share of the candidates that is selected at least; the paper's presets have 1/16."""
     min_kept: int = 0
     """Number of candidates in a batch that is selected at least."""
     aux_weight: float = 0.4
@@ -187,6 +187,9 @@ def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
 
 _CITYSCAPES = {"name": "cityscapes", "crop": [1024, 1024], "batch_size": 8, "workers": 8}
 
+PAPER_LOSS = {"mode": "paper", "nms": 3, "ratio": 1 / 16}
+"""The paper's reading: non-maximum suppression, and a share of what it leaves."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "synthetic": {
         "data": {"name": "synthetic", "crop": [256, 512]},
@@ -201,13 +204,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cityscapes": {"data": _CITYSCAPES, "optim": {"lr": 0.01, "warmup_steps": 500, "steps": 120_000}, "val_every": 5},
     "paper": {
         "data": _CITYSCAPES,
-        "loss": {"mode": "paper"},
+        "loss": PAPER_LOSS,
         "optim": {"lr": 0.1, "warmup_steps": 1000, "steps": 120_000},
         "val_every": 5,
     },
     "paper-camvid": {
         "data": {"name": "camvid11-ignore", "crop": [720, 960], "batch_size": 16, "workers": 8},
-        "loss": {"mode": "paper"},
+        "loss": PAPER_LOSS,
         "optim": {"lr": 0.1, "warmup_steps": 1000, "steps": 20_000},
         "val_every": 5,
     },

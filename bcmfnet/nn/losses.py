@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import Any
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import Tensor, nn
 
 from bcmfnet.ops import BclStats, boundary_corrected_loss
+from bcmfnet.ops.bcl import checked_options
+from bcmfnet.reference.bcl import Flip, Mode, Norm
 
 
 class BoundaryCorrectedLoss(nn.Module):
@@ -15,19 +19,91 @@ class BoundaryCorrectedLoss(nn.Module):
 
     Logits smaller than the target are upsampled inside. Options are those of `bcmfnet.ops.boundary_corrected_loss`,
     which documents them, shapes and errors; the class weight moves with the module and is no part of its state dict.
+
+    Raises:
+        TypeError, ValueError: a wrong option, here; a tensor of another dtype or shape, in a call.
     """
 
-    def __init__(self, *, weight: Tensor | None = None, **options: Any) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight, persistent=False)
-        self.options = options
+    weight: Tensor | None
 
-    def forward(self, logits: Tensor, target: Tensor, **overrides: Any) -> Tensor | tuple[Tensor, BclStats]:
-        """Scalar loss; `overrides` replace options for this call, e.g. jitter=step."""
-        return boundary_corrected_loss(logits, target, weight=self.weight, **self.options | overrides)
+    def __init__(
+        self,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = 255,
+        mode: Mode = "detect",
+        ce_weight: float = 1.0,
+        boundary_weight: float = 1.0,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        step: int | tuple[int, int] = 1,
+        flip: Flip = "swap",
+        nms: int = 1,
+        threshold: float = 0.3567,
+        ratio: float = 0.0,
+        min_kept: int = 0,
+        max_kept: int | None = None,
+        norm: Norm = "selected",
+        per_image: bool = False,
+        inplace_grad: bool = False,
+        validate: bool = False,
+    ) -> None:
+        super().__init__()
+        if weight is not None and (not isinstance(weight, Tensor) or weight.ndim != 1):
+            got = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+            raise TypeError(f"weight: expected a tensor [C] or None, got {got}")
+        self.register_buffer("weight", weight, persistent=False)
+        self.options: dict[str, Any] = {
+            "ignore_index": ignore_index, "mode": mode, "ce_weight": ce_weight, "boundary_weight": boundary_weight,
+            "alpha": alpha, "beta": beta, "step": step, "flip": flip, "nms": nms, "threshold": threshold,
+            "ratio": ratio, "min_kept": min_kept, "max_kept": max_kept, "norm": norm, "per_image": per_image,
+            "inplace_grad": inplace_grad, "validate": validate,
+        }  # fmt: skip
+        checked_options(**self.options)
+
+    @overload
+    def forward(
+        self, logits: Tensor, target: Tensor, *, boundary_weight: float | None = None, jitter: int | None = None,
+        return_stats: Literal[False] = False,
+    ) -> Tensor: ...  # fmt: skip
+    @overload
+    def forward(
+        self, logits: Tensor, target: Tensor, *, boundary_weight: float | None = None, jitter: int | None = None,
+        return_stats: Literal[True],
+    ) -> tuple[Tensor, BclStats]: ...  # fmt: skip
+    @overload
+    def forward(
+        self, logits: Tensor, target: Tensor, *, boundary_weight: float | None = None, jitter: int | None = None,
+        return_stats: bool,
+    ) -> Tensor | tuple[Tensor, BclStats]: ...  # fmt: skip
+    def forward(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        boundary_weight: float | None = None,
+        jitter: int | None = None,
+        return_stats: bool = False,
+    ) -> Tensor | tuple[Tensor, BclStats]:
+        """Scalar loss, or (loss, BclStats) with `return_stats`.
+
+        What may change from step to step is given here: `jitter`, and a `boundary_weight` that follows a schedule
+        (None: the constructor's).
+        """
+        options = self.options
+        if boundary_weight is not None:
+            options = options | {"boundary_weight": boundary_weight}
+        return boundary_corrected_loss(
+            logits, target, weight=self.weight, jitter=jitter, return_stats=return_stats, **options
+        )
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        parameters = inspect.signature(boundary_corrected_loss).parameters
+        shown = {name: value for name, value in self.options.items() if value != parameters[name].default}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
 class OhemCrossEntropy(BoundaryCorrectedLoss):
@@ -51,14 +127,14 @@ class OhemCrossEntropy(BoundaryCorrectedLoss):
         weight: float [C], weight of a pixel by its own label; the selection and the count are unweighted.
 
     Raises:
-        ValueError: a thresh that is no such probability; in a call what the op raises.
+        TypeError, ValueError: a wrong option, here; a tensor of another dtype or shape, in a call.
     """
 
     def __init__(
         self, thresh: float = 0.7, min_kept: int = 100_000, ignore_index: int = 255, weight: Tensor | None = None
     ) -> None:
-        if not 0 < thresh <= 1:
-            raise ValueError(f"thresh: expected a probability, 0 < thresh <= 1, got {thresh}")
+        if not isinstance(thresh, Real) or not 0 < thresh <= 1:
+            raise ValueError(f"thresh: expected a probability, 0 < thresh <= 1, got {thresh!r}")
         super().__init__(
             weight=weight, mode="ohem", ce_weight=0.0, nms=1, ratio=0.0, threshold=-math.log(thresh),
             min_kept=min_kept, ignore_index=ignore_index,
@@ -76,7 +152,7 @@ class UpsampledCrossEntropy(BoundaryCorrectedLoss):
         weight: float [C], weight of a pixel by its own label; the mean is over the sum of the weights, as torch's.
 
     Raises:
-        What the op raises, in a call.
+        TypeError: a wrong option, here; TypeError, ValueError: a tensor of another dtype or shape, in a call.
     """
 
     def __init__(self, ignore_index: int = 255, weight: Tensor | None = None) -> None:

@@ -1,13 +1,17 @@
-"""Public ops. A module of this folder that does not start with an underscore and lists `OPS` adds those names."""
+"""Public ops."""
 
-from importlib import import_module
-from pkgutil import iter_modules
+from bcmfnet.ops.bcl import BclStats, boundary_corrected_loss
+from bcmfnet.ops.lmfm import PyramidWeights, lmfm
+from bcmfnet.ops.pyramid_pool import pyramid_pool
+from bcmfnet.ops.upsample_add_relu import upsample_add_relu
+from bcmfnet.ops.upsample_argmax import upsample_argmax
 
-__all__ = []
-
-for _module in iter_modules(__path__):
-    if not _module.name.startswith("_"):
-        _ops = import_module(f"{__name__}.{_module.name}")
-        for _name in getattr(_ops, "OPS", ()):
-            globals()[_name] = getattr(_ops, _name)
-            __all__.append(_name)
+__all__ = [
+    "BclStats",
+    "PyramidWeights",
+    "boundary_corrected_loss",
+    "lmfm",
+    "pyramid_pool",
+    "upsample_add_relu",
+    "upsample_argmax",
+]

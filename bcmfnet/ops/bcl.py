@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args, overload
 
 import torch
 from torch import Tensor
@@ -12,14 +13,10 @@ from torch import Tensor
 from bcmfnet.ops import _extension, backends
 from bcmfnet.ops._library import LIBRARY
 from bcmfnet.reference import bcl as reference
-from bcmfnet.reference.bcl import MODES, BclOptions, BclStats
-
-OPS = ("boundary_corrected_loss", "BclStats")
+from bcmfnet.reference.bcl import BclOptions, BclStats, Flip, Mode, Norm
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
-FLIPS = ("swap", "mirror")
-NORMS = ("selected", "valid")
 
 _OPTIONS = (
     "float[3] score, float[3] terms, float ce_weight, float boundary_weight, int ignore_index, int[2] step, str flip, "
@@ -42,6 +39,43 @@ LIBRARY.define(
 )
 
 
+class LossOptions(TypedDict, total=False):
+    """Keywords of `boundary_corrected_loss`, which documents them, but for `return_stats`."""
+
+    size: tuple[int, int] | None
+    weight: Tensor | None
+    ignore_index: int
+    mode: Mode
+    ce_weight: float
+    boundary_weight: float
+    alpha: float
+    beta: float
+    step: int | tuple[int, int]
+    flip: Flip
+    nms: int
+    threshold: float
+    ratio: float
+    min_kept: int
+    max_kept: int | None
+    norm: Norm
+    per_image: bool
+    jitter: int | None
+    inplace_grad: bool
+    validate: bool
+
+
+@overload
+def boundary_corrected_loss(
+    logits: Tensor, target: Tensor, *, return_stats: Literal[False] = False, **options: Unpack[LossOptions]
+) -> Tensor: ...
+@overload
+def boundary_corrected_loss(
+    logits: Tensor, target: Tensor, *, return_stats: Literal[True], **options: Unpack[LossOptions]
+) -> tuple[Tensor, BclStats]: ...
+@overload
+def boundary_corrected_loss(
+    logits: Tensor, target: Tensor, *, return_stats: bool, **options: Unpack[LossOptions]
+) -> Tensor | tuple[Tensor, BclStats]: ...
 def boundary_corrected_loss(
     logits: Tensor,
     target: Tensor,
@@ -49,19 +83,19 @@ def boundary_corrected_loss(
     size: tuple[int, int] | None = None,
     weight: Tensor | None = None,
     ignore_index: int = 255,
-    mode: str = "detect",
+    mode: Mode = "detect",
     ce_weight: float = 1.0,
     boundary_weight: float = 1.0,
     alpha: float = 1.0,
     beta: float = 1.0,
     step: int | tuple[int, int] = 1,
-    flip: str = "swap",
-    nms: int = 3,
+    flip: Flip = "swap",
+    nms: int = 1,
     threshold: float = 0.3567,
-    ratio: float = 1 / 16,
+    ratio: float = 0.0,
     min_kept: int = 0,
     max_kept: int | None = None,
-    norm: str = "selected",
+    norm: Norm = "selected",
     per_image: bool = False,
     jitter: int | None = None,
     inplace_grad: bool = False,
@@ -84,7 +118,7 @@ def boundary_corrected_loss(
         alpha, beta: weights of the row-flipped and the column-flipped cross-entropy.
         step: pixels that the flip exchanges, or (rows, columns).
         flip: swap (neighbouring blocks of step change places) or mirror (windows of 2 * step are reversed).
-        nms: side of the suppression window, odd; 1 is off.
+        nms: side of the suppression window, odd; 1 is off. The paper suppresses: nms=3 with ratio=1/16.
         threshold: tau, the score from which a candidate is selected, nats.
         ratio: share of the candidates that is selected at least.
         min_kept, max_kept: least and largest number of selected candidates; ties at the limit are all in.
@@ -107,20 +141,16 @@ def boundary_corrected_loss(
         IndexError: on a CPU, a label that is neither a class nor ignore_index, with its place.
     """
     _check_tensors(logits, target, size, weight)
-    steps = (step, step) if isinstance(step, int) else tuple(step)
-    _check_integers(nms=nms, min_kept=min_kept, max_kept=max_kept, jitter=jitter)
-    _check_options(mode, steps, flip, nms, ratio, min_kept, max_kept, norm)
-    _check_not_negative(
-        ce_weight=ce_weight, boundary_weight=boundary_weight, alpha=alpha, beta=beta, threshold=threshold
-    )
+    options = checked_options(
+        ignore_index=ignore_index, mode=mode, ce_weight=ce_weight, boundary_weight=boundary_weight, alpha=alpha,
+        beta=beta, step=step, flip=flip, nms=nms, threshold=threshold, ratio=ratio, min_kept=min_kept,
+        max_kept=max_kept, norm=norm, per_image=per_image, inplace_grad=inplace_grad, validate=validate,
+    )  # fmt: skip
+    _check_integers(jitter=jitter)
+    options = options._replace(offset=_offset(jitter, options.step))
     if validate:
         labels = target.long()
         reference.check_labels(labels, labels != ignore_index, logits.shape[1])
-    score, terms = ((float(own), alpha * rows, beta * columns) for own, rows, columns in MODES[mode])
-    options = BclOptions(
-        score, terms, ce_weight, boundary_weight, ignore_index, steps, flip, _offset(jitter, steps), nms,
-        threshold, ratio, min_kept, max_kept, norm, per_image,
-    )  # fmt: skip
     needs_grad = torch.is_grad_enabled() and logits.requires_grad
     if inplace_grad and needs_grad:
         _check_overwritable(logits, target)
@@ -153,22 +183,43 @@ def _check_tensors(logits: Tensor, target: Tensor, size: tuple[int, int] | None,
             raise ValueError(f"{name}: expected it on the logits' device {logits.device}, got {tensor.device}")
 
 
-def _check_options(
-    mode: str, step: tuple[int, ...], flip: str, nms: int, ratio: float, min_kept: int, max_kept: int | None, norm: str
-) -> None:
-    for name, value, choices in (("mode", mode, MODES), ("flip", flip, FLIPS), ("norm", norm, NORMS)):
-        if value not in choices:
-            raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
-    if len(step) != 2 or min(step) < 1:
-        raise ValueError(f"step: expected an int >= 1 or (rows, columns) of such, got {step}")
+def checked_options(
+    *, ignore_index: int, mode: Mode, ce_weight: float, boundary_weight: float, alpha: float, beta: float,
+    step: int | tuple[int, int], flip: Flip, nms: int, threshold: float, ratio: float, min_kept: int,
+    max_kept: int | None, norm: Norm, per_image: bool, inplace_grad: bool, validate: bool,
+) -> BclOptions:  # fmt: skip
+    """Options of a loss as its kernels take them. Raises TypeError or ValueError for a wrong one."""
+    for name, value, choices in (("mode", mode, Mode), ("flip", flip, Flip), ("norm", norm, Norm)):
+        if value not in get_args(choices):
+            raise ValueError(f"{name}: expected one of {', '.join(get_args(choices))}, got {value!r}")
+    _check_integers(ignore_index=ignore_index, nms=nms, min_kept=min_kept, max_kept=max_kept)
+    steps = _pair(step)
     if nms < 1 or nms % 2 == 0:
         raise ValueError(f"nms: expected an odd window >= 1, got {nms}")
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"ratio: expected 0 to 1, got {ratio}")
     if min_kept < 0:
         raise ValueError(f"min_kept: expected >= 0, got {min_kept}")
     if max_kept is not None and max_kept < 1:
         raise ValueError(f"max_kept: expected >= 1 or None, got {max_kept}")
+    _check_not_negative(
+        ce_weight=ce_weight, boundary_weight=boundary_weight, alpha=alpha, beta=beta, threshold=threshold
+    )
+    if not isinstance(ratio, Real) or not 0 <= ratio <= 1:
+        raise ValueError(f"ratio: expected 0 to 1, got {ratio!r}")
+    for name, value in (("per_image", per_image), ("inplace_grad", inplace_grad), ("validate", validate)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return reference.make_options(
+        mode, alpha, beta, ce_weight=ce_weight, boundary_weight=boundary_weight, ignore_index=ignore_index, step=steps,
+        flip=flip, nms=nms, threshold=threshold, ratio=ratio, min_kept=min_kept, max_kept=max_kept, norm=norm,
+        per_image=per_image,
+    )  # fmt: skip
+
+
+def _pair(step: int | Sequence[int]) -> tuple[int, int]:
+    pair = (step, step) if isinstance(step, int) else step
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(s, int) and s >= 1 for s in pair):
+        raise ValueError(f"step: expected an int >= 1 or (rows, columns) of such, got {step!r}")
+    return pair[0], pair[1]
 
 
 def _check_integers(**values: int | None) -> None:
@@ -179,6 +230,8 @@ def _check_integers(**values: int | None) -> None:
 
 def _check_not_negative(**values: float) -> None:
     for name, value in values.items():
+        if not isinstance(value, Real):
+            raise TypeError(f"{name}: expected a number, got {value!r}")
         if not value >= 0:
             raise ValueError(f"{name}: expected >= 0, got {value}")
 

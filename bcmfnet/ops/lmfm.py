@@ -16,8 +16,6 @@ from bcmfnet.reference import lmfm as reference
 from bcmfnet.reference.lmfm import PyramidWeights, fusing_order
 from bcmfnet.reference.pyramid_pool import pooled_sizes
 
-OPS = ("lmfm", "PyramidWeights")
-
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 LIBRARY.define(

@@ -13,8 +13,6 @@ from bcmfnet.ops._library import LIBRARY
 from bcmfnet.reference import pyramid_pool as reference
 from bcmfnet.reference.pyramid_pool import Pools, pooled_sizes
 
-OPS = ("pyramid_pool",)
-
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_POOLS = 6
 

@@ -11,8 +11,6 @@ from bcmfnet.ops import _extension, backends
 from bcmfnet.ops._library import LIBRARY
 from bcmfnet.reference import upsample_add_relu as reference
 
-OPS = ("upsample_add_relu",)
-
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 LIBRARY.define("upsample_add_relu(Tensor high, Tensor low) -> Tensor")

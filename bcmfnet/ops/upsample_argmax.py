@@ -12,8 +12,6 @@ from bcmfnet.ops import _extension, backends
 from bcmfnet.ops._library import LIBRARY
 from bcmfnet.reference import upsample_argmax as reference
 
-OPS = ("upsample_argmax",)
-
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 MAX_CLASSES = 2**15
 

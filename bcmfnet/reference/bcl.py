@@ -7,7 +7,7 @@ differentiable by autograd; `forward` and `backward` serve the op, with the grad
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,11 @@ from bcmfnet.reference.bilinear import downsample, upsample
 Q_MAX = 65535
 Q_SCALE = 1024.0
 
-MODES = {
+Mode = Literal["detect", "detect0", "paper", "paper0", "ohem"]
+Flip = Literal["swap", "mirror"]
+Norm = Literal["selected", "valid"]
+
+MODES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "detect": ((0, 1, 1), (1, 0, 0)),
     "detect0": ((1, 1, 1), (1, 0, 0)),
     "paper": ((0, 1, 1), (0, 1, 1)),
@@ -44,20 +48,20 @@ class BclOptions(NamedTuple):
     boundary_weight: float = 1.0
     ignore_index: int = 255
     step: tuple[int, int] = (1, 1)
-    flip: str = "swap"
+    flip: Flip = "swap"
     offset: tuple[int, int] = (0, 0)
-    nms: int = 3
+    nms: int = 1
     threshold: float = 0.3567
-    ratio: float = 1 / 16
+    ratio: float = 0.0
     min_kept: int = 0
     max_kept: int | None = None
-    norm: str = "selected"
+    norm: Norm = "selected"
     per_image: bool = False
 
 
-def make_options(mode: str = "detect", alpha: float = 1.0, beta: float = 1.0, **others: object) -> BclOptions:
+def make_options(mode: Mode = "detect", alpha: float = 1.0, beta: float = 1.0, **others: Any) -> BclOptions:
     """Options of a mode; `others` are fields of BclOptions."""
-    score, terms = ((own, alpha * rows, beta * columns) for own, rows, columns in MODES[mode])
+    score, terms = ((float(own), alpha * rows, beta * columns) for own, rows, columns in MODES[mode])
     return BclOptions(score, terms, **others)
 
 

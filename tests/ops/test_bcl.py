@@ -403,7 +403,7 @@ LOGITS, TARGET, WEIGHT = torch.zeros(2, 4, 8, 10), torch.zeros(2, 8, 10, dtype=t
         ({"mode": "hard"}, ValueError, "mode: expected one of detect, detect0, paper, paper0, ohem, got 'hard'"),
         ({"flip": "roll"}, ValueError, "flip: expected one of swap, mirror, got 'roll'"),
         ({"norm": "mean"}, ValueError, "norm: expected one of selected, valid, got 'mean'"),
-        ({"step": 0}, ValueError, "step: expected an int >= 1 or (rows, columns) of such, got (0, 0)"),
+        ({"step": 0}, ValueError, "step: expected an int >= 1 or (rows, columns) of such, got 0"),
         ({"step": (2, -1)}, ValueError, "step: expected an int >= 1 or (rows, columns) of such, got (2, -1)"),
         ({"step": (1, 2, 3)}, ValueError, "step: expected an int >= 1 or (rows, columns) of such, got (1, 2, 3)"),
         ({"nms": 4}, ValueError, "nms: expected an odd window >= 1, got 4"),
