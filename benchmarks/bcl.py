@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,11 @@ from bcmfnet.reference import bcl as reference
 
 BASELINE = "naive"
 
-IGNORE, TAU, RATIO = 255, 0.3567, 1 / 16
+IGNORE, TAU = 255, 0.3567
 """The op's defaults, which the other providers compute too."""
+
+LOSSES = {"detect": {}, "paper": {"mode": "paper", "nms": 3, "ratio": 1 / 16}}
+"""Options of a loss: the default one, and the paper's."""
 
 MIN_KEPT = 100_000
 """Of OHEM."""
@@ -42,6 +46,7 @@ class Case:
     content: str
     dtype: torch.dtype = torch.float32
     backward: bool = True
+    loss: str = "detect"
     device: str | None = None
     """Type of the device that the case is for; any where there is none."""
 
@@ -49,9 +54,11 @@ class Case:
     def name(self) -> str:
         words = ["x".join(map(str, self.shape)), "x".join(map(str, self.size)), self.content]
         words += [str(self.dtype).removeprefix("torch.")] * (self.dtype != torch.float32)
+        words += [self.loss] * (self.loss != "detect")
         return "-".join(words + ["forward"] * (not self.backward))
 
 
+CONTENTS = ("rough", "smooth")
 SHAPES = [
     ((2, 19, 512, 1024), (512, 1024)),  # Cityscapes crops at full resolution: the goals are stated for them
     ((2, 19, 64, 128), (512, 1024)),  # and from the network's 1/8
@@ -64,8 +71,9 @@ LARGE += [(FULL, {"dtype": torch.bfloat16, "backward": False}), (LOW, {"dtype": 
 
 
 def _cases() -> list[Case]:
-    cases = [Case(shape, size, content) for (shape, size), content in product(SHAPES, ("rough", "smooth"))]
-    for (shape, more), content in product(LARGE, ("rough", "smooth")):
+    cases = [Case(shape, size, content) for (shape, size), content in product(SHAPES, CONTENTS)]
+    cases += [Case(shape, size, content, loss="paper") for (shape, size), content in product(SHAPES[:2], CONTENTS)]
+    for (shape, more), content in product(LARGE, CONTENTS):
         cases.append(Case(shape, (1024, 1024), content, device="cuda", **more))
     return cases
 
@@ -93,7 +101,7 @@ def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavaila
     """Our backends; the loss from three cross-entropies, one log-softmax, and that compiled; OHEM; cross-entropy."""
 
     def ours(logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        return _with_gradient(boundary_corrected_loss(logits, target), logits)
+        return _with_gradient(boundary_corrected_loss(logits, target, **LOSSES[case.loss]), logits)
 
     def written(loss: Provider) -> Provider:
         def call(logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
@@ -101,8 +109,12 @@ def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavaila
 
         return call
 
-    found = op_backends("bcl", device, ours) | {"naive": written(_naive), "careful": written(_careful)}
-    careful = compiled(_careful, fullgraph=False)  # its threshold comes to the host
+    def of_the_case(loss: Callable[..., Tensor]) -> Provider:
+        return lambda logits, target: loss(logits, target, **LOSSES[case.loss])
+
+    naive, careful = of_the_case(_naive), of_the_case(_careful)
+    found = op_backends("bcl", device, ours) | {"naive": written(naive), "careful": written(careful)}
+    careful = compiled(careful, fullgraph=False)  # with a ratio its threshold comes to the host
     found["compile"] = careful if isinstance(careful, Unavailable) else written(careful)
     return found | {"ohem": written(_ohem), "cross_entropy": written(_cross_entropy)}
 
@@ -128,20 +140,28 @@ def _ohem(logits: Tensor, target: Tensor) -> Tensor:
     return ce[ce >= threshold.clamp(max=TAU)].mean()
 
 
-def _naive(logits: Tensor, target: Tensor) -> Tensor:
-    """Three cross-entropies, non-maximum suppression by pooling, and a sort of what is left."""
+def _naive(logits: Tensor, target: Tensor, ratio: float = 0.0, **options: Any) -> Tensor:
+    """Three cross-entropies; non-maximum suppression by pooling and a sort of what is left where options ask for it."""
     rows, columns = _flipped(target)
     ce, ce_rows, ce_columns = (
         F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none") for labels in (target, rows, columns)
     )
-    return _combined(ce, ce_rows + ce_columns, target, lambda scores: scores.sort(descending=True).values)
+
+    def kth_largest(scores: Tensor, k: int) -> Tensor:
+        return scores.sort(descending=True).values[k - 1]
+
+    return _combined(ce, ce_rows + ce_columns, target, kth_largest, ratio, **options)
 
 
-def _careful(logits: Tensor, target: Tensor) -> Tensor:
-    """One log-softmax for the three terms, and a partial sort."""
+def _careful(logits: Tensor, target: Tensor, ratio: float = 0.0, **options: Any) -> Tensor:
+    """One log-softmax for the three terms; a partial sort where there is a ratio."""
     log_p = F.log_softmax(logits, 1)
     ce, ce_rows, ce_columns = (_picked(log_p, labels) for labels in (target, *_flipped(target)))
-    return _combined(ce, ce_rows + ce_columns, target, lambda s: s.topk(max(1, int(RATIO * s.numel()))).values)
+
+    def kth_largest(scores: Tensor, k: int) -> Tensor:
+        return scores.topk(k).values[k - 1]
+
+    return _combined(ce, ce_rows + ce_columns, target, kth_largest, ratio, **options)
 
 
 def _flipped(target: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,15 +175,26 @@ def _picked(log_p: Tensor, labels: Tensor) -> Tensor:
     return -log_p.gather(1, (labels * counts).unsqueeze(1)).squeeze(1) * counts
 
 
-def _combined(ce: Tensor, score: Tensor, target: Tensor, largest: Provider) -> Tensor:
+def _combined(
+    ce: Tensor,
+    flipped: Tensor,
+    target: Tensor,
+    kth_largest: Callable[[Tensor, int], Tensor],
+    ratio: float,
+    nms: int = 1,
+    mode: str = "detect",
+) -> Tensor:
     valid = target != IGNORE
-    score = (score * valid).detach()
-    candidates = (F.max_pool2d(score[:, None], 3, 1, 1)[:, 0] == score) & (score > 0)
-    scores = score[candidates]
-    kept = int(RATIO * scores.numel())
-    threshold = min(TAU, largest(scores)[kept - 1].item()) if kept else TAU
-    selected = candidates & (score >= threshold)
-    return ce.sum() / valid.sum() + (ce * selected).sum() / selected.sum().clamp(min=1)
+    score = (flipped * valid).detach()
+    selected = score >= TAU
+    if nms > 1:
+        candidates = (F.max_pool2d(score[:, None], nms, 1, nms // 2)[:, 0] == score) & (score > 0)
+        scores = score[candidates]
+        kept = int(ratio * scores.numel())
+        threshold = min(TAU, kth_largest(scores, kept).item()) if kept else TAU
+        selected = candidates & (score >= threshold)
+    term = flipped if mode == "paper" else ce
+    return ce.sum() / valid.sum() + (term * selected).sum() / selected.sum().clamp(min=1)
 
 
 class Expected(NamedTuple):
@@ -178,7 +209,7 @@ class Expected(NamedTuple):
 def expected(case: Case, logits: Tensor, target: Tensor) -> Expected:
     """Value and gradient of the definition."""
     exact = logits.detach().double().requires_grad_(case.backward)
-    loss, stats, _ = reference.loss(exact, target, reference.make_options())
+    loss, stats, _ = reference.loss(exact, target, reference.make_options(**LOSSES[case.loss]))
     gradient = torch.autograd.grad(loss, exact)[0] if case.backward else None
     with torch.no_grad():
         ohem = _ohem(_upsampled(exact, case.size), target.long())

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 
 from bcmfnet.data.labels import unknown_name
+from bcmfnet.engine.config import PAPER_LOSS
 from bcmfnet.engine.evaluate import Evaluation
 from bcmfnet.engine.inference import LabelPredictor
 from bcmfnet.errors import ConfigError
 from bcmfnet.nn import BoundaryCorrectedLoss, OhemCrossEntropy
+from bcmfnet.ops.bcl import checked_options
 from bcmfnet.reference import bcl as reference
 
 log = logging.getLogger("bcmfnet.report")
@@ -76,7 +78,7 @@ def find_frames(dataset: Any, names: Sequence[str]) -> list[int]:
 def draw_loss(path: Path, predictor: LabelPredictor, dataset: Any, index: int) -> None:
     """Write a picture of what each mode of the loss scores and selects on a frame, with its default options.
 
-    OHEM has thresh 0.7 and no min_kept, which is meant for a batch.
+    `paper` is the paper's, with suppression and a share; OHEM has thresh 0.7 and no min_kept, which is meant for a batch.
     """
     from bcmfnet.data.io import write_png
     from bcmfnet.viz import LossMaps, loss_maps
@@ -86,12 +88,15 @@ def draw_loss(path: Path, predictor: LabelPredictor, dataset: Any, index: int) -
     logits = predictor.logits(torch.from_numpy(image).permute(2, 0, 1)[None]).cpu()
     ignore_index = dataset.table.ignore_index
     losses = {mode: BoundaryCorrectedLoss(mode=mode, ignore_index=ignore_index) for mode in reference.MODES}
+    losses["paper"] = BoundaryCorrectedLoss(**PAPER_LOSS, ignore_index=ignore_index)
     losses["ohem"] = OhemCrossEntropy(min_kept=0, ignore_index=ignore_index)
     drawn = {}
     for mode, criterion in losses.items():
-        options = reference.make_options(**criterion.options)
-        maps = reference.loss(logits, torch.from_numpy(target)[None], options)[2]
+        options = checked_options(**criterion.options)
+        _, stats, maps = reference.loss(logits, torch.from_numpy(target)[None], options)
         term = sum(k * ce for k, ce in zip(options.terms, (maps.ce, maps.ce_r, maps.ce_c), strict=True) if k)
         shown = (maps.q / reference.Q_SCALE, term, maps.selected)
-        drawn[mode] = LossMaps(*(values[0].numpy() for values in shown))
+        cross_entropy = maps.ce[maps.selected].mean().item() if maps.selected.any() else None
+        threshold = stats.threshold.item() / reference.Q_SCALE
+        drawn[mode] = LossMaps(*(values[0].numpy() for values in shown), threshold, cross_entropy)
     write_png(path, loss_maps(image, target, drawn, dataset.table))

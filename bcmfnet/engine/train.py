@@ -181,7 +181,7 @@ class _Run:
             progress.advance()
 
     def train_step(self, batch: Any, lr: float) -> Tensor:
-        """One step of the optimiser; the loss, detached, on the device."""
+        """One step of the optimiser; the loss and figures of the main head's selection, detached, on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         images = batch.images.to(self.device, non_blocking=True)
@@ -189,19 +189,21 @@ class _Run:
         labels = batch.labels.to(self.device, non_blocking=True)
         with autocast(self.device, self.amp):
             output = self.forward(images)
-        loss = self.criterion(output.logits, labels)
+        loss, stats = self.criterion(output.logits, labels, return_stats=True)
         if output.aux is not None:
             loss = loss + self.config.loss.aux_weight * self.criterion(output.aux, labels)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return loss.detach()
+        figures = () if self.config.loss.mode == "plain" else stats.selection().values()
+        return torch.stack([loss.detach(), *figures])
 
     def _record(self, meter: _Meter, lr: float, progress: Progress) -> None:
-        loss, rate = meter.read()
+        figures, rate = meter.read()
+        loss = figures["loss"]
         step, epoch = self.state.step, self.state.step / self.plan.steps_per_epoch
-        self.metrics.add({"step": step, "epoch": epoch, "loss": loss, "lr": lr, "images_per_s": rate})
+        self.metrics.add({"step": step, "epoch": epoch, **figures, "lr": lr, "images_per_s": rate})
         level = logging.DEBUG if progress.visible else logging.INFO
         log.log(level, "step %d/%d  loss %.4f  lr %.2e  %.1f images/s", step, self.plan.steps, loss, lr, rate)
         progress.note(f"loss {loss:.3f}  {rate:.1f} images/s")
@@ -256,33 +258,36 @@ class _Run:
 
 
 class _Meter:
-    """Losses since the last reading, kept on the device so that no step waits for them."""
+    """Figures of the steps since the last reading, kept on the device so that no step waits for them."""
+
+    NAMES = ("loss", "ce", "selected", "threshold", "selected_loss")
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self._reset()
 
     def _reset(self) -> None:
-        self.losses: list[Tensor] = []
+        self.figures: list[Tensor] = []
         self.steps: list[tuple[int, list[tuple[str, ...]]]] = []
         self.start = time.perf_counter()
 
-    def add(self, step: int, loss: Tensor, files: list[tuple[str, ...]]) -> None:
-        self.losses.append(loss)
+    def add(self, step: int, figures: Tensor, files: list[tuple[str, ...]]) -> None:
+        self.figures.append(figures)
         self.steps.append((step, files))
 
-    def read(self) -> tuple[float, float]:
-        """Mean loss and images per second since the last reading. Raises TrainingError for a loss not finite."""
-        values = torch.stack(self.losses).tolist()
-        for value, (step, files) in zip(values, self.steps, strict=True):
+    def read(self) -> tuple[dict[str, float], float]:
+        """Mean figures and images per second since the last reading. Raises TrainingError for a loss not finite."""
+        rows = torch.stack(self.figures).tolist()
+        for (value, *_), (step, files) in zip(rows, self.steps, strict=True):
             if not math.isfinite(value):
                 raise TrainingError(
                     f"loss: expected a finite number, got {value} at step {step}, on {', '.join(f[0] for f in files)}; "
                     "try a lower optim.lr, a longer optim.warmup_steps or --amp off; the last checkpoint is intact"
                 )
-        rate = len(values) * self.batch_size / (time.perf_counter() - self.start)
+        rate = len(rows) * self.batch_size / (time.perf_counter() - self.start)
         self._reset()
-        return sum(values) / len(values), rate
+        means = (sum(column) / len(rows) for column in zip(*rows, strict=True))
+        return dict(zip(self.NAMES, means, strict=False)), rate
 
 
 def build_loss(config: LossConfig, ignore_index: int) -> BoundaryCorrectedLoss:

@@ -78,6 +78,17 @@ class BclStats(NamedTuple):
     valid: Tensor
     threshold: Tensor
 
+    def selection(self) -> dict[str, Tensor]:
+        """Scalars on the same device: the mean cross-entropy, and of the selected pixels their share of the valid ones,
+        the threshold in nats (with per_image its mean) and their mean loss, which is their cross-entropy in all modes
+        but the paper's, where it is that of the flipped labels too."""
+        return {
+            "ce": self.ce,
+            "selected": self.selected / self.valid.clamp(min=1),
+            "threshold": self.threshold.float().mean() / Q_SCALE,
+            "selected_loss": self.boundary,
+        }
+
 
 class BclMaps(NamedTuple):
     """Per-pixel maps [N, H, W]: three cross-entropies, the score on its grid, candidates and selected pixels."""

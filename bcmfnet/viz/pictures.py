@@ -85,11 +85,16 @@ def comparison(
 
 
 class LossMaps(NamedTuple):
-    """What a loss makes of a frame, [H, W]: score and loss term of each pixel in nats, float; selected pixels, bool."""
+    """What a loss makes of a frame, [H, W]: score and loss term of each pixel in nats, float; selected pixels, bool.
+
+    The score from which pixels are selected, and the mean cross-entropy of those that are, stand in the title; nats.
+    """
 
     score: np.ndarray
     term: np.ndarray
     selected: np.ndarray
+    threshold: float | None = None
+    cross_entropy: float | None = None
 
 
 def loss_maps(
@@ -115,16 +120,24 @@ def loss_maps(
     reach = max(1, round(image.shape[1] / tile_width))
     pictures = {"Image": image, "Ground truth": overlay(image, target, table)}
     for name, maps in losses.items():
-        for field, values in zip(maps._fields, maps, strict=True):
+        for field, values in zip(maps._fields[:3], maps[:3], strict=True):
             _check_size(f"{name}: {field}", values, image)
         score = _heat(maps.score)
         score[ignored] = IGNORED
-        share = 100 * maps.selected.sum() / max(1, np.count_nonzero(~ignored))
         pictures[f"{name}: score"] = score
-        pictures[f"{name}: {share:.1f} % selected, their loss"] = _selected_pixels(image, maps, reach)
+        share = maps.selected.sum() / max(1, np.count_nonzero(~ignored))
+        pictures[f"{name}: {_selection(maps, share)}"] = _selected_pixels(image, maps, reach)
     tiles = [_titled(title, _shrunk(picture, tile_width)) for title, picture in pictures.items()]
     rows = [_spaced(tiles[i : i + 4], axis=1) for i in range(0, len(tiles), 4)]
     return stacked([*rows, _heat_scale()])
+
+
+def _selection(maps: LossMaps, share: float) -> str:
+    """What is selected, in words."""
+    text = f"{100 * share:.1f} % selected"
+    if maps.threshold is not None:
+        text += f" from {maps.threshold:.2f} nats"
+    return text if maps.cross_entropy is None else f"{text}, mean CE {maps.cross_entropy:.2f}"
 
 
 def _heat(nats: np.ndarray) -> np.ndarray:
@@ -144,7 +157,7 @@ def _selected_pixels(image: np.ndarray, maps: LossMaps, reach: int) -> np.ndarra
 
 def _heat_scale(width: int = 240) -> np.ndarray:
     """The colours from 0 to NATS, and what else there is to say of the tiles."""
-    text = f"{NATS:g} nats and more; selected pixels are drawn larger than they are, ignored ones are grey in a score"
+    text = f"{NATS:g} nats and more; selected pixels show their loss, enlarged; ignored ones are grey in a score"
     strip = np.full((TITLE_HEIGHT, 20 + width + _text_size(text)[0] + 10, 3), WHITE, np.uint8)
     strip[8:-8, 20 : 20 + width] = _heat(np.linspace(0, NATS, width)[None])
     _write(strip, "0", x=4)

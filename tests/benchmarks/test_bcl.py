@@ -11,6 +11,8 @@ CASES = [
     bcl.Case((2, 5, 64, 96), (64, 96), "smooth"),
     bcl.Case((2, 5, 8, 12), (64, 96), "rough"),
     bcl.Case((2, 5, 64, 96), (64, 96), "rough", torch.bfloat16, backward=False),
+    bcl.Case((2, 5, 8, 12), (64, 96), "rough", loss="paper"),
+    bcl.Case((2, 5, 64, 96), (64, 96), "smooth", loss="paper"),
 ]
 
 

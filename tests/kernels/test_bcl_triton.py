@@ -23,6 +23,7 @@ SMALL = {"PIXELS": 128, "LANES": 32, "SIDE": 4, "ROWS": 4, "HELD": 2}
 
 def run(grid, size, classes=3, **options):
     """Loss, figures and gradient of a case whose scores are equal or far from a rounding."""
+    options = {"nms": 3, "ratio": 1 / 16} | options
     generator = torch.Generator().manual_seed(0)
     logits = torch.randint(-3, 4, (2, classes, *grid), generator=generator).float().requires_grad_()
     target = torch.randint(0, classes, (2, *size), generator=generator)

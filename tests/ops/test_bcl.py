@@ -20,6 +20,9 @@ from bcmfnet.reference.bcl import MODES, BclOptions, make_options
 
 GRIDS = [(8, 10), (4, 5), (3, 10)]  # full resolution, a scale of 2, one axis alone at a fractional scale
 
+SPARSE = {"nms": 3, "ratio": 1 / 16}
+"""Selects few pixels of random maps, where the default selects nearly all."""
+
 
 def inputs(grid=(8, 10), dtype=torch.float32, seed=0, classes=4, size=(8, 10)):
     generator = torch.Generator().manual_seed(seed)
@@ -32,7 +35,7 @@ def inputs(grid=(8, 10), dtype=torch.float32, seed=0, classes=4, size=(8, 10)):
 def run(logits, target, **options):
     """Loss, and gradient of a leaf of its own."""
     logits = logits.detach().requires_grad_()
-    value = boundary_corrected_loss(logits, target, **options)
+    value = boundary_corrected_loss(logits, target, **SPARSE | options)
     return value.detach(), torch.autograd.grad(value, logits)[0]
 
 
@@ -104,7 +107,7 @@ def test_schema_and_fake_agree_on_what_is_saved(grid):
 
 
 def with_figures(logits, target, seed):
-    value, stats = boundary_corrected_loss(logits, target, jitter=seed, step=2, return_stats=True)
+    value, stats = boundary_corrected_loss(logits, target, jitter=seed, step=2, return_stats=True, **SPARSE)
     return value, stats.selected, stats.threshold
 
 
@@ -142,8 +145,8 @@ def test_dtypes_of_logits(dtype, grid):
     assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert gradient.dtype == dtype
     exact = logits.detach().double().requires_grad_()
-    selected = reference.loss(logits, target, make_options())[2].selected
-    expected = reference.loss(exact, target, make_options(), selected=selected)[0]
+    selected = reference.loss(logits, target, make_options(**SPARSE))[2].selected
+    expected = reference.loss(exact, target, make_options(**SPARSE), selected=selected)[0]
     assert_close(value, expected)
     assert_close(gradient, torch.autograd.grad(expected, exact)[0])
 
@@ -234,7 +237,7 @@ def test_inputs_are_never_written(grid):
 def test_gradients_accumulate(grid):
     logits, target = inputs(grid, torch.float64)
     _, once = run(logits, target)
-    value = boundary_corrected_loss(logits, target)
+    value = boundary_corrected_loss(logits, target, **SPARSE)
     (3 * value).backward(retain_graph=True)
     (-0.5 * value).backward()
     assert_close(logits.grad, 2.5 * once)
@@ -269,6 +272,7 @@ def test_second_derivative_is_refused():
 def test_stats(parts, per_image, grid):
     logits, target = inputs(grid)
     options = {"ce_weight": parts[0], "boundary_weight": parts[1], "per_image": per_image, "threshold": 6.0}
+    options |= SPARSE
     value, stats = boundary_corrected_loss(logits, target, return_stats=True, **options)
     assert isinstance(stats, BclStats)
     assert [tensor.dtype for tensor in stats] == [torch.float32] * 2 + [torch.int64] * 2 + [torch.int32]
@@ -289,9 +293,9 @@ def test_without_gradients_the_value_is_the_same():
     for grid in GRIDS:
         logits, target = inputs(grid)
         with torch.no_grad():
-            alone = boundary_corrected_loss(logits, target)
+            alone = boundary_corrected_loss(logits, target, **SPARSE)
         assert not alone.requires_grad
-        assert torch.equal(alone, boundary_corrected_loss(logits, target))
+        assert torch.equal(alone, boundary_corrected_loss(logits, target, **SPARSE))
         assert not boundary_corrected_loss(logits.detach(), target).requires_grad
 
 
@@ -461,7 +465,7 @@ def test_size_and_step_take_what_stands_for_them():
 def test_random_maps_have_work_for_the_selection():
     """What the cases above would not notice: that nothing, or everything, is selected."""
     logits, target = inputs(size=(8, 10))
-    found = oracle(logits.detach().double().numpy(), target.numpy())
+    found = oracle(logits.detach().double().numpy(), target.numpy(), **SPARSE)
     assert 0 < found.selected.sum() < np.count_nonzero(target.numpy() != 255) / 4
 
 

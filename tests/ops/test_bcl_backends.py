@@ -119,7 +119,7 @@ def test_large_cases(device, name):
     logits = torch.randint(-3, 4, shape, generator=generator).float()
     target = torch.randint(0, shape[1], (shape[0], *size), generator=generator)
     target[torch.rand(target.shape, generator=generator) < 0.1] = 255
-    agrees(device, logits, target.to(torch.uint8), None, options | {"ratio": 0.5, "threshold": 6.0}, name)
+    agrees(device, logits, target.to(torch.uint8), None, {"nms": 3} | options | {"ratio": 0.5, "threshold": 6.0}, name)
 
 
 @pytest.mark.parametrize("grid", FULL_AND_UPSAMPLED)
@@ -139,9 +139,9 @@ def test_a_limit_counts_up_to_the_number_of_candidates(device):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randint(-3, 4, (1, 3, 24, 40), generator=generator).float()
     target = torch.randint(0, 3, (1, 24, 40), generator=generator)
-    candidates = reference.loss(logits.double(), target, make_options())[2].candidates.sum().item()
+    candidates = reference.loss(logits.double(), target, make_options(nms=3))[2].candidates.sum().item()
     for more in (-1, 0, 1):
-        options = {"max_kept": candidates + more, "threshold": 0.0, "ratio": 0.0}
+        options = {"nms": 3, "max_kept": candidates + more, "threshold": 0.0}
         assert agrees(device, logits, target, None, options, f"{candidates} candidates, {more} more allowed")
 
 
