@@ -84,7 +84,7 @@ class StableABIWheel(bdist_wheel):
 setup(
     packages=[*PACKAGES, "bcmfnet.kernels", "bcmfnet.benchmarks"],
     package_dir={"bcmfnet": "bcmfnet", "bcmfnet.kernels": "kernels", "bcmfnet.benchmarks": "benchmarks"},
-    package_data={"bcmfnet": ["_build.json"]},
+    package_data={"bcmfnet": ["_build.json", "py.typed"]},
     ext_modules=[Extension("bcmfnet._C", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": StableABIWheel},
 )

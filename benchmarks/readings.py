@@ -2,8 +2,8 @@
 
 python -m bcmfnet.benchmarks.readings OUT.csv --data.name camvid11-segnet --data.root DIR --commit REV
 
-Every logit of a few frames is a parameter of its own: no network, nothing to generalise. That is a proxy for what a loss
-pulls towards at this resolution, not for what a network trained with it reaches.
+Every logit of a few frames is a parameter of its own: no network, nothing to generalise. That is a proxy for what a
+loss pulls towards at this resolution, not for what a network trained with it reaches.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def fit(criterion: BoundaryCorrectedLoss, frames: Frames, steps: list[int]) -> I
 
 
 def figures(criterion: BoundaryCorrectedLoss, frames: Frames, logits: Tensor, thin: str) -> dict[str, float]:
-    """mIoU and IoU of the thin class in percent; share selected in percent, threshold and mean cross-entropies in nats."""
+    """mIoU, IoU of the thin class and share selected in percent; threshold and mean cross-entropies in nats."""
     confusion = ConfusionMatrix(len(frames.classes), frames.ignore_index)
     confusion.update(upsample_argmax(logits, tuple(frames.target.shape[1:])), frames.target)
     iou = 100 * confusion.iou()

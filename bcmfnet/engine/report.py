@@ -78,7 +78,7 @@ def find_frames(dataset: Any, names: Sequence[str]) -> list[int]:
 def draw_loss(path: Path, predictor: LabelPredictor, dataset: Any, index: int) -> None:
     """Write a picture of what each mode of the loss scores and selects on a frame, with its default options.
 
-    `paper` is the paper's, with suppression and a share; OHEM has thresh 0.7 and no min_kept, which is meant for a batch.
+    `paper` has the paper's suppression and share; OHEM has thresh 0.7 and no min_kept, which is meant for a batch.
     """
     from bcmfnet.data.io import write_png
     from bcmfnet.viz import LossMaps, loss_maps

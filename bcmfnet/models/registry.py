@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from os import PathLike
+from typing import Unpack
 
 import torch
 
@@ -13,6 +14,7 @@ from bcmfnet.models.bcmfnet import BCMFNet
 from bcmfnet.models.ddrnet import DDRNet23Slim, DualResolutionNet
 from bcmfnet.models.pretrained import load_pretrained
 from bcmfnet.models.weights import read_weights
+from bcmfnet.nn.context import ContextOptions
 
 MODELS: dict[str, type[DDRNet23Slim]] = {"bcmfnet": BCMFNet, "ddrnet23_slim": DDRNet23Slim}
 MAX_CLASSES = 256
@@ -24,7 +26,12 @@ def list_models() -> list[str]:
 
 
 def create_model(
-    name: str, *, num_classes: int, aux: bool = False, pretrained: str | PathLike | None = None, **options
+    name: str,
+    *,
+    num_classes: int,
+    aux: bool = False,
+    pretrained: str | PathLike[str] | None = None,
+    **options: Unpack[ContextOptions],
 ) -> DualResolutionNet:
     """Build a model by name, in training mode, on the CPU (or the current `torch.device` context).
 
@@ -93,13 +100,8 @@ def _check_same_tensors(path, expected: dict, state: dict) -> None:
 
 def model_options(model_class: type[DDRNet23Slim]) -> list[str]:
     """Keywords that a model hands to its context module."""
-    return [
-        parameter.name
-        for base in model_class.context_class.__mro__
-        if "__init__" in vars(base)
-        for parameter in inspect.signature(base.__init__).parameters.values()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
+    parameters = inspect.signature(model_class.context_class).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
 def _suggestion(word: str, choices) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -18,6 +18,16 @@ MAX_CLASSES = 2**15
 LIBRARY.define("upsample_argmax(Tensor logits, SymInt[2] size, bool confidence) -> (Tensor, Tensor)")
 
 
+@overload
+def upsample_argmax(logits: Tensor, size: tuple[int, int], *, return_confidence: Literal[False] = False) -> Tensor: ...
+@overload
+def upsample_argmax(
+    logits: Tensor, size: tuple[int, int], *, return_confidence: Literal[True]
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def upsample_argmax(
+    logits: Tensor, size: tuple[int, int], *, return_confidence: bool
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def upsample_argmax(
     logits: Tensor, size: tuple[int, int], *, return_confidence: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 _PUBLIC = {
     "colorize": "bcmfnet.viz.pictures",
@@ -20,8 +20,20 @@ _PUBLIC = {
 __all__ = list(_PUBLIC)
 
 
-def __getattr__(name: str) -> Any:
-    """Import a function on first use, so that naming the package loads nothing."""
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+if TYPE_CHECKING:
+    from bcmfnet.viz.pictures import LossMaps as LossMaps
+    from bcmfnet.viz.pictures import colorize as colorize
+    from bcmfnet.viz.pictures import comparison as comparison
+    from bcmfnet.viz.pictures import legend as legend
+    from bcmfnet.viz.pictures import loss_maps as loss_maps
+    from bcmfnet.viz.pictures import overlay as overlay
+    from bcmfnet.viz.plots import plot_confusion as plot_confusion
+    from bcmfnet.viz.plots import plot_overlays as plot_overlays
+    from bcmfnet.viz.plots import plot_training as plot_training
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Import a function on first use, so that naming the package loads nothing."""
+        if name not in _PUBLIC:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_PUBLIC[name]), name)

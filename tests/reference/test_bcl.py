@@ -208,7 +208,7 @@ def test_suppression_keeps_ties_and_stops_at_its_window():
 def test_ignored_pixels_neither_compete_nor_stand():
     logits, target = scored([[[1.0, 5.0, 2.0, 0.1]]])
     target[0, 0, 1] = IGNORE
-    _, _, stats, maps = run(logits, target, mode="ohem", threshold=0.0)
+    _, _, stats, maps = run(logits, target, mode="ohem", nms=3, threshold=0.0)
     assert maps.q.tolist() == [[[1024, 0, 2048, 102]]]
     assert maps.candidates.tolist() == [[[True, False, True, False]]]
     assert int(stats.valid) == 3

@@ -1,0 +1,38 @@
+"""The package is typed for its users: mypy accepts right calls of every public name and reports wrong ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import bcmfnet
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = Path(__file__).with_name("user_of_the_api.py")
+PACKAGES = ("bcmfnet", "bcmfnet.data", "bcmfnet.metrics", "bcmfnet.models", "bcmfnet.nn", "bcmfnet.ops", "bcmfnet.viz")
+
+
+@pytest.mark.slow
+def test_mypy_accepts_right_calls_and_reports_wrong_ones():
+    """Wrong calls are marked: --strict also reports a mark where there is no error.
+
+    As from an installed package, errors inside it are not told. torch's types take 15 seconds, from the cache one.
+    """
+    pytest.importorskip("mypy")
+    command = [sys.executable, "-P", "-m", "mypy", "--strict", "--follow-imports=silent", PROGRAM]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert (done.stdout.strip(), done.stderr) == ("Success: no issues found in 1 source file", "")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_program_names_every_public_name(package):
+    words = set(PROGRAM.read_text().replace("(", " ").replace(",", " ").replace(".", " ").split())
+    assert set(import_module(package).__all__) <= words
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (Path(bcmfnet.__file__).parent / "py.typed").exists()
