@@ -14,7 +14,7 @@ from bcmfnet.engine.report import draw_loss, find_frames
 from bcmfnet.errors import ConfigError
 from bcmfnet.viz import pictures
 
-OPTIONS = {"ohem": {"nms": 1, "ratio": 0.0, "threshold": -np.log(0.7)}}
+OPTIONS = {"ohem": {"threshold": -np.log(0.7)}, "paper": {"nms": 3, "ratio": 1 / 16}}
 
 
 @pytest.fixture
@@ -48,6 +48,8 @@ def test_the_maps_are_the_oracles(frame, monkeypatch, tmp_path):
         np.testing.assert_array_equal(maps.selected, expected.selected[0])
         np.testing.assert_array_equal(maps.score * 1024, np.floor(expected.grid[0]))
         assert maps.term[maps.selected].mean() == pytest.approx(expected.boundary)
+        assert maps.threshold == expected.thresholds[0] / 1024
+        assert maps.cross_entropy == pytest.approx(expected.terms["ce"][expected.selected].mean())
 
 
 def test_frames_are_found_by_name():

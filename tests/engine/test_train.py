@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import inspect
 import json
 import os
 import signal
@@ -13,11 +14,14 @@ import torch
 
 from bcmfnet.engine import train as engine
 from bcmfnet.engine.checkpoint import read_checkpoint
-from bcmfnet.engine.config import DataConfig, LossConfig, TrainConfig
+from bcmfnet.engine.config import PRESETS, DataConfig, LossConfig, TrainConfig
 from bcmfnet.engine.optim import Schedule
 from bcmfnet.engine.runtime import Interrupted
 from bcmfnet.errors import CheckpointError, ConfigError, TrainingError
 from bcmfnet.models import model_from_weights, weights
+from bcmfnet.ops import boundary_corrected_loss
+from bcmfnet.ops.bcl import checked_options
+from bcmfnet.reference import bcl as reference
 
 
 def weights_of(folder):
@@ -166,6 +170,45 @@ def test_schedule_refuses(frames, epochs, message):
     config.optim.epochs = epochs
     with pytest.raises(ConfigError, match=message):
         Schedule.of(config, frames)
+
+
+@pytest.mark.parametrize("mode", ["detect", "ohem", "plain"])
+def test_rows_say_what_the_loss_selects(tiny_config, tmp_path, monkeypatch, mode):
+    """Of the main head, the mean over the steps since the last row; plain cross-entropy selects nothing."""
+    tiny_config.optim.steps, tiny_config.log_every = 2, 2
+    tiny_config.loss = LossConfig(mode=mode, threshold=1.5, nms=3 if mode == "detect" else 1)
+    calls = []
+    original = engine.BoundaryCorrectedLoss.forward
+
+    def forward(loss, logits, target, **options):
+        calls.append((loss, logits.detach().double(), target))
+        return original(loss, logits, target, **options)
+
+    monkeypatch.setattr(engine.BoundaryCorrectedLoss, "forward", forward)
+    engine.train(tiny_config, tmp_path)
+    (row,) = (row for row in map(json.loads, (tmp_path / "metrics.jsonl").open()) if "loss" in row)
+    if mode == "plain":
+        assert list(row) == ["step", "epoch", "loss", "lr", "images_per_s"]
+        return
+    expected = []
+    for loss, logits, target in calls[::2]:  # the auxiliary head's are between
+        _, stats, maps = reference.loss(logits, target, checked_options(**loss.options))
+        share = maps.selected.sum() / (target != 255).sum()
+        expected.append([maps.ce[target != 255].mean(), share, stats.threshold / 1024, maps.ce[maps.selected].mean()])
+    assert len(expected) == 2
+    means = torch.tensor(expected).mean(0).tolist()
+    assert [row[key] for key in ("ce", "selected", "threshold", "selected_loss")] == pytest.approx(means, rel=1e-3)
+    assert 0 < row["selected"] < 1 and row["threshold"] == 1.5
+
+
+def test_the_papers_presets_name_its_selection():
+    papers = {"mode": "paper", "nms": 3, "ratio": 1 / 16}
+    for name, values in PRESETS.items():
+        assert values.get("loss", {}) == (papers if "paper" in name else {}), name
+    defaults = inspect.signature(boundary_corrected_loss).parameters
+    for key in ("mode", "boundary_weight", "step", "nms", "threshold", "ratio", "min_kept"):
+        assert getattr(LossConfig(), key) == defaults[key].default, key
+    assert (LossConfig().nms, LossConfig().ratio) == (1, 0)
 
 
 @pytest.mark.parametrize(("mode", "expected"), [

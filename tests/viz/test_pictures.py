@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bcmfnet.data.labels import LabelTable, get_label_table
-from bcmfnet.viz import LossMaps, colorize, comparison, legend, loss_maps, overlay
+from bcmfnet.viz import LossMaps, colorize, comparison, legend, loss_maps, overlay, pictures
 from bcmfnet.viz.pictures import GAP, IGNORED, NATS, TITLE_HEIGHT, WHITE, WRONG
 
 TABLE = LabelTable("three", ("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)))
@@ -117,6 +117,28 @@ def test_selected_pixels_survive_the_shrinking_of_a_wide_frame():
     term = np.full((64, 256), NATS)
     shown = loss_tiles(image, target, {"a": LossMaps(term, term, selected)}, tile_width=64)[0][3]
     assert is_colour(shown, HOTTEST).any() and is_colour(shown, (170, 170, 170)).any()
+
+
+@pytest.mark.parametrize(("figures", "words"), [
+    ({}, "25.0 % selected"),
+    ({"threshold": 0.3567}, "25.0 % selected from 0.36 nats"),
+    ({"threshold": 0.3567, "cross_entropy": 1.234}, "25.0 % selected from 0.36 nats, mean CE 1.23"),
+    ({"threshold": 64.0, "cross_entropy": None}, "25.0 % selected from 64.00 nats"),
+])  # fmt: skip
+def test_the_title_says_what_is_selected(monkeypatch, figures, words):
+    """One of four valid pixels; two are ignored."""
+    titles = []
+    original = pictures._titled
+    monkeypatch.setattr(pictures, "_titled", lambda title, image: titles.append(title) or original(title, image))
+    target = np.array([[0, 1, 2], [255, 255, 1]], np.uint8)
+    score = np.ones((2, 3))
+    loss_maps(IMAGE, target, {"a": LossMaps(score, score, np.eye(2, 3, dtype=bool) & (target == 0), **figures)}, TABLE)
+    assert titles == ["Image", "Ground truth", "a: score", f"a: {words}"]
+
+
+def test_the_longest_title_fits_its_tile():
+    title = "detect0: 100.0 % selected from 64.00 nats, mean CE 12.34"
+    assert pictures._text_size(title)[0] <= 480
 
 
 def test_loss_maps_name_what_has_another_size():
