@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import re
 from pathlib import Path
@@ -65,6 +66,20 @@ def test_every_option_stands_in_the_table_with_its_default():
 
 def test_every_mode_stands_in_the_table():
     assert re.findall(r"^\| `(\w+)`(?: \(default\))? \| (?:true|flipped)", LOSS, re.MULTILINE) == list(MODES)
+
+
+def test_the_readings_are_those_of_the_results_file():
+    columns = {"miou": 1, "iou_pole": 1, "selected": 1, "threshold": 3, "ce": 3, "selected_ce": 3}
+    sets: dict[str, list[dict[str, str]]] = {}
+    with (DOCS.parent / "benchmarks" / "results" / "camvid11-readings.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["steps"] == "1000":
+                sets.setdefault(row["reading"], []).append(row)
+    for name, rows in sets.items():
+        figures = (", ".join(f"{float(r[key]):.{n}f}" for r in rows if r[key]) for key, n in columns.items())
+        line = " ".join(f"| {cell}".strip() for cell in (name, *figures)) + " |"
+        assert line in LOSS.splitlines()
+    assert len(sets) == len(re.findall(r"^\| [a-z][^|]*\| \d\d\.\d, ", LOSS, re.MULTILINE)) == 7
 
 
 def test_commands_exist():

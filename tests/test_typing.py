@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import bcmfnet
+import bcmfnet.ops
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = Path(__file__).with_name("user_of_the_api.py")
@@ -36,3 +36,10 @@ def test_the_program_names_every_public_name(package):
 
 def test_the_package_says_that_it_is_typed():
     assert (Path(bcmfnet.__file__).parent / "py.typed").exists()
+
+
+def test_every_op_is_public():
+    """The imports of bcmfnet.ops are written out for type checkers: a new op must stand there too."""
+    homes = {getattr(bcmfnet.ops, name).__module__.removeprefix("bcmfnet.ops.") for name in bcmfnet.ops.__all__}
+    stems = {path.stem for path in (ROOT / "bcmfnet" / "ops").glob("[!_]*.py")} - {"backends"}
+    assert stems <= homes
