@@ -61,21 +61,6 @@ class BoundaryCorrectedLoss(nn.Module):
         }  # fmt: skip
         checked_options(**self.options)
 
-    @overload
-    def forward(
-        self, logits: Tensor, target: Tensor, *, boundary_weight: float | None = None, jitter: int | None = None,
-        return_stats: Literal[False] = False,
-    ) -> Tensor: ...  # fmt: skip
-    @overload
-    def forward(
-        self, logits: Tensor, target: Tensor, *, boundary_weight: float | None = None, jitter: int | None = None,
-        return_stats: Literal[True],
-    ) -> tuple[Tensor, BclStats]: ...  # fmt: skip
-    @overload
-    def forward(
-        self, logits: Tensor, target: Tensor, *, boundary_weight: float | None = None, jitter: int | None = None,
-        return_stats: bool,
-    ) -> Tensor | tuple[Tensor, BclStats]: ...  # fmt: skip
     def forward(
         self,
         logits: Tensor,
@@ -97,8 +82,24 @@ class BoundaryCorrectedLoss(nn.Module):
             logits, target, weight=self.weight, jitter=jitter, return_stats=return_stats, **options
         )
 
-    if TYPE_CHECKING:
-        __call__ = forward
+    if TYPE_CHECKING:  # nn.Module says of a call that it takes and returns anything
+
+        @overload
+        def __call__(
+            self, logits: Tensor, target: Tensor, *, boundary_weight: float | None = None, jitter: int | None = None,
+            return_stats: Literal[False] = False,
+        ) -> Tensor: ...  # fmt: skip
+        @overload
+        def __call__(
+            self, logits: Tensor, target: Tensor, *, boundary_weight: float | None = None, jitter: int | None = None,
+            return_stats: Literal[True],
+        ) -> tuple[Tensor, BclStats]: ...  # fmt: skip
+        @overload
+        def __call__(
+            self, logits: Tensor, target: Tensor, *, boundary_weight: float | None = None, jitter: int | None = None,
+            return_stats: bool,
+        ) -> Tensor | tuple[Tensor, BclStats]: ...  # fmt: skip
+        def __call__(self, logits: Tensor, target: Tensor, **options: Any) -> Any: ...
 
     def extra_repr(self) -> str:
         parameters = inspect.signature(boundary_corrected_loss).parameters
