@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import bcmfnet.ops
+from bcmfnet.nn import LMFM
+from bcmfnet.nn.context import ContextOptions
+from bcmfnet.ops.bcl import LossOptions
+from bcmfnet.reference.bcl import MODES, Mode
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = Path(__file__).with_name("user_of_the_api.py")
@@ -43,3 +49,11 @@ def test_every_op_is_public():
     homes = {getattr(bcmfnet.ops, name).__module__.removeprefix("bcmfnet.ops.") for name in bcmfnet.ops.__all__}
     stems = {path.stem for path in (ROOT / "bcmfnet" / "ops").glob("[!_]*.py")} - {"backends"}
     assert stems <= homes
+
+
+def test_typed_keywords_are_those_of_the_signatures():
+    loss = set(inspect.signature(bcmfnet.ops.boundary_corrected_loss).parameters)
+    assert set(LossOptions.__annotations__) == loss - {"logits", "target", "return_stats"}
+    context = list(inspect.signature(LMFM).parameters)
+    assert list(ContextOptions.__annotations__) == context[2:]
+    assert get_args(Mode) == tuple(MODES)
