@@ -57,12 +57,8 @@ def test_wheel_without_compiler_says_what_was_not_built(wheel):
         names = set(archive.namelist())
         build = json.loads(archive.read("bcmfnet/_build.json"))
     assert build == NOT_BUILT
-    assert {
-        "bcmfnet/kernels/__init__.py",
-        "bcmfnet/benchmarks/__init__.py",
-        "bcmfnet/engine/train.py",
-        "bcmfnet/py.typed",
-    } <= names
+    assert {"bcmfnet/kernels/__init__.py", "bcmfnet/benchmarks/__init__.py", "bcmfnet/engine/train.py"} <= names
+    assert "bcmfnet/py.typed" in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"bcmfnet"}
 
 
