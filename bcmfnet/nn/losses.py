@@ -30,7 +30,7 @@ class BoundaryCorrectedLoss(nn.Module):
         self,
         *,
         weight: Tensor | None = None,
-        ignore_index: int = 255,
+        ignore_index: int | None = None,
         mode: Mode = "detect",
         ce_weight: float = 1.0,
         boundary_weight: float = 1.0,
@@ -124,7 +124,7 @@ class OhemCrossEntropy(BoundaryCorrectedLoss):
     Args:
         thresh: probability up to which a pixel is hard, 0 < thresh <= 1.
         min_kept: number of pixels of the batch that are kept at least.
-        ignore_index: label of the pixels that do not count.
+        ignore_index: label of the pixels that do not count; None is 255, and is refused from 256 classes on.
         weight: float [C], weight of a pixel by its own label; the selection and the count are unweighted.
 
     Raises:
@@ -132,7 +132,11 @@ class OhemCrossEntropy(BoundaryCorrectedLoss):
     """
 
     def __init__(
-        self, thresh: float = 0.7, min_kept: int = 100_000, ignore_index: int = 255, weight: Tensor | None = None
+        self,
+        thresh: float = 0.7,
+        min_kept: int = 100_000,
+        ignore_index: int | None = None,
+        weight: Tensor | None = None,
     ) -> None:
         if not isinstance(thresh, Real) or not 0 < thresh <= 1:
             raise ValueError(f"thresh: expected a probability, 0 < thresh <= 1, got {thresh!r}")
@@ -149,12 +153,12 @@ class UpsampledCrossEntropy(BoundaryCorrectedLoss):
     without ever building those, but for one case: where nothing is valid the loss is 0 with zero gradients, not NaN.
 
     Args:
-        ignore_index: label of the pixels that do not count.
+        ignore_index: label of the pixels that do not count; None is 255, and is refused from 256 classes on.
         weight: float [C], weight of a pixel by its own label; the mean is over the sum of the weights, as torch's.
 
     Raises:
         TypeError: a wrong option, here; TypeError, ValueError: a tensor of another dtype or shape, in a call.
     """
 
-    def __init__(self, ignore_index: int = 255, weight: Tensor | None = None) -> None:
+    def __init__(self, ignore_index: int | None = None, weight: Tensor | None = None) -> None:
         super().__init__(weight=weight, boundary_weight=0.0, ignore_index=ignore_index)

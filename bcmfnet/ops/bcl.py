@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args, overlo
 import torch
 from torch import Tensor
 
-from bcmfnet.ops import _extension, backends
+from bcmfnet.ops import _extension, _limits, backends
 from bcmfnet.ops._library import LIBRARY
 from bcmfnet.reference import bcl as reference
 from bcmfnet.reference.bcl import BclOptions, BclStats, Flip, Mode, Norm
@@ -44,7 +44,7 @@ class LossOptions(TypedDict, total=False):
 
     size: tuple[int, int] | None
     weight: Tensor | None
-    ignore_index: int
+    ignore_index: int | None
     mode: Mode
     ce_weight: float
     boundary_weight: float
@@ -82,7 +82,7 @@ def boundary_corrected_loss(
     *,
     size: tuple[int, int] | None = None,
     weight: Tensor | None = None,
-    ignore_index: int = 255,
+    ignore_index: int | None = None,
     mode: Mode = "detect",
     ce_weight: float = 1.0,
     boundary_weight: float = 1.0,
@@ -106,10 +106,12 @@ def boundary_corrected_loss(
 
     Args:
         logits: float16, bfloat16, float32 or float64 [N, C, H, W], or [N, C, h, w] with h <= H and w <= W, which are
-            upsampled inside (bilinear, align_corners=False). Arithmetic is float32 (float64 for float64).
-        target: uint8, int16, int32 or int64 [N, H, W]: class ids in [0, C) or ignore_index.
+            upsampled inside (bilinear, align_corners=False). Arithmetic is float32 (float64 for float64). C is at most
+            4096 in C++ and CUDA C++.
+        target: uint8, int16, int32 or int64 [N, H, W]: class ids in [0, C) or ignore_index. H and W at most 131072.
         size: (H, W) of the target, if given it must be so.
         weight: float [C], weight of a pixel by its own label; score and counts are unweighted.
+        ignore_index: label that does not count. None is 255, and is refused from 256 classes on, which have that label.
         mode: detect (flipped labels find the boundary, the true label trains it), detect0 (the own cross-entropy scores
             too), paper (flipped labels are also targets: keep boundary_weight * (alpha + beta) * valid / selected below
             1), paper0, or ohem (selection by the cross-entropy itself).
@@ -141,6 +143,7 @@ def boundary_corrected_loss(
         IndexError: on a CPU, a label that is neither a class nor ignore_index, with its place.
     """
     _check_tensors(logits, target, size, weight)
+    _limits.check_default_ignore_index(ignore_index, logits.shape[1])
     options = checked_options(
         ignore_index=ignore_index, mode=mode, ce_weight=ce_weight, boundary_weight=boundary_weight, alpha=alpha,
         beta=beta, step=step, flip=flip, nms=nms, threshold=threshold, ratio=ratio, min_kept=min_kept,
@@ -150,7 +153,7 @@ def boundary_corrected_loss(
     options = options._replace(offset=_offset(jitter, options.step))
     if validate:
         labels = target.long()
-        reference.check_labels(labels, labels != ignore_index, logits.shape[1])
+        reference.check_labels(labels, labels != options.ignore_index, logits.shape[1])
     needs_grad = torch.is_grad_enabled() and logits.requires_grad
     if inplace_grad and needs_grad:
         _check_overwritable(logits, target)
@@ -178,13 +181,15 @@ def _check_tensors(logits: Tensor, target: Tensor, size: tuple[int, int] | None,
         raise ValueError(f"size: expected the target's {list(target.shape[1:])}, got {list(size)}")
     if weight is not None and tuple(weight.shape) != (logits.shape[1],):
         raise ValueError(f"weight: expected [{logits.shape[1]}], one for each class, got {list(weight.shape)}")
+    _limits.check_extent("target", target.shape)
+    _limits.check_label_type(target.dtype, logits.shape[1])
     for name, tensor in (("target", target), ("weight", weight)):
         if tensor is not None and tensor.device != logits.device:
             raise ValueError(f"{name}: expected it on the logits' device {logits.device}, got {tensor.device}")
 
 
 def checked_options(
-    *, ignore_index: int, mode: Mode, ce_weight: float, boundary_weight: float, alpha: float, beta: float,
+    *, ignore_index: int | None, mode: Mode, ce_weight: float, boundary_weight: float, alpha: float, beta: float,
     step: int | tuple[int, int], flip: Flip, nms: int, threshold: float, ratio: float, min_kept: int,
     max_kept: int | None, norm: Norm, per_image: bool, inplace_grad: bool, validate: bool,
 ) -> BclOptions:  # fmt: skip
@@ -192,6 +197,7 @@ def checked_options(
     for name, value, choices in (("mode", mode, Mode), ("flip", flip, Flip), ("norm", norm, Norm)):
         if value not in get_args(choices):
             raise ValueError(f"{name}: expected one of {', '.join(get_args(choices))}, got {value!r}")
+    ignore_index = _limits.DEFAULT_IGNORE_INDEX if ignore_index is None else ignore_index
     _check_integers(ignore_index=ignore_index, nms=nms, min_kept=min_kept, max_kept=max_kept)
     steps = _pair(step)
     if nms < 1 or nms % 2 == 0:
@@ -200,6 +206,12 @@ def checked_options(
         raise ValueError(f"min_kept: expected >= 0, got {min_kept}")
     if max_kept is not None and max_kept < 1:
         raise ValueError(f"max_kept: expected >= 1 or None, got {max_kept}")
+    _limits.check_at_least("ignore_index", ignore_index, _limits.MIN_INTEGER)
+    _limits.check_at_most("ignore_index", ignore_index, _limits.MAX_INTEGER)
+    _limits.check_at_most("step", max(steps), _limits.MAX_STEP)
+    _limits.check_at_most("nms", nms, _limits.MAX_WINDOW)
+    _limits.check_at_most("min_kept", min_kept, _limits.MAX_INTEGER)
+    _limits.check_at_most("max_kept", max_kept or 0, _limits.MAX_INTEGER)
     _check_not_negative(
         ce_weight=ce_weight, boundary_weight=boundary_weight, alpha=alpha, beta=beta, threshold=threshold
     )
@@ -359,6 +371,7 @@ def native(library: str = "bcmfnet") -> _Kernels:
     """Kernels of a native library, by the namespace of its private ops."""
 
     def forward(logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions, *others: Any) -> bool:
+        _limits.check_loss_classes(logits.shape[1])
         return getattr(torch.ops, library)._bcl_forward(logits, target, weight, *_packed(options), *others)
 
     def backward(

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bcmfnet.ops import _extension, backends
+from bcmfnet.ops import _extension, _limits, backends
 from bcmfnet.ops._library import LIBRARY
 from bcmfnet.reference import pyramid_pool as reference
 from bcmfnet.reference.pyramid_pool import Pools, pooled_sizes
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-MAX_POOLS = 6
 
 LIBRARY.define("pyramid_pool(Tensor x, int[] pools, bool channels_last) -> Tensor")
 LIBRARY.define("pyramid_pool_backward(Tensor grad, SymInt[4] shape, int[] pools, bool channels_last) -> Tensor")
@@ -50,14 +49,18 @@ def check_map(x: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
         raise TypeError(f"x: expected {', '.join(first)} or {last}, got {str(x.dtype).removeprefix('torch.')}")
     if x.ndim != 4 or min(x.shape[1:]) < 1:
         raise ValueError(f"x: expected [N, C, H, W] with C, H, W >= 1, got {list(x.shape)}")
+    _limits.check_extent("x", x.shape)
+    _limits.check_channels("x", x.shape)
 
 
 def checked_pools(pools: Sequence[Sequence[int]]) -> tuple[tuple[int, int, int], ...]:
     """Pools as tuples. Raises ValueError for what are none."""
     if isinstance(pools, str) or not isinstance(pools, Sequence) or not all(map(_is_pool, pools)):
         raise ValueError(f"pools: expected (kernel, stride, padding) triples, kernel = 2 * padding + 1, got {pools!r}")
-    if len(pools) > MAX_POOLS:
-        raise ValueError(f"pools: expected at most {MAX_POOLS}, got {len(pools)}")
+    if len(pools) > _limits.MAX_POOLS:
+        raise ValueError(f"pools: expected at most {_limits.MAX_POOLS}, got {len(pools)}")
+    for kernel, stride, _ in pools:
+        _limits.check_at_most("pools", max(kernel, stride), _limits.MAX_WINDOW)
     return tuple(tuple(pool) for pool in pools)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bcmfnet.ops import _extension, backends
+from bcmfnet.ops import _extension, _limits, backends
 from bcmfnet.ops._library import LIBRARY
 from bcmfnet.reference import upsample_add_relu as reference
 
@@ -49,6 +49,8 @@ def _check(high: Tensor, low: Tensor) -> None:
         raise ValueError(f"low: expected [{batch}, {channels}, h, w] with h, w >= 1, got {list(low.shape)}")
     if low.shape[2] > high.shape[2] or low.shape[3] > high.shape[3]:
         raise ValueError(f"low: expected at most the {list(high.shape[2:])} of high, got {list(low.shape[2:])}")
+    _limits.check_extent("high", high.shape)
+    _limits.check_channels("high", high.shape)
     if low.device != high.device:
         raise ValueError(f"low: expected it on {high.device} as high, got {low.device}")
 

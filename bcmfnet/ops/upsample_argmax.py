@@ -8,12 +8,11 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from bcmfnet.ops import _extension, backends
+from bcmfnet.ops import _extension, _limits, backends
 from bcmfnet.ops._library import LIBRARY
 from bcmfnet.reference import upsample_argmax as reference
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-MAX_CLASSES = 2**15
 
 LIBRARY.define("upsample_argmax(Tensor logits, SymInt[2] size, bool confidence) -> (Tensor, Tensor)")
 
@@ -58,13 +57,16 @@ def _check(logits: Tensor, size: tuple[int, int]) -> None:
     if logits.dtype not in FLOATS:
         dtype = str(logits.dtype).removeprefix("torch.")
         raise TypeError(f"logits: expected float16, bfloat16 or float32, got {dtype}")
-    if logits.ndim != 4 or min(logits.shape[1:]) < 1 or logits.shape[1] > MAX_CLASSES:
+    if logits.ndim != 4 or min(logits.shape[1:]) < 1 or logits.shape[1] > _limits.MAX_LABEL_MAP_CLASSES:
         shape = list(logits.shape)
-        raise ValueError(f"logits: expected [N, C, h, w] with h, w >= 1 and C of 1 to {MAX_CLASSES}, got {shape}")
+        raise ValueError(
+            f"logits: expected [N, C, h, w] with h, w >= 1 and C of 1 to {_limits.MAX_LABEL_MAP_CLASSES}, got {shape}"
+        )
     if len(size) != 2:
         raise ValueError(f"size: expected (H, W), got {tuple(size)}")
     if size[0] < logits.shape[2] or size[1] < logits.shape[3]:
         raise ValueError(f"size: expected at least the logits' {list(logits.shape[2:])}, got {list(size)}")
+    _limits.check_extent("size", (logits.shape[0], *size))
 
 
 def _outputs(logits: Tensor, size: tuple[int, int], confidence: bool) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,9 @@
 
 namespace bcmfnet {
 
+// Classes whose labels the packed formats of the kernels hold: 13 bits of label + 1. bcmfnet/ops/_limits.py has the check.
+constexpr int64_t kMaxClasses = 4096;
+
 // A term whose coefficient is 0 is absent: not multiplied, so that it may be infinite.
 struct BclOptions {
   float score[3], terms[3];  // weights of the cross-entropy of the own, the row-flipped and the column-flipped label

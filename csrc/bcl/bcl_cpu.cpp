@@ -27,19 +27,21 @@ struct Between {
   Float operator()(int64_t c) const { return load<Float>(left + c * kLanes) + share * load<Float>(step + c * kLanes); }
 };
 
-// The three labels of a pixel in one word, each as label + 1, or 0 where it does not count; and whether it is selected.
+// The three labels of a pixel in two words, each as label + 1, or 0 where it does not count; and whether it is selected.
 struct Labels {
-  static constexpr int kBits = 9;  // at most 256 classes
-  static constexpr int kSelected = 3 * kBits;
-  Int word;
+  static constexpr int kBits = 13, kSelected = kBits;
+  static constexpr int32_t kMask = (1 << kBits) - 1;
+  static_assert(kMaxClasses <= kMask, "a label + 1 must fit its bits");
+  Int own, others;
 
-  // Of label + 1 each; without its own label a pixel does not count.
-  static int32_t pack(int32_t own, int32_t rows, int32_t columns) {
-    const int32_t word = own | rows << kBits | columns << (2 * kBits);
-    return own != 0 ? word : 0;
+  // Of label + 1 both; without its own label a pixel does not count.
+  static int32_t pack_others(int32_t own, int32_t rows, int32_t columns) {
+    return own != 0 ? rows | columns << kBits : 0;
   }
-  Int operator()(int which) const { return ((word >> (which * kBits)) & ((1 << kBits) - 1)) - 1; }
-  Int selected() const { return (word >> kSelected) & 1; }
+  Int operator()(int which) const {
+    return (which == 0 ? own & kMask : which == 1 ? others & kMask : others >> kBits) - 1;
+  }
+  Int selected() const { return own >> kSelected; }
 };
 
 Int lane_numbers() {
@@ -180,20 +182,21 @@ struct Line {
   const BclColumns& columns;
   const BclMaps& maps;
   int64_t row = 0;           // of batch * out_height
-  int32_t *words, *score;    // Labels; scores on the grid
+  int32_t *own, *others;     // Labels
+  int32_t* score;            // on the grid
   float *term, *lse;         // as in BclMaps
-  int32_t *by_column, *own;  // Labels by column, and a 0 behind them; the row's labels by column
+  int32_t *own_by_column, *others_by_column;  // Labels by column, and a 0 behind them
   Pixels pixels;             // at the positions in hand
 
   Line(const Bcl& call, const BclColumns& columns, const BclMaps& maps, Arena& arena)
       : call(call), columns(columns), maps(maps), pixels(call, arena) {
-    for (int32_t** piece : {&words, &score}) *piece = arena.integers(columns.positions());
+    for (int32_t** piece : {&own, &others, &score}) *piece = arena.integers(columns.positions());
     for (float** piece : {&term, &lse}) *piece = arena.floats(columns.positions());
-    for (int32_t** piece : {&by_column, &own}) *piece = arena.integers(call.out_width + kMaxLanes);
+    for (int32_t** piece : {&own_by_column, &others_by_column}) *piece = arena.integers(call.out_width + kMaxLanes);
   }
 
   void read_labels(int64_t image, int64_t y, bool selected);
-  Labels labels(int64_t position) const { return {load<Int>(words + position)}; }
+  Labels labels(int64_t position) const { return {load<Int>(own + position), load<Int>(others + position)}; }
   template <bool kKeeps, typename Logits>
   void evaluate(const Logits& logits, int64_t position, BclRow& figures, Float& ce_sum);
   void write_maps() const;
@@ -207,14 +210,18 @@ void Line::read_labels(int64_t image, int64_t y, bool selected) {
   const int16_t* labels = maps.labels + row * width;
   const int64_t other = flipped(y, call.out_height, options.step[0], options.offset[0], options.mirror);
   const int16_t* other_labels = maps.labels + (first + other) * width;
-  for (int64_t x = 0; x < width; ++x) own[x] = labels[x] + 1;
+  for (int64_t x = 0; x < width; ++x) own_by_column[x] = labels[x] + 1;
   for (int64_t x = 0; x < width; ++x)
-    by_column[x] = Labels::pack(own[x], other_labels[x] + 1, own[columns.flipped[x]]);
+    others_by_column[x] =
+        Labels::pack_others(own_by_column[x], other_labels[x] + 1, own_by_column[columns.flipped[x]]);
   if (selected)
-    for (int64_t x = 0; x < width; ++x) by_column[x] |= maps.mask[row * width + x] << Labels::kSelected;
-  by_column[width] = 0;
-  for (int64_t p = 0; p < columns.positions(); p += kLanes)
-    store(words + p, gather(by_column, load<Int>(columns.column + p)), kLanes);
+    for (int64_t x = 0; x < width; ++x) own_by_column[x] |= maps.mask[row * width + x] << Labels::kSelected;
+  own_by_column[width] = others_by_column[width] = 0;
+  for (int64_t p = 0; p < columns.positions(); p += kLanes) {
+    const Int column = load<Int>(columns.column + p);
+    store(own + p, gather(own_by_column, column), kLanes);
+    store(others + p, gather(others_by_column, column), kLanes);
+  }
 }
 
 template <bool kKeeps, typename Logits>
@@ -414,13 +421,13 @@ struct Selected {
   const BclColumns& columns;
   const BclMaps& maps;
   int32_t* count;       // [pitch]: pixels of a cell
-  int32_t* words;       // [listed, pitch]: Labels
+  int32_t *own, *others;  // [listed, pitch]: Labels
   float *right, *down;  // [listed, pitch]: shares of the source pixels to the right and below
 
   Selected(const Bcl& call, const BclColumns& columns, const BclMaps& maps, Arena& arena)
       : call(call), columns(columns), maps(maps) {
     const int64_t size = listed_rows(columns) * columns.positions();
-    count = arena.integers(columns.pitch), words = arena.integers(size);
+    count = arena.integers(columns.pitch), own = arena.integers(size), others = arena.integers(size);
     right = arena.floats(size), down = arena.floats(size);
     clear();
   }
@@ -431,12 +438,13 @@ struct Selected {
     const BclOptions& options = call.options;
     const int64_t row = image * call.out_height + y;
     const int64_t other = flipped(y, call.out_height, options.step[0], options.offset[0], options.mirror);
-    const int16_t* own = maps.labels + row * call.out_width;
-    const int16_t* rows = own + (other - y) * call.out_width;
+    const int16_t* labels = maps.labels + row * call.out_width;
+    const int16_t* rows = labels + (other - y) * call.out_width;
     each_marked(maps.mask + row * call.out_width, call.out_width, [&](int64_t x) {
       const int64_t position = columns.position[x], cell = columns.cell[x];
       const int64_t at = count[cell]++ * columns.pitch + cell;
-      words[at] = Labels::pack(own[x] + 1, rows[x] + 1, own[columns.flipped[x]] + 1) | 1 << Labels::kSelected;
+      own[at] = (labels[x] + 1) | 1 << Labels::kSelected;
+      others[at] = Labels::pack_others(labels[x] + 1, rows[x] + 1, labels[columns.flipped[x]] + 1);
       right[at] = columns.share[position], down[at] = share;
     });
   }
@@ -449,7 +457,7 @@ struct Selected {
       int64_t at = cell;
       for (int32_t i = 0; any(counts > i); ++i, at += columns.pitch) {
         const Int listed = counts > i;
-        const Labels labels{listed ? load<Int>(words + at) : fill(0)};
+        const Labels labels{listed ? load<Int>(own + at) : fill(0), listed ? load<Int>(others + at) : fill(0)};
         const Float zero = fill(0.0f);
         each(cell, labels, listed ? load<Float>(right + at) : zero, listed ? load<Float>(down + at) : zero);
       }
@@ -527,7 +535,7 @@ void bcl_low_scores(
         source.interpolate(cell, fill(down));
         if (differentiates) corners.clear_row();
         for (int64_t at = cell; at < columns.positions(); at += columns.pitch) {
-          if (!any(line.labels(at).word)) {  // nothing counts, such as in the half cells at the sides
+          if (!any(line.labels(at).own)) {  // nothing counts, such as in the half cells at the sides
             store(line.score + at, fill(0), kLanes);
             continue;
           }

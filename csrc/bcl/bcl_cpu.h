@@ -54,10 +54,10 @@ static inline int64_t listed_rows(const BclColumns& columns) { return columns.ph
 
 // 32-bit words of scratch memory that one thread needs for the scores and the gradient.
 inline int64_t scratch_words(const Bcl& call, const BclColumns& columns) {
-  const int64_t line = 4 * columns.positions() + 2 * (call.out_width + kMaxLanes) + 2 * call.classes * kMaxLanes;
+  const int64_t line = 5 * columns.positions() + 2 * (call.out_width + kMaxLanes) + 2 * call.classes * kMaxLanes;
   const int64_t planes = 2 * call.classes * (call.in_width + 2 * kMaxLanes);
   const int64_t vectors = 4 * call.classes * kMaxLanes, corners = 4 * call.classes * columns.pitch;
-  const int64_t selected = columns.pitch + 3 * listed_rows(columns) * columns.positions();
+  const int64_t selected = columns.pitch + 4 * listed_rows(columns) * columns.positions();
   return line + (upsamples(call) ? planes + vectors + corners + selected : call.classes * kChunk);
 }
 

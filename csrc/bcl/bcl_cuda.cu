@@ -59,7 +59,7 @@ struct Factors {
 struct Scratch {
   float* logits;         // low-resolution logits as float32, contiguous, where they are not float32
   uint16_t* score;       // rows of score_pitch; of up to kMostClasses, the labels before the score is written
-  uint32_t* labels;      // rows of score_pitch; of more than kMostClasses
+  uint64_t* labels;      // rows of score_pitch; of more than kMostClasses
   uint32_t* candidates;  // rows of `words`, a bit for each pixel
   float* term;           // of the boundary term, weighted; at full resolution
   float *best, *lse;     // max z, log sum exp(z - max z); with upsampling from more than kMostClasses
@@ -117,7 +117,7 @@ Scratch lay_out(const Bcl& call, bool saves, Arena& arena) {
   scratch.score_pitch = blocks_of(call.out_width, 2) * 2;
   scratch.words = blocks_of(call.out_width, 32);
   if (selects(call) || !wide) scratch.score = arena.take<uint16_t>(rows * scratch.score_pitch);
-  if (wide) scratch.labels = arena.take<uint32_t>(rows * scratch.score_pitch);
+  if (wide) scratch.labels = arena.take<uint64_t>(rows * scratch.score_pitch);
   if (selects(call)) {
     scratch.candidates = arena.take<uint32_t>(rows * scratch.words);
     scratch.histogram = arena.take<Histogram>(scratch.groups);
@@ -163,15 +163,23 @@ struct Labels {
   int own, rows, columns;
 };
 
-// In one word, each as label + 1.
-constexpr int kNarrow = 5, kWide = 9;  // bits of a label of up to kMostClasses and of more, at most 256
-__device__ uint32_t packed(const Labels& labels, int bits) {
-  return (labels.own + 1) | (labels.rows + 1) << bits | (labels.columns + 1) << 2 * bits;
-}
-__device__ Labels unpacked(uint32_t word, int bits) {
-  const int mask = (1 << bits) - 1, own = word & mask, rows = word >> bits & mask, columns = word >> 2 * bits;
-  return {own - 1, rows - 1, columns - 1};
-}
+// In one word, each as label + 1: Narrow of up to kMostClasses, Wide of more.
+template <typename Word, int kBits>
+struct Packing {
+  static constexpr Word kMask = (Word{1} << kBits) - 1;
+
+  __device__ static Word packed(const Labels& labels) {
+    const Word own = labels.own + 1, rows = labels.rows + 1, columns = labels.columns + 1;
+    return static_cast<Word>(own | rows << kBits | columns << 2 * kBits);
+  }
+  __device__ static Labels unpacked(Word word) {
+    const int own = word & kMask, rows = word >> kBits & kMask, columns = static_cast<int>(word >> 2 * kBits);
+    return {own - 1, rows - 1, columns - 1};
+  }
+};
+using Narrow = Packing<uint16_t, 5>;
+using Wide = Packing<uint64_t, 13>;
+static_assert(kMostClasses <= Narrow::kMask && kMaxClasses <= Wide::kMask, "a label + 1 must fit its bits");
 
 // Reads labels of one image.
 struct Target {
@@ -382,9 +390,9 @@ __global__ void __launch_bounds__(kThreads, 4) labels_kernel(const Bcl call, con
     }
     const int64_t at = (patch.image * call.out_height + y) * scratch.score_pitch + patch.x;
     if (is_wide(call)) {
-      scratch.labels[at] = packed(labels, kWide);
+      scratch.labels[at] = Wide::packed(labels);
     } else {
-      scratch.score[at] = static_cast<uint16_t>(packed(labels, kNarrow));
+      scratch.score[at] = Narrow::packed(labels);
     }
   }
   write_partial(weight, 0, valid, flags, scratch.labelled + block_number());
@@ -399,8 +407,8 @@ __global__ void __launch_bounds__(kThreads, K <= 19 ? 2 : 1) score_pixels_kernel
   for (int y = patch.begin; patch.inside && y < patch.end; ++y) {
     const int64_t row = patch.image * call.out_height + y, at = row * call.out_width + patch.x;
     const int64_t at_score = row * scratch.score_pitch + patch.x;
-    const bool wide = is_wide(call);
-    const Labels labels = unpacked(wide ? scratch.labels[at_score] : scratch.score[at_score], wide ? kWide : kNarrow);
+    const Labels labels =
+        is_wide(call) ? Wide::unpacked(scratch.labels[at_score]) : Narrow::unpacked(scratch.score[at_score]);
     uint16_t score = 0;
     float term = 0, lse = 0, best = 0;
     if (labels.own >= 0) {
@@ -770,9 +778,9 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) cel
         if (kPass == Pass::kHard && !selected) continue;
         const float share = ahead > 0 ? static_cast<float>(ahead) * per_step : 0.0f;
         Labels labels;
-        if (kPass == Pass::kScore) labels = unpacked(scores[x], kNarrow);
+        if (kPass == Pass::kScore) labels = Narrow::unpacked(scores[x]);
         if (kPass == Pass::kHard) labels = target.of_term(y, x);
-        if (kPass == Pass::kMapped) labels = unpacked(scratch.labels[pixel_row * scratch.score_pitch + x], kWide);
+        if (kPass == Pass::kMapped) labels = Wide::unpacked(scratch.labels[pixel_row * scratch.score_pitch + x]);
         uint16_t score = 0;
         if (labels.own >= 0) {
           float z[K], shift, scale, log_sum;
