@@ -504,14 +504,14 @@ void bcl_scores(
   Chunk chunk{call, arena.floats(call.classes * kChunk)};
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t image = unit / call.in_height, y = unit % call.in_height;
-    Float ce = fill(0.0f);
     line.read_labels(image, y, false);
     for (int64_t x = 0; x < call.out_width; x += kChunk) {
+      Float ce = fill(0.0f);  // of a chunk: a float that adds up a long row loses digits
       chunk.read(image, y, x);
       for (int64_t i = 0; i < chunk.count; i += kLanes)
         line.evaluate<false>(Planes{chunk.planes + i}, x + i, units[unit], ce);
+      units[unit].ce += sum_of(ce);
     }
-    units[unit].ce += sum_of(ce);
     line.write_maps();
   }
 }
@@ -529,9 +529,9 @@ void bcl_low_scores(
     source.read_pair(image, row);
     if (gradient) corners.clear();
     each_output_row(call, row, [&](int64_t y, float down) {
-      Float ce = fill(0.0f);
       line.read_labels(image, y, false);
       for (int64_t cell = 0; cell < columns.pitch; cell += kLanes) {
+        Float ce = fill(0.0f);
         source.interpolate(cell, fill(down));
         if (differentiates) corners.clear_row();
         for (int64_t at = cell; at < columns.positions(); at += columns.pitch) {
@@ -549,8 +549,8 @@ void bcl_low_scores(
           }
         }
         if (differentiates) corners.add_row(cell, down);
+        units[unit].ce += sum_of(ce);
       }
-      units[unit].ce += sum_of(ce);
       line.write_maps();
     });
     if (gradient) corners.write(image, row, false, gradient, lower);

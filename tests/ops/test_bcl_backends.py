@@ -27,6 +27,8 @@ def draw(seed: int):
     generator, choose = torch.Generator().manual_seed(seed), random.Random(seed)
     batch, classes = choose.randint(1, 3), choose.choice([1, 2, 3, 5, 12, 19, 33])
     size = (choose.randint(1, 40), choose.randint(1, 90))
+    if seed % 50 == 49:
+        classes, size = choose.choice([255, 256, 511, 512, 1000, 4096]), (choose.randint(1, 6), choose.randint(1, 40))
     grid = size if seed % 3 == 0 else tuple(choose.randint(1, side) for side in size)
     logits = choose.choice([0.1, 2.0, 30.0]) * torch.randn(batch, classes, *grid, generator=generator)
     logits = logits.to(choose.choice([torch.float32, torch.float32, torch.float16, torch.bfloat16]))
@@ -47,7 +49,8 @@ def draw(seed: int):
         "max_kept": choose.choice([None, None, 5, 10**6]), "norm": choose.choice(["selected", "valid"]),
         "per_image": choose.random() < 0.3,
     }  # fmt: skip
-    return logits, target.to(choose.choice([torch.uint8, torch.int16, torch.int32, torch.int64])), weight, options
+    types = [torch.uint8, torch.int16, torch.int32, torch.int64]
+    return logits, target.to(choose.choice(types if classes <= 256 else types[1:])), weight, options
 
 
 def resolved(options: dict) -> reference.BclOptions:

@@ -146,7 +146,9 @@ def test_beyond_a_limit_is_one_line(name):
 def test_at_the_limits_a_call_is_served():
     """The largest side, step and window, where little memory is needed."""
     options = {"step": SIDE, "nms": 2 * SIDE + 1, "min_kept": 2**63 - 1, "max_kept": 2**63 - 1}
-    assert bcl(1, SIDE, **options).item() == pytest.approx(torch.tensor(2.0).log().item())
+    target = torch.zeros(1, 1, SIDE, dtype=torch.uint8)
+    loss = boundary_corrected_loss(torch.zeros(1, 2, 1, SIDE), target, **options)
+    assert loss.item() == pytest.approx(2 * torch.tensor(2.0).log().item())  # every pixel is selected
     assert upsample_argmax(zeros(1, 2, 1, 1), (1, SIDE)).shape == (1, 1, SIDE)
 
 

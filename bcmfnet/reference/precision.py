@@ -1,0 +1,29 @@
+"""Products in float32 as they are written: neither in TF32, which cuDNN takes unasked, nor in bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+PRODUCTS = (
+    torch.backends.cudnn.conv,
+    torch.backends.cuda.matmul,
+    torch.backends.mkldnn.conv,
+    torch.backends.mkldnn.matmul,
+)
+"""Settings of torch that let the products of float32 tensors be computed in less, each by its `fp32_precision`."""
+
+
+@contextmanager
+def ieee_products() -> Iterator[None]:
+    """Compute what is called inside, or the function so decorated, with products of float32 in full precision."""
+    before = [products.fp32_precision for products in PRODUCTS]
+    try:
+        for products in PRODUCTS:
+            products.fp32_precision = "ieee"
+        yield
+    finally:
+        for products, precision in zip(PRODUCTS, before, strict=True):
+            products.fp32_precision = precision
