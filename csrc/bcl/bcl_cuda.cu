@@ -897,53 +897,49 @@ __global__ void __launch_bounds__(kThreads) widen_kernel(const Bcl call, float* 
 
 // ---- Launches
 
-// Call launch(K) with the number of classes that a thread shall hold: CamVid's, Cityscapes', or the most.
+// Each launch returns a cudaError_t: what the runtime says of a launch, or of a setting that it needs.
+
+// Return launch(K) of the number of classes that a thread shall hold: CamVid's, Cityscapes', or the most.
 template <typename Launch>
-void by_classes(int64_t classes, Launch launch) {
-  if (classes <= 11) {
-    launch(std::integral_constant<int, 11>());
-  } else if (classes <= 19) {
-    launch(std::integral_constant<int, 19>());
-  } else {
-    launch(std::integral_constant<int, kMostClasses>());
-  }
+int by_classes(int64_t classes, Launch launch) {
+  if (classes <= 11) return launch(std::integral_constant<int, 11>());
+  if (classes <= 19) return launch(std::integral_constant<int, 19>());
+  return launch(std::integral_constant<int, kMostClasses>());
 }
 
-// Call launch(T()) with the logits' type.
+// Return launch(T()) of the logits' type.
 template <typename Launch>
-void by_type(DType type, Launch launch) {
+int by_type(DType type, Launch launch) {
   switch (type) {
-    case DType::kFloat16: launch(__half()); break;
-    case DType::kBFloat16: launch(__nv_bfloat16()); break;
-    default: launch(float()); break;
+    case DType::kFloat16: return launch(__half());
+    case DType::kBFloat16: return launch(__nv_bfloat16());
+    default: return launch(float());
   }
 }
 
 template <int K, Pass kPass, bool kGradient>
-void launch_cells(const Bcl& call, const Scratch& scratch, void* stream) {
+int launch_cells(const Bcl& call, const Scratch& scratch, void* stream) {
   const int classes = static_cast<int>(call.classes < K ? call.classes : K);
   const int bytes = 4 * classes * (4 * kWarps * kCells + 2 * kNodes);
   const auto kernel = cells_kernel<K, kPass, kGradient>;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  BCM_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   BCM_LAUNCH((cells_kernel<K, kPass, kGradient>), cell_grid(call), kWarps * 32, bytes, stream, call, scratch);
+  return cudaGetLastError();
 }
 
 template <Pass kPass>
-void launch_cells(const Bcl& call, const Scratch& scratch, bool gradient, void* stream) {
-  by_classes(call.classes, [&](auto k) {
+int launch_cells(const Bcl& call, const Scratch& scratch, bool gradient, void* stream) {
+  return by_classes(call.classes, [&](auto k) {
     constexpr int K = decltype(k)::value;
-    if (gradient) {
-      launch_cells<K, kPass, true>(call, scratch, stream);
-    } else {
-      launch_cells<K, kPass, false>(call, scratch, stream);
-    }
+    return gradient ? launch_cells<K, kPass, true>(call, scratch, stream)
+                    : launch_cells<K, kPass, false>(call, scratch, stream);
   });
 }
 
-void launch_selection(const Bcl& call, const Scratch& scratch, void* stream) {
+int launch_selection(const Bcl& call, const Scratch& scratch, void* stream) {
   const dim3 grid = pixel_grid(call);
-  cudaMemsetAsync(
-      scratch.histogram, 0, scratch.groups * sizeof(Histogram), static_cast<cudaStream_t>(stream));
+  BCM_TRY(cudaMemsetAsync(
+      scratch.histogram, 0, scratch.groups * sizeof(Histogram), static_cast<cudaStream_t>(stream)));
   switch (call.options.nms) {
     case 1: BCM_LAUNCH(candidates_kernel<0>, grid, kThreads, 0, stream, call, scratch); break;
     case 3: BCM_LAUNCH(candidates_kernel<1>, grid, kThreads, 0, stream, call, scratch); break;
@@ -952,15 +948,19 @@ void launch_selection(const Bcl& call, const Scratch& scratch, void* stream) {
     default: BCM_LAUNCH(candidates_kernel<-1>, grid, kThreads, 0, stream, call, scratch); break;
   }
   BCM_LAUNCH(low_bytes_kernel, grid, kThreads, 0, stream, call, scratch);
+  return cudaGetLastError();
 }
 
-// Low-resolution logits as float32.
-Bcl widened(const Bcl& call, const Scratch& scratch, void* stream) {
-  if (!scratch.logits) return call;
-  by_type(call.logits_type, [&](auto zero) {
+int launch_widening(const Bcl& call, const Scratch& scratch, void* stream) {
+  return by_type(call.logits_type, [&](auto zero) {
     using T = decltype(zero);
     BCM_LAUNCH(widen_kernel<T>, static_cast<unsigned>(units_of(call)), kThreads, 0, stream, call, scratch.logits);
+    return cudaGetLastError();
   });
+}
+
+// The call with its low-resolution logits as float32.
+Bcl widened(const Bcl& call, const Scratch& scratch) {
   Bcl wide = call;
   wide.logits = scratch.logits, wide.logits_type = DType::kFloat32;
   const int64_t plane = call.in_height * call.in_width;
@@ -969,49 +969,53 @@ Bcl widened(const Bcl& call, const Scratch& scratch, void* stream) {
   return wide;
 }
 
-void forward_full(const Bcl& call, Scratch scratch, const BclOutputs& outputs, void* stream) {
+int forward_full(const Bcl& call, Scratch scratch, const BclOutputs& outputs, void* stream) {
   scratch.lse = outputs.lse;
   BCM_LAUNCH(labels_kernel, pixel_grid(call), kThreads, 0, stream, call, scratch);
-  by_type(call.logits_type, [&](auto zero) {
-    by_classes(call.classes, [&](auto k) {
+  BCM_TRY(by_type(call.logits_type, [&](auto zero) {
+    return by_classes(call.classes, [&](auto k) {
       using Logits = Full<decltype(zero)>;
       BCM_LAUNCH(
           (score_pixels_kernel<Logits, decltype(k)::value>), pixel_grid(call), kThreads, 0, stream, call, scratch);
+      return cudaGetLastError();
     });
-  });
-  if (selects(call)) launch_selection(call, scratch, stream);
+  }));
+  if (selects(call)) BCM_TRY(launch_selection(call, scratch, stream));
   BCM_LAUNCH(resolve_kernel, 1, kThreads, 0, stream, call, scratch, outputs);
   if (selects(call)) {
     BCM_LAUNCH(select_kernel, pixel_grid(call), kThreads, 0, stream, call, scratch, outputs);
   } else if (outputs.mask) {
     const int64_t pixels = call.batch * call.out_height * call.out_width;
-    cudaMemsetAsync(outputs.mask, 0, pixels, static_cast<cudaStream_t>(stream));
+    BCM_TRY(cudaMemsetAsync(outputs.mask, 0, pixels, static_cast<cudaStream_t>(stream)));
   }
+  return cudaGetLastError();
 }
 
-void forward_upsampled(const Bcl& given, const Scratch& scratch, const BclOutputs& outputs, void* stream) {
-  const Bcl call = widened(given, scratch, stream);
+int forward_upsampled(const Bcl& given, const Scratch& scratch, const BclOutputs& outputs, void* stream) {
+  if (scratch.logits) BCM_TRY(launch_widening(given, scratch, stream));
+  const Bcl call = scratch.logits ? widened(given, scratch) : given;
   const bool gradient = outputs.gradient != nullptr;
   BCM_LAUNCH(labels_kernel, pixel_grid(call), kThreads, 0, stream, call, scratch);
   if (is_wide(call)) {
     BCM_LAUNCH(
         (score_pixels_kernel<Lerped, kMostClasses>), pixel_grid(call), kThreads, 0, stream, call, scratch);
   } else {
-    launch_cells<Pass::kScore>(call, scratch, gradient && call.options.ce_weight != 0, stream);
+    BCM_TRY(launch_cells<Pass::kScore>(call, scratch, gradient && call.options.ce_weight != 0, stream));
   }
-  if (selects(call)) launch_selection(call, scratch, stream);
+  if (selects(call)) BCM_TRY(launch_selection(call, scratch, stream));
   BCM_LAUNCH(resolve_kernel, 1, kThreads, 0, stream, call, scratch, outputs);
   if (is_wide(call) && gradient) {
-    launch_cells<kMostClasses, Pass::kMapped, true>(call, scratch, stream);
+    BCM_TRY((launch_cells<kMostClasses, Pass::kMapped, true>(call, scratch, stream)));
   } else if (is_wide(call) && selects(call)) {
-    launch_cells<kMostClasses, Pass::kMapped, false>(call, scratch, stream);
+    BCM_TRY((launch_cells<kMostClasses, Pass::kMapped, false>(call, scratch, stream)));
   } else if (!is_wide(call) && (selects(call) || (gradient && call.options.ce_weight == 0))) {
-    launch_cells<Pass::kHard>(call, scratch, gradient, stream);
+    BCM_TRY(launch_cells<Pass::kHard>(call, scratch, gradient, stream));
   }
   if (gradient)
     BCM_LAUNCH(
         gather_kernel, static_cast<unsigned>(units_of(call)), kThreads, 0, stream, call, scratch, outputs.gradient,
         segments_of(call));
+  return cudaGetLastError();
 }
 
 }  // namespace
@@ -1033,9 +1037,9 @@ extern "C" int bcl_forward_cuda(
     shown.options.boundary_weight = 0;  // no image, no block: nothing has been counted
     BCM_LAUNCH(resolve_kernel, 1, kThreads, 0, stream, shown, scratch, *outputs);
   } else if (upsampled(shown)) {
-    forward_upsampled(shown, scratch, *outputs, stream);
+    BCM_TRY(forward_upsampled(shown, scratch, *outputs, stream));
   } else {
-    forward_full(shown, scratch, *outputs, stream);
+    BCM_TRY(forward_full(shown, scratch, *outputs, stream));
   }
   BCM_LAUNCH(finish_kernel, 1, kThreads, 0, stream, shown, scratch, *outputs);
   return cudaGetLastError();
@@ -1046,13 +1050,13 @@ extern "C" int bcl_backward_cuda(
     void* gradient, const int64_t* stride, void* stream) {
   using namespace bcmfnet;
   if (call->batch == 0) return cudaSuccess;
-  by_type(call->logits_type, [&](auto zero) {
-    by_classes(call->classes, [&](auto k) {
+  return by_type(call->logits_type, [&](auto zero) {
+    return by_classes(call->classes, [&](auto k) {
       using T = decltype(zero);
       BCM_LAUNCH(
           (gradient_kernel<T, decltype(k)::value>), pixel_grid(*call), kThreads, 0, stream, *call, grad, lse, mask,
           scales, static_cast<T*>(gradient), stride[0], stride[1], stride[2], stride[3]);
+      return cudaGetLastError();
     });
   });
-  return cudaGetLastError();
 }

@@ -1,7 +1,17 @@
-// What every .cu file starts from: the launch of a kernel, and dynamic shared memory. No torch header.
+// What every .cu file starts from: the launch of a kernel, its errors, and dynamic shared memory. No torch header.
 #pragma once
 
 #include <cuda_runtime.h>
+
+// Return the error of a call of the runtime where there is one. The runtime is made to forget it: the next launch that asks
+// for the last error would find it.
+#define BCM_TRY(call)                                         \
+  do {                                                        \
+    if (const int bcm_error = static_cast<int>(call)) {       \
+      static_cast<void>(cudaGetLastError());                  \
+      return bcm_error;                                       \
+    }                                                         \
+  } while (false)
 
 #ifndef BCM_CUDA_ON_CPU  // tests/cuda_on_cpu/cuda_runtime.h brings its own
 

@@ -747,7 +747,7 @@ class Module {
     const int64_t bytes = assign_chunks(launch);
     if (bytes > kSharedUnasked) {
       const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
-      if (const int error = cudaFuncSetAttribute(kernel, attribute, static_cast<int>(bytes))) return error;
+      BCM_TRY(cudaFuncSetAttribute(kernel, attribute, static_cast<int>(bytes)));
     }
     BCM_LAUNCH(kernel, static_cast<unsigned>(blocks), kThreads, static_cast<size_t>(bytes), stream, launch);
     return cudaGetLastError();

@@ -320,7 +320,7 @@ template <typename Kernel, typename From, typename To>
 int launch(Kernel* kernel, const Plan& plan, int64_t bytes, const From* from, To* to, void* stream) {
   if (bytes > kSharedUnasked) {
     const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    if (const int error = cudaFuncSetAttribute(kernel, attribute, static_cast<int>(bytes))) return error;
+    BCM_TRY(cudaFuncSetAttribute(kernel, attribute, static_cast<int>(bytes)));
   }
   const unsigned blocks = static_cast<unsigned>(plan.batch * plan.groups());
   BCM_LAUNCH(kernel, blocks, kThreads, static_cast<size_t>(bytes), stream, plan, from, to);

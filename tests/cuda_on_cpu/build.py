@@ -27,7 +27,8 @@ HEADERS = [*HERE.glob("*.h"), *CSRC.rglob("*.h")]
 # nvcc fuses a * b + c and does not use the rules of aliasing: neither does this build, where the host can fuse.
 # Symbols are bound inside: a CUDA runtime or another of these libraries may be loaded beside this one.
 OPTIONS = (
-    "-std=c++17 -g -fPIC -ffp-contract=fast -fno-strict-aliasing -fno-gnu-unique -Wl,-Bsymbolic -Wno-unknown-pragmas"
+    "-std=c++17 -g -fPIC -ffp-contract=fast -fno-strict-aliasing -fno-gnu-unique -Wl,-Bsymbolic -Wno-unknown-pragmas "
+    "-Werror=unused-result"
 )
 SANITIZE = "-O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 

@@ -431,3 +431,21 @@ def test_sanitizers_see_the_kernels(name, shift, report):
     assert wrong.returncode != 0
     assert report in wrong.stderr
     assert f"faults.cu:{line_of(f'LINE {name}')}" in wrong.stderr
+
+
+def test_code_that_drops_an_error_does_not_compile(tmp_path, capfd):
+    """So that no kernel of csrc, all of which are built here, runs on after a call of the runtime that failed."""
+    source = tmp_path / "drops.cu"
+    source.write_text(
+        '#include "common/launch.h"\n'
+        'extern "C" int clear(void* to) {\n  cudaMemsetAsync(to, 0, 4);\n  return cudaGetLastError();\n}\n'
+    )
+    with pytest.raises(subprocess.CalledProcessError):
+        build([source])
+    assert "unused-result" in capfd.readouterr().err
+    source.write_text(
+        source.read_text().replace("  cudaMemsetAsync(to, 0, 4);", "  BCM_TRY(cudaMemsetAsync(to, 0, 4));")
+    )
+    memory = np.full(1, 7, np.int32)
+    Library(build([source])).call("clear", memory)
+    assert memory[0] == 0

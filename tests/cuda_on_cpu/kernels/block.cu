@@ -147,9 +147,9 @@ int smooth_row(const float* in, float* out, int n) {
 
 int histogram_of(const unsigned char* in, unsigned* bins, int n) {
   int device = 0, multiprocessors = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  cudaMemsetAsync(bins, 0, 256 * sizeof(unsigned), nullptr);
+  BCM_TRY(cudaGetDevice(&device));
+  BCM_TRY(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  BCM_TRY(cudaMemsetAsync(bins, 0, 256 * sizeof(unsigned), nullptr));
   BCM_LAUNCH(histogram<256>, 4 * multiprocessors, 96, 0, nullptr, in, bins, n);
   return cudaGetLastError();
 }
@@ -166,7 +166,7 @@ int copy_bytes(const void* from, void* to, int bytes) {
 
 // A launch with `bytes` of shared memory, of which more than 48 KiB must be asked for.
 int much_shared(const double* in, double* out, int bytes, int ask) {
-  if (ask) cudaFuncSetAttribute(turn, cudaFuncAttributeMaxDynamicSharedMemorySize, ask);
+  if (ask) BCM_TRY(cudaFuncSetAttribute(turn, cudaFuncAttributeMaxDynamicSharedMemorySize, ask));
   BCM_LAUNCH(turn, 1, 160, bytes, nullptr, in, out);
   return cudaGetLastError();
 }
