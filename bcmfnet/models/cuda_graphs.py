@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ class CUDAGraphs:
     """A function from frames to one tensor, replayed from a CUDA graph for each size; the result is the caller's own.
 
     `function` must neither wait for the device nor keep what it is given. Unless `at_once`, a size is captured when it
-    comes for the second time, so that frames of ever new sizes cost no captures.
+    comes for the second time, so that frames of ever new sizes cost no captures. Threads may call it at the same time:
+    they take turns in handing their work to the device, not in what the device does.
     """
 
     def __init__(
@@ -30,14 +32,16 @@ class CUDAGraphs:
     ):
         self.function, self.dtype, self.memory_format, self.at_once = function, dtype, memory_format, at_once
         self.graphs: OrderedDict[torch.Size, Graph | None] = OrderedDict()
+        self.turn = Lock()
 
     def __call__(self, frames: Tensor) -> Tensor:
-        if torch.cuda.is_current_stream_capturing():
-            return self.function(frames)  # the caller's own graph takes the pass up
-        with torch.cuda.device(frames.device):
-            graph = self._graph(frames)
-            if graph is not None:
-                return graph(frames)
+        with torch.cuda.device(frames.device):  # whose current stream is meant below
+            if torch.cuda.is_current_stream_capturing():
+                return self.function(frames)  # the caller's own graph takes the pass up
+            with self.turn:
+                graph = self._graph(frames)
+                if graph is not None:
+                    return graph(frames)
             return self.function(frames.to(self.dtype, memory_format=self.memory_format))
 
     def _graph(self, frames: Tensor) -> Graph | None:

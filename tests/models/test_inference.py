@@ -6,6 +6,9 @@ import copy
 import pickle
 import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import pytest
@@ -347,6 +350,40 @@ def test_the_graphs_of_the_last_sizes_are_kept(without_gpu):
     assert [shape[-1] for shape in graphs.graphs] == [3, 4, 1, 5]
 
 
+class OneBuffer(Recorded):
+    """What a replay is: copied in, computed, copied out, on one set of buffers."""
+
+    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+        self.frames = frames
+        time.sleep(0.01)
+        return self.frames.clone()
+
+
+def test_threads_take_turns_with_a_graph(without_gpu, monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "Graph", OneBuffer)
+    graphs = CUDAGraphs(lambda x: x, torch.float32, torch.channels_last, at_once=True)
+    with ThreadPoolExecutor(4) as threads:
+        results = threads.map(lambda i: graphs(torch.full((1, 3, 4, 4), float(i))), range(16))
+        assert [result.max().item() for result in results] == list(range(16))
+
+
+def test_a_capture_on_the_device_of_the_frames_is_the_one_that_counts(without_gpu, monkeypatch):
+    """The caller captures on the frames' device while another one is current: the pass joins the caller's graph."""
+    current = ["another"]
+
+    @contextmanager
+    def switched(device):
+        current.append(str(device))
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", switched)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: current[-1] == "cpu")
+    graphs = CUDAGraphs(lambda x: x + 7, torch.float32, torch.channels_last, at_once=True)
+    assert graphs(torch.zeros(1, 3, 4, 4)).max().item() == 7
+    assert not graphs.graphs
+
+
 @pytest.fixture
 def on_gpu(model) -> nn.Module:
     if not torch.cuda.is_available():
@@ -354,8 +391,8 @@ def on_gpu(model) -> nn.Module:
     return copy.deepcopy(model).cuda()
 
 
-GPU_ERROR = {torch.float32: 5e-3, torch.float16: 5e-3, torch.bfloat16: BF16_ERROR}
-"""Relative, of logits on a GPU, whose float32 convolutions may use TF32."""
+GPU_ERROR = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: BF16_ERROR}
+"""Relative, of logits on a GPU."""
 
 
 @pytest.mark.gpu
