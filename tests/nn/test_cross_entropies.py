@@ -141,7 +141,7 @@ def test_defaults_are_the_peers():
     """HRNet: thres 0.7, min_kept 100000; the torch loss has neither suppression nor a share."""
     ohem = {
         "mode": "ohem", "ce_weight": 0.0, "nms": 1, "ratio": 0.0, "threshold": -math.log(0.7), "min_kept": 100_000,
-        "ignore_index": 255,
+        "ignore_index": None,
     }  # fmt: skip
     plain = {"boundary_weight": 0.0, "ignore_index": -1}
     assert ohem.items() <= OhemCrossEntropy().options.items()

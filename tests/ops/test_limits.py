@@ -117,7 +117,7 @@ BEYOND = {
     "loss: min_kept": (lambda: bcl(2, 2, min_kept=2**63), f"min_kept: expected at most {2**63 - 1}, got"),
     "loss: max_kept": (lambda: bcl(2, 2, max_kept=2**63), f"max_kept: expected at most {2**63 - 1}, got"),
     "loss: ignore_index": (lambda: bcl(2, 2, ignore_index=2**63), f"ignore_index: expected at most {2**63 - 1}, got"),
-    "loss: negative": (lambda: bcl(2, 2, ignore_index=-(2**63) - 1), f"ignore_index: expected at least {-(2**63)}, got"),
+    "loss: negative": (lambda: bcl(2, 2, ignore_index=-(2**63) - 1), "ignore_index: expected at least -9"),
     "argmax: classes": (lambda: upsample_argmax(zeros(1, 2**15 + 1, 1, 1), (1, 1)), "logits: expected .* 32768"),
     "argmax: side": (lambda: upsample_argmax(zeros(1, 2, 1, 1), (1, SIDE + 1)), "size: expected at most"),
     "argmax: pixels": (lambda: upsample_argmax(zeros(1, 2, 1, 1), SQUARE), "size: expected at most"),
