@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from bcmfnet.ops import _extension
+from bcmfnet.ops import _cpu, _extension
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -21,7 +21,7 @@ def describe(device: torch.device) -> dict[str, str | None]:
     """Machine, its vector or CUDA capability, commit, date and versions, by column."""
     build = _extension.describe()["build"] or {}
     return {
-        "machine": _cpu() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "machine": _model_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
         "capability": _capability(device),
         "commit": os.environ.get("BCMFNET_COMMIT") or commit(FOLDER),  # a copy of the sources is told its commit
         "date": date.today().isoformat(),
@@ -57,7 +57,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _cpu() -> str:
+def _model_name() -> str:
     information = Path("/proc/cpuinfo")
     text = information.read_text() if information.exists() else ""
     model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
@@ -65,8 +65,10 @@ def _cpu() -> str:
 
 
 def _capability(device: torch.device) -> str:
+    """Vectors of a CPU and what it has for bfloat16, AVX512+AVX512_BF16+AMX; architecture of a GPU, sm_90."""
     if device.type == "cpu":
-        return torch.backends.cpu.get_cpu_capability()
+        extensions = [name.upper() for name in ("avx512_bf16", "amx") if name in _cpu.features()]
+        return "+".join([torch.backends.cpu.get_cpu_capability(), *extensions])
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 

@@ -47,12 +47,13 @@ class Case(Protocol):
 class Benchmark(Protocol):
     """The names that make a module of this folder a benchmark, which is called as its file is.
 
-    It may also define `operations(case) -> int`: the arithmetic that no arrangement can avoid.
+    It may also define `operations(case) -> int`, the arithmetic that no arrangement can avoid, and
+    `baseline(provider) -> str`, where not all providers are compared with `BASELINE`.
     """
 
     CASES: Sequence[Case]
     BASELINE: str
-    """The provider that speedups are over."""
+    """The provider that speedups are over: the best form in eager PyTorch that was found."""
 
     def make_inputs(self, case: Case, device: torch.device) -> Inputs:
         """Inputs of a case, the same values each time."""
@@ -199,18 +200,18 @@ def measure(
     offered = benchmark.providers(case, device)
     offered = {name: provider for name, provider in offered.items() if not wanted or name in wanted}
     operations = getattr(benchmark, "operations", None)
+    baseline_of = getattr(benchmark, "baseline", lambda provider: benchmark.BASELINE)
     floors = {"bytes_moved": benchmark.bytes_moved(case), "operations": operations(case) if operations else None}
     for count in thread_counts:
         with _timing.threads(count):
             verdicts = {n: _verdict(benchmark, case, n, p, inputs, expected) for n, p in offered.items()}
             sound = {name: provider for name, provider in offered.items() if verdicts[name]["status"] == "ok"}
             figures = _figures(sound, inputs, device, floors["bytes_moved"], seconds)
-        base = figures.get(benchmark.BASELINE, {}).get("time_us_50")
         for name, verdict in verdicts.items():
-            row = {"provider": name, "threads": count, "baseline": benchmark.BASELINE} | floors | verdict
-            row |= figures.get(name, {})
-            if base and name in figures:
-                row["speedup"] = base / row["time_us_50"]
+            baseline = baseline_of(name)
+            row = {"provider": name, "threads": count, "baseline": baseline} | floors | verdict | figures.get(name, {})
+            if baseline in figures and name in figures:
+                row["speedup"] = figures[baseline]["time_us_50"] / row["time_us_50"]
             yield row
 
 

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from bcmfnet.benchmarks import _timing
-from bcmfnet.benchmarks.network import Case, _model, make_inputs
+from bcmfnet.benchmarks.lmfm import Modules
+from bcmfnet.benchmarks.network import BestLabels, Case, _model, make_inputs
+from bcmfnet.benchmarks.upsample_argmax import best_labels
 from bcmfnet.models.count import multiply_adds_by_module
 from bcmfnet.ops import upsample_argmax
 
@@ -72,6 +74,30 @@ def clocked(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
     return result, start.elapsed_time(end) / 1e3
 
 
+class EagerLogits(nn.Module):
+    """Frames to logits in the best eager form, for tracing: without the checks of `forward`."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.model, self.dtype = BestLabels(model, dtype).model, dtype
+
+    def forward(self, frames):
+        frames = frames.to(self.dtype, memory_format=torch.channels_last)
+        _, high, low = self.model.backbone(frames)
+        return self.model.decode(high, low)
+
+
+class Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, Modules) or super().is_leaf_module(module, name)
+
+
+def eager_network(model: nn.Module, dtype: torch.dtype) -> fx.GraphModule:
+    """The best eager form from frames to logits, node by node."""
+    root = EagerLogits(model, dtype)
+    return fx.GraphModule(root, Tracer().trace(root))
+
+
 def peak(dtype: torch.dtype, device: torch.device) -> float:
     """Operations a second of a matrix product, the best of some."""
     a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
@@ -88,7 +114,8 @@ def multiply_adds(model: nn.Module, size: tuple[int, ...]) -> dict[str, int]:
 
 @torch.no_grad()
 def measure(case: Case, dtype: torch.dtype, device: torch.device) -> list[dict[str, Any]]:
-    """A row for each stage in order of execution: milliseconds, share of the sum, multiply-adds, floor, share of that.
+    """A row for each stage in order of execution: milliseconds, share of the sum, multiply-adds, floor, share of that,
+    and milliseconds of the best eager form, run in turn with it, whose sums and ReLUs are stages of their own.
 
     The floor is the longer of a stage's bytes at the bandwidth of a copy and its operations at those of a matrix
     product, both measured here.
@@ -99,20 +126,27 @@ def measure(case: Case, dtype: torch.dtype, device: torch.device) -> list[dict[s
     counts = multiply_adds(model, tuple(frames.shape))
     bandwidth, operations = 1e9 * _timing.copy_bandwidth(device), peak(dtype, device)
     seconds: dict[str, list[float]] = defaultdict(list)
+    eager, eager_seconds = eager_network(model, dtype), defaultdict(list)
     moved: dict[str, int] = {}
     for round_number in range(ROUNDS + 1):
         watch = Stopwatch(network.network, device)
         logits = watch.run(frames)
         labels, last = clocked(partial(upsample_argmax, logits, frames.shape[-2:]), device)
+        eager_watch = Stopwatch(eager, device)
+        _, eager_last = clocked(partial(best_labels, eager_watch.run(frames), frames.shape[-2:]), device)
         if round_number:  # the first one puts weights in order and compiles
+            for stage, value in {**eager_watch.seconds, "upsample_argmax": eager_last}.items():
+                eager_seconds[stage].append(value)
             for stage, value in {**watch.seconds, "upsample_argmax": last}.items():
                 seconds[stage].append(value)
         moved = {**watch.bytes, "upsample_argmax": logits.numel() * logits.itemsize + labels.numel()}
     total = sum(median(values) for values in seconds.values())
-    return [
-        _row(stage, median(values), total, counts.get(stage, 0), moved[stage] / bandwidth, operations)
-        for stage, values in seconds.items()
-    ]
+    rows = []
+    for stage in [*seconds, *(stage for stage in eager_seconds if stage not in seconds)]:
+        time, count, copy = median(seconds[stage] or [0.0]), counts.get(stage, 0), moved.get(stage, 0) / bandwidth
+        row = _row(stage, time, total, count, copy, operations)
+        rows.append(row | {"eager_best_ms": round(1e3 * median(eager_seconds[stage] or [0.0]), 3)})
+    return rows
 
 
 def _row(stage: str, seconds: float, total: float, count: int, copy: float, operations: float) -> dict[str, Any]:
@@ -123,7 +157,7 @@ def _row(stage: str, seconds: float, total: float, count: int, copy: float, oper
         "share": round(seconds / total, 3),
         "multiply_adds": count,
         "floor_ms": round(1e3 * floor, 3),
-        "of_floor": round(floor / seconds, 3),
+        "of_floor": round(floor / seconds, 3) if seconds else 0.0,
     }
 
 
@@ -153,8 +187,10 @@ def main() -> None:
     device = torch.device(arguments.device)
     rows = measure(case, dtype, device)
     for row in rows:
-        print("{stage:16} {ms:9.3f} ms {share:6.1%}  floor {floor_ms:8.3f} ms {of_floor:6.1%}".format(**row))
-    print(f"{'sum':16} {sum(row['ms'] for row in rows):9.3f} ms")
+        line = "{stage:16} {ms:9.3f} ms {share:6.1%}  floor {floor_ms:8.3f} ms {of_floor:6.1%}"
+        print(f"{line}  eager {{eager_best_ms:9.3f}} ms".format(**row))
+    for column in ("ms", "eager_best_ms"):
+        print(f"sum of {column:14} {sum(row[column] for row in rows):9.3f} ms")
     if device.type == "cuda":
         print(f"{launches(case, dtype)} launches")
     if arguments.output is not None:

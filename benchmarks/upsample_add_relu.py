@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 from bcmfnet.benchmarks.harness import Provider, Unavailable, compiled, op_backends, word
 from bcmfnet.ops.upsample_add_relu import upsample_add_relu
 
-BASELINE = "eager"
+BASELINE = "eager_best"
 
 ERROR = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 """Relative; torch rounds the interpolated map, the sum and the result to half precision, ours the result alone."""
@@ -57,9 +57,9 @@ def make_inputs(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavailable]:
-    """Our backends; torch's ops, in place on the map that only they have, and as they are written; these compiled."""
+    """Our backends; torch's ops as they are written, also compiled, and in place on the map that only they have."""
     found = op_backends("upsample_add_relu", device, upsample_add_relu)
-    return found | {"eager": _in_place, "out_of_place": _fuse, "compile": compiled(_fuse)}
+    return found | {"eager_best": _in_place, "out_of_place": _fuse, "compile": compiled(_fuse)}
 
 
 def _fuse(high: Tensor, low: Tensor) -> Tensor:
@@ -67,6 +67,9 @@ def _fuse(high: Tensor, low: Tensor) -> Tensor:
 
 
 def _in_place(high: Tensor, low: Tensor) -> Tensor:
+    # The fastest form that was found. Tried as well, 1x64x128x256 from 64x128 in float32 channels_last, one thread,
+    # this one taking 1.5 ms: clamp_(0) 1.5, in inference_mode 1.6, clamp_min_(0) 1.9, a sum of its own 2.3, nothing in
+    # place 7.1, contiguous between 39. bfloat16: upsampled in float32 2.9 in place of 1.8.
     return interpolate(low, high.shape[2:], mode="bilinear", align_corners=False).add_(high).relu_()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from bcmfnet.ops import backends
 from bcmfnet.ops.upsample_argmax import upsample_argmax
 from bcmfnet.reference.bilinear import upsample
 
-BASELINE = "eager"
+BASELINE = "eager_best"
 
 SMOOTH_STEP = 8
 SMOOTH_SCALE = 16.0
@@ -82,7 +83,7 @@ def make_inputs(case: Case, device: torch.device) -> tuple[Tensor]:
 
 
 def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavailable]:
-    """Our backends; interpolate + argmax as users write it, eager and compiled; for channels_last, contiguous too."""
+    """Our backends; interpolate + argmax as users write it, eager and compiled, and its fastest eager form."""
 
     def ours(logits: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return upsample_argmax(logits, case.size, return_confidence=case.confidence)
@@ -94,10 +95,25 @@ def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavaila
         confidence, labels = scores.softmax(1).max(1)
         return labels, confidence
 
-    found = op_backends("upsample_argmax", device, ours) | {"eager": eager, "compile": compiled(eager)}
-    if case.memory_format != torch.contiguous_format:
-        found["eager_contiguous"] = lambda logits: eager(logits.contiguous())
-    return found
+    def eager_best(logits: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        labels, confidence = best_labels(logits, case.size, case.confidence)
+        return (labels, confidence) if case.confidence else labels
+
+    found = op_backends("upsample_argmax", device, ours)
+    return found | {"eager_best": eager_best, "eager": eager, "compile": compiled(eager)}
+
+
+def best_labels(logits: Tensor, size: Sequence[int], confidence: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The fastest form in eager PyTorch that was found on a CPU: a pixel's classes side by side, and `max`."""
+    # Tried on one thread, 1x19x128x256 to 1024x2048 in float32, ms: channels_last max 163, argmax 198, topk 568;
+    # contiguous max 258, argmax 467. inference_mode is no faster. bfloat16 as it is 272 to 300, as float32 325. With
+    # confidence, channels_last: these lines 309, with logsumexp 550, softmax and max 1047; contiguous 451, 826, 665.
+    logits = logits.contiguous(memory_format=torch.channels_last)
+    scores = interpolate(logits, size, mode="bilinear", align_corners=False)
+    best, labels = scores.max(1, keepdim=True)
+    if not confidence:
+        return labels.squeeze(1), None
+    return labels.squeeze(1), scores.sub_(best).exp_().sum(1).reciprocal_()
 
 
 class Expected(NamedTuple):

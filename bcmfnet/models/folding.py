@@ -13,7 +13,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from bcmfnet.models.ddrnet import DualResolutionNet
 from bcmfnet.models.fused import ConvAddReLU, PackedContext, Stem
 from bcmfnet.nn.context import PyramidContext
+from bcmfnet.ops import _cpu
 from bcmfnet.ops.backends import has_kernel
+from bcmfnet.ops.lmfm import beats_modules
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -36,11 +38,15 @@ def folded(model: DualResolutionNet, dtype: torch.dtype, memory_format: torch.me
 
 
 def packed(network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
-    """The network of `folded`, its context module as one op where a kernel serves it; it is changed in place."""
-    for node in network.graph.nodes:
-        context = _called(network, node, PyramidContext)
-        if context is not None and context.norm_order == "pre" and has_kernel("lmfm", _device(network)):
-            network.set_submodule(node.target, PackedContext(context, dtype))
+    """The network of `folded`, its context module as one op where a kernel serves it that is faster than the
+    modules; it is changed in place.
+    """
+    device = _device(network)
+    if has_kernel("lmfm", device) and beats_modules(device, dtype, _cpu.features()):
+        for node in network.graph.nodes:
+            context = _called(network, node, PyramidContext)
+            if context is not None and context.norm_order == "pre":
+                network.set_submodule(node.target, PackedContext(context, dtype))
     return network
 
 

@@ -11,12 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bcmfnet.ops.lmfm import FLOATS, PyramidWeights, lmfm
-from bcmfnet.ops.pyramid_pool import checked_pools, pyramid_pool
+from bcmfnet.ops.pyramid_pool import checked_pools, is_channels_last, pyramid_pool
 
 NORM_EPS = 1e-5
-LEAST_PIXELS = 512
-"""Pixels of a batch from which one op saves what packing its weights on every call costs. Measured on a CPU, a thread,
-against the modules: 48 pixels 2.6 ms and 1.5, 512 pixels 7.3 and 7.4 in float32, 3.0 and 4.0 in bfloat16."""
+ONE_OP_ON = ("cuda",)
+"""Device types on which `forward` is one op without gradients. The op packs the weights on every call, since a cache
+could not see an update through `.data`. On a CPU that costs what it saves: LMFM on an AMD EPYC, one thread, op and
+modules, channels_last: float32 1x512x6x8 3.5 and 1.9 ms, 12x15 5.2 and 4.7, 16x32 10.2 and 11.4, 8x512x16x16 36.2 and
+35.8; bfloat16 12x15 4.4 and 3.1, 16x32 10.1 and 6.6. On a GPU nothing was measured: launches were counted."""
+LEAST_PIXELS = {torch.channels_last: 1024, torch.contiguous_format: 256}
+"""Pixels of a batch from which one pooling op is faster than torch's pools on a CPU. Measured in training steps of LMFM
+on an AMD EPYC, one thread, in times faster: channels_last 0.94 to 0.98 at 12x512x3x4, 2x512x8x16 and 4x512x8x16, 1.02
+to 1.06 at 8x512x16x16; contiguous 0.97, 1.00 to 1.05, 1.02 to 1.05, 1.08 to 1.14. Without gradients torch's pools alone
+take half of the op's time at 1x512x6x8 channels_last and no more than 0.1 ms more at 1x512x16x32, contiguous four times
+as long."""
 DEFAULT_POOLS = ((5, 2, 2), (9, 4, 4), (17, 8, 8))
 
 NormOrder = Literal["pre", "post"]
@@ -45,8 +53,8 @@ class PyramidContext(nn.Module):
     of the fusion, both keyed by the branch number; subclasses say which branch has one and whose result it
     `receives`.
 
-    In evaluation mode, where nothing asks for a gradient and the map is not small, `forward` is one op,
-    `bcmfnet.ops.lmfm`; elsewhere the pools are one, `bcmfnet.ops.pyramid_pool`. Parameters and results are the same.
+    In evaluation mode on a GPU, where nothing asks for a gradient, `forward` is one op, `bcmfnet.ops.lmfm`; elsewhere
+    the pools are one where that is faster, `bcmfnet.ops.pyramid_pool`. Parameters and results are the same.
 
     Args:
         in_channels, out_channels: channels of the map and of the result.
@@ -140,12 +148,11 @@ class PyramidContext(nn.Module):
 
     def _one_op(self, x: Tensor) -> bool:
         """Whether `bcmfnet.ops.lmfm` gives what the modules would: plain ones, in evaluation mode, "pre" order."""
+        if x.device.type not in ONE_OP_ON or _exporting() or self.norm_order != "pre" or x.dtype not in FLOATS:
+            return False
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters())):
             return False
-        if _exporting() or self.norm_order != "pre" or x.dtype not in FLOATS:
-            return False
-        pixels = x.shape[0] * x.shape[2] * x.shape[3]
-        return pixels >= LEAST_PIXELS and all(map(_is_plain, self.modules()))
+        return all(map(_is_plain, self.modules()))
 
     @torch.no_grad()
     def packed(self, dtype: torch.dtype) -> PyramidWeights:
@@ -256,9 +263,19 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _pooled(x: Tensor, pools: Sequence[tuple[int, int, int]]) -> Sequence[Tensor]:
-    if _exporting():
-        return [F.avg_pool2d(x, *pool) for pool in pools] + [F.adaptive_avg_pool2d(x, 1)]
-    return pyramid_pool(x, pools)
+    if not _exporting() and _one_read_pays(x):
+        return pyramid_pool(x, pools)
+    return [F.avg_pool2d(x, *pool) for pool in pools] + [F.adaptive_avg_pool2d(x, 1)]
+
+
+def _one_read_pays(x: Tensor) -> bool:
+    """Whether `bcmfnet.ops.pyramid_pool` is faster than torch's pools; with gradients it also saves their sum."""
+    if x.device.type != "cpu":
+        return True
+    memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+    if memory_format == torch.channels_last and not (torch.is_grad_enabled() and x.requires_grad):
+        return False
+    return x.shape[0] * x.shape[2] * x.shape[3] >= LEAST_PIXELS[memory_format]
 
 
 def _autocast(x: Tensor) -> Tensor:

@@ -22,11 +22,11 @@ def test_providers_agree_and_a_wrong_one_is_refused(case):
     inputs = bcl.make_inputs(case, device)
     expected = bcl.expected(case, *inputs)
     found = bcl.providers(case, device)
-    for name in ("reference", "naive", "careful", "ohem", "cross_entropy"):
+    for name in ("reference", "eager_best", "naive", "careful", "ohem", "cross_entropy"):
         assert bcl.disagreement(case, name, found[name](*inputs), expected) is None, name
     loss, *gradient = found["reference"](*inputs)
     assert len(gradient) == case.backward
-    for name in ("cpp", "naive", "ohem", "cross_entropy"):
+    for name in ("cpp", "eager_best", "naive", "ohem", "cross_entropy"):
         assert "loss" in bcl.disagreement(case, name, (2 * loss, *gradient), expected)
     if case.backward:
         assert "gradient" in bcl.disagreement(case, "cpp", (loss, 1.1 * gradient[0]), expected)

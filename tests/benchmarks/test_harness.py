@@ -17,9 +17,11 @@ import torch
 
 from bcmfnet.benchmarks import _machine, _memory, _results, _timing, harness
 from bcmfnet.errors import ConfigError
+from bcmfnet.ops import _cpu
 
 CPU = torch.device("cpu")
 MIB = 2**20
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 class FakeCuda:
@@ -333,6 +335,41 @@ def test_measure_all_takes_names_and_leaves_some_out(monkeypatch, tmp_path, name
     assert asked == [measured]
 
 
+@pytest.mark.parametrize(
+    ("features", "capability"),
+    [(set(), "AVX512"), ({"avx2", "avx512_bf16"}, "AVX512+AVX512_BF16"),
+     ({"avx512_bf16", "amx"}, "AVX512+AVX512_BF16+AMX")],
+)  # fmt: skip
+def test_a_cpu_with_amx_is_told_from_one_without(monkeypatch, features, capability):
+    monkeypatch.setattr(_cpu, "features", lambda: frozenset(features))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert _machine.describe(CPU)["capability"] == capability
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.csv")), ids=lambda path: path.stem)
+def test_committed_rows_of_a_cpu_say_whether_it_has_amx(path):
+    rows = [row for row in read(path) if "capability" in row]
+    assert {"intel-xeon-processor": {"AVX512+AVX512_BF16+AMX"}, "amd-epyc": {"AVX512+AVX512_BF16"}}.get(
+        path.stem, set()
+    ) == {row["capability"] for row in rows}
+    assert all(_machine.slug(row["machine"]) == path.stem for row in rows)
+
+
+def test_every_benchmark_is_compared_with_the_best_eager_form():
+    assert {benchmark.BASELINE for benchmark in harness.find().values()} == {"eager_best"}
+
+
+def test_a_speedup_is_over_the_providers_own_baseline(doubling, monkeypatch):
+    samples = {"right": {"time": 8.0}, "also": {"time": 2.0}}
+    monkeypatch.setattr(_timing, "on_cpu", lambda calls, seconds: [samples] * 3)
+    baselines = {"right": "also", "also": "right"}
+    monkeypatch.setattr(doubling, "baseline", lambda name: baselines.get(name, "right"), raising=False)
+    rows = harness.run(case="small", providers=["also", "right"], threads=[1])
+    assert {row["provider"]: (row["baseline"], row["speedup"]) for row in rows} == {
+        "right": ("also", 0.25), "also": ("right", 4.0)
+    }  # fmt: skip
+
+
 def test_a_speedup_needs_its_baseline(doubling):
     (row,) = harness.run(case="small", providers=["also"], threads=[1], seconds=1e-6)
     assert "speedup" not in row and row["time_us_50"] > 0
@@ -481,5 +518,7 @@ def test_commit(tmp_path):
 
 def test_machine_on_a_cpu():
     facts = _machine.describe(CPU)
-    assert facts["torch"] == torch.__version__ and facts["capability"] == torch.backends.cpu.get_cpu_capability()
+    assert facts["torch"] == torch.__version__ and facts["capability"].startswith(
+        torch.backends.cpu.get_cpu_capability()
+    )
     assert facts["machine"] and set(facts) <= set(_results.COLUMNS)

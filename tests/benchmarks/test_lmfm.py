@@ -38,7 +38,7 @@ def test_every_provider_agrees_and_an_error_is_seen(context, dtype):
     expected = benchmark.expected(case, *inputs)
     found = benchmark.providers(case, CPU)
     found = {n: p for n, p in found.items() if not isinstance(p, Unavailable) and n not in SLOW}
-    assert {"reference", "module", "eager"} <= found.keys()
+    assert {"reference", "module", "eager", "eager_best"} <= found.keys()
     for name, provider in found.items():
         output = provider(*inputs)
         assert benchmark.disagreement(case, name, output, expected) is None

@@ -42,7 +42,7 @@ def test_every_provider_agrees():
     inputs = benchmark.make_inputs(SMALL, CPU)
     expected = benchmark.expected(SMALL, *inputs)
     found = benchmark.providers(SMALL, CPU)
-    assert {"eager", "channels_last", "amp_bf16", "ours", "ours_bf16"} <= found.keys()
+    assert {"eager", "eager_best", "eager_best_bf16", "channels_last", "amp_bf16", "ours", "ours_bf16"} <= found.keys()
     for name, provider in found.items():
         if not any(word in name for word in SLOW):
             assert benchmark.disagreement(SMALL, name, provider(*inputs), expected) is None
@@ -56,6 +56,11 @@ def test_providers_that_cannot_run_say_why(monkeypatch):
         assert found[name] == Unavailable("torch.compile needs a C++ compiler")
     for name in ("openvino", "openvino_bf16", "ours_openvino"):
         assert found[name] == Unavailable("engine: 'openvino' needs openvino: pip install openvino")
+
+
+def test_half_precision_is_compared_with_eager_half_precision():
+    found = [benchmark.baseline(name) for name in ("ours", "ours_bf16", "amp_fp16", "openvino_bf16", "compile")]
+    assert found == ["eager_best", "eager_best_bf16", "eager_best_fp16", "eager_best_bf16", "eager_best"]
 
 
 def with_wrong_labels(provider, lead, count):

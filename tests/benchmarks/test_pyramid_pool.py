@@ -26,16 +26,17 @@ def test_bytes_moved():
     assert benchmark.bytes_moved(Case(SMALL, torch.bfloat16, backward=True)) == 2 * 53 * 12 * 2
 
 
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("dtype", benchmark.ERROR)
-def test_every_provider_agrees_and_an_error_is_seen(dtype, backward):
-    case = Case(SMALL, dtype, backward=backward)
+def test_every_provider_agrees_and_an_error_is_seen(dtype, backward, memory_format):
+    case = Case(SMALL, dtype, memory_format, backward=backward)
     inputs = benchmark.make_inputs(case, CPU)
     expected = benchmark.expected(case, *inputs)
     found = {
         n: p for n, p in benchmark.providers(case, CPU).items() if not isinstance(p, Unavailable) and n != "compile"
     }
-    assert {"reference", "eager"} <= found.keys()
+    assert {"reference", "eager", "eager_best"} <= found.keys()
     for name, provider in found.items():
         output = provider(*inputs)
         assert len(output) == 4 + backward

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bcmfnet.benchmarks import stages
-from bcmfnet.benchmarks.network import Case, _model, make_inputs
+from bcmfnet.benchmarks.network import BestLabels, Case, _model, make_inputs
+from bcmfnet.benchmarks.upsample_argmax import best_labels
 from bcmfnet.models import count_multiply_adds
 
 CPU = torch.device("cpu")
@@ -25,11 +26,23 @@ def test_stages_have_all_the_arithmetic_and_all_the_time(dtype):
     rows = stages.measure(SMALL, dtype, CPU)
     by_name = {row["stage"]: row for row in rows}
     assert len(by_name) == len(rows)
-    assert rows[0]["stage"] == "stem" and rows[-1]["stage"] == "upsample_argmax"
+    ours = [row for row in rows if row["ms"] > 0]
+    assert ours[0]["stage"] == "stem" and ours[-1]["stage"] == "upsample_argmax"
     assert {"layer1", "layer5", "high5", "down4", "compression3", "context", "head"} <= by_name.keys()
     assert sum(row["multiply_adds"] for row in rows) == count_multiply_adds(_model(SMALL), (1, 3, 128, 192))
     assert sum(row["share"] for row in rows) == pytest.approx(1, abs=0.02)
-    assert all(row["ms"] > 0 for row in rows)
+    eager = {row["stage"] for row in rows if row["eager_best_ms"] > 0}
+    assert {row["stage"] for row in rows} - {row["stage"] for row in ours} <= eager
+    assert {"stem", "layer1", "layer5", "context", "head", "interpolate", "upsample_argmax"} <= eager
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_eager_stages_are_those_of_the_best_eager_form(dtype):
+    (frames,) = make_inputs(SMALL, CPU)
+    with torch.no_grad():
+        logits = stages.eager_network(_model(SMALL), dtype)(frames)
+        expected = BestLabels(_model(SMALL), dtype)(frames)
+    assert torch.equal(best_labels(logits, frames.shape[-2:])[0], expected)
 
 
 def test_floors():

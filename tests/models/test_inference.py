@@ -22,6 +22,7 @@ from bcmfnet.models import create_model, cuda_graphs, engines, folding, fused, l
 from bcmfnet.models.cuda_graphs import CUDAGraphs
 from bcmfnet.models.folding import folded
 from bcmfnet.models.folding import fused as with_fused_layers
+from bcmfnet.ops import _cpu
 
 SIZES = [
     (64, 64),  # the smallest: the last map is 1x1
@@ -115,6 +116,24 @@ def test_a_sum_that_is_read_before_its_relu_stays():
     (upsampling,) = (node for node in network.graph.nodes if node.target is interpolate)
     folding._join_upsampling(network, upsampling)
     assert _calls(network, interpolate) == 1 and _calls(network, FUSION) == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "features", "one_op"),
+    [
+        (torch.float32, {"avx2", "avx512_bf16"}, True),
+        (torch.bfloat16, {"avx2", "avx512_bf16"}, False),
+        (torch.bfloat16, {"avx2", "avx512_bf16", "amx"}, True),
+        (torch.float32, set(), False),
+    ],
+)
+def test_the_context_module_is_one_op_where_the_cpu_makes_it_faster(monkeypatch, model, dtype, features, one_op):
+    monkeypatch.setattr(_cpu, "features", lambda: frozenset(features))
+    context = model.for_inference(dtype=dtype).network.model.context
+    assert type(context) is (fused.PackedContext if one_op else type(model.context))
+    x = torch.randn(1, 512, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = folded(model, torch.float64, torch.channels_last).model.context(x.double())
+    assert_close(context(x), expected, tolerance=1e-5 if dtype == torch.float32 else BF16_ERROR)
 
 
 def _calls(network: torch.fx.GraphModule, function: object) -> int:

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from compare import assert_close
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bcmfnet.nn import context
 from bcmfnet.nn.context import DAPPM, LMFM
-from bcmfnet.ops import lmfm
+from bcmfnet.ops import lmfm, pyramid_pool
 
 # The map of a 1024x2048 and of a 360x480 frame (the 17-pool gives 1x1 there), an odd one, and the smallest.
 MAP_SIZES = [(16, 32), (6, 8), (17, 9), (1, 1)]
@@ -128,18 +129,49 @@ def one_op(monkeypatch) -> list[torch.dtype]:
         return lmfm(x, weights)
 
     monkeypatch.setattr(context, "lmfm", noted)
-    monkeypatch.setattr(context, "LEAST_PIXELS", 1)
+    monkeypatch.setattr(context, "ONE_OP_ON", ("cpu",))
     return calls
 
 
-def test_small_maps_are_left_to_the_modules(one_op, monkeypatch):
-    """Two images of 6x8 are 96 pixels."""
-    module, x = randomised(LMFM(24, 16, branch_channels=8)).eval(), random_map(24, (6, 8))
-    for least, used in ((97, 0), (96, 1)):
-        monkeypatch.setattr(context, "LEAST_PIXELS", least)
-        with torch.no_grad():
-            module(x)
-        assert len(one_op) == used
+@pytest.mark.parametrize(("device", "calls"), [("cpu", 0), ("cuda", 1)])
+def test_the_op_that_packs_on_every_call_serves_a_gpu_alone(monkeypatch, device, calls):
+    noted = []
+    monkeypatch.setattr(context, "lmfm", lambda x, weights: noted.append(x.device.type) or x)
+    monkeypatch.setattr(nn.Conv2d, "reset_parameters", lambda conv: None)  # noise and indexing need a real GPU
+    monkeypatch.setattr(context.PyramidContext, "packed", lambda module, dtype: None)
+    with FakeTensorMode(), torch.device(device), torch.no_grad():
+        LMFM(24, 16, branch_channels=8).eval()(torch.empty(8, 24, 16, 32))
+    assert noted == [device] * calls
+
+
+@pytest.mark.parametrize(
+    ("layout", "size", "gradient", "op"),
+    [
+        (torch.channels_last, (2, 16, 31), True, False),  # 992 pixels
+        (torch.channels_last, (2, 16, 32), True, True),
+        (torch.channels_last, (2, 16, 32), False, False),
+        (torch.contiguous_format, (1, 15, 17), True, False),  # 255 pixels
+        (torch.contiguous_format, (1, 16, 16), True, True),
+        (torch.contiguous_format, (1, 16, 16), False, True),
+    ],
+)
+def test_pools_are_one_op_where_that_is_faster(monkeypatch, layout, size, gradient, op):
+    calls = []
+
+    def noted(x, pools):
+        calls.append(x.device.type)
+        return pyramid_pool(x, pools)
+
+    monkeypatch.setattr(context, "pyramid_pool", noted)
+    batch, height, width = size
+    x = torch.randn(batch, 24, height, width).to(memory_format=layout).requires_grad_(gradient)
+    pooled = context._pooled(x, context.DEFAULT_POOLS)
+    assert calls == ["cpu"] * op
+    for actual, expected in zip(pooled, pyramid_pool(x, context.DEFAULT_POOLS), strict=True):
+        assert_close(actual, expected, tolerance=1e-6)
+    with FakeTensorMode():
+        assert len(context._pooled(torch.empty(size[0], 24, *size[1:], device="cuda"), ())) == 1
+    assert calls[op:] == ["cuda"]
 
 
 @pytest.mark.parametrize("size", MAP_SIZES)

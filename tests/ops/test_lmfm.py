@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from gpu_manners import assert_capturable, assert_never_waits, assert_uses_the_c
 from torch.utils.flop_counter import FlopCounterMode
 
 from bcmfnet.nn.context import DAPPM, LMFM
-from bcmfnet.ops import PyramidWeights, lmfm
+from bcmfnet.ops import PyramidWeights, _cpu, lmfm
+from bcmfnet.ops.lmfm import beats_modules
 from bcmfnet.reference.lmfm import lmfm as reference
 
 OP = "lmfm"
@@ -48,6 +50,30 @@ SIZES = {
     "one column": (1, 19, 1),
 }
 WIDTHS = {"aligned": (32, 16, 32), "odd": (19, 5, 11), "one": (1, 1, 1)}  # of x, of the branches, of the result
+
+
+V3, BF16, AMX = {"avx2"}, {"avx2", "avx512_bf16"}, {"avx2", "avx512_bf16", "amx"}
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "faster_on"),
+    [
+        ("cpu", torch.float32, [V3, BF16, AMX]),
+        ("cpu", torch.bfloat16, [V3, AMX]),  # AVX512-BF16 alone speeds torch's convolutions up, not the op
+        ("cpu", torch.float16, []),
+        ("cuda", torch.float16, [set(), V3, BF16, AMX]),
+    ],
+)
+def test_where_the_op_is_faster_than_the_modules(device, dtype, faster_on):
+    assert [cpu for cpu in (set(), V3, BF16, AMX) if beats_modules(device, dtype, cpu)] == faster_on
+
+
+def test_features_are_those_that_the_system_names():
+    flags = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else None
+    if not flags or "avx2" not in flags:
+        pytest.skip("this system does not name the features of its x86 CPU")
+    named = {"avx2": "avx2", "avx512_bf16": "avx512_bf16", "amx": "amx_tile"}
+    assert _cpu.features() == {name for name, flag in named.items() if flag in flags}
 
 
 def normal(shape, dtype=torch.float32, seed=0):

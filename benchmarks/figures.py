@@ -1,0 +1,96 @@
+"""The tables of README's "Figures", drawn from the files under results/.
+
+python -m bcmfnet.benchmarks.figures
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parent / "results"
+MACHINES = {"no AMX": "amd-epyc.csv", "AMX": "intel-xeon-processor.csv"}
+MISSING = "-"
+
+Rows = dict[tuple[str, str, str, str], dict[str, str]]
+"""Measured rows by benchmark, case, provider and threads."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A benchmark's providers at one number of threads: for each label the provider of each column, if it has one."""
+
+    benchmark: str
+    threads: int
+    columns: dict[str, str]
+    """Heading -> case."""
+    providers: dict[str, tuple[str | None, ...]]
+
+
+NETWORK, ARGMAX = "bcmfnet-1x3x1024x2048", "1x19x128x256-1024x2048-float32"
+TABLES = [
+    Table("network", 2, {"float32": NETWORK, "bfloat16": NETWORK}, {
+        "`for_inference()`": ("ours", "ours_bf16"),
+        '`for_inference(engine="openvino")`': ("ours_openvino", "ours_openvino_bf16"),
+        "OpenVINO, upsampling and argmax included": ("openvino", "openvino_bf16"),
+        "ONNX Runtime, likewise": ("onnxruntime", None),
+        "torch.compile": ("compile", None),
+        "eager, the best form": ("eager_best", "eager_best_bf16"),
+        "eager, as one writes it (bfloat16: autocast)": ("eager", "amp_bf16"),
+    }),
+    Table("upsample_argmax", 1, {"rough": f"{ARGMAX}-rough", "smooth": f"{ARGMAX}-smooth"}, {
+        "`upsample_argmax`, C++": ("cpp", "cpp"),
+        "torch.compile": ("compile", "compile"),
+        "eager, the best form": ("eager_best", "eager_best"),
+        "eager, interpolate and argmax": ("eager", "eager"),
+    }),
+    Table("bcl", 1, {"logits at 1/8": "2x19x64x128-512x1024-smooth", "full": "2x19x512x1024-512x1024-smooth"}, {
+        "`boundary_corrected_loss`, C++": ("cpp", "cpp"),
+        "torch.compile": ("compile", "compile"),
+        "eager, the best form": ("eager_best", "eager_best"),
+        "eager, three cross-entropies and a sort": ("naive", "naive"),
+        "plain cross-entropy": ("cross_entropy", "cross_entropy"),
+    }),
+]  # fmt: skip
+
+
+def measured(path: Path) -> Rows:
+    """The rows of a file that have a time."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["time_us_50"]]
+    return {(row["benchmark"], row["case"], row["provider"], row["threads"]): row for row in rows}
+
+
+def lines(table: Table, machines: dict[str, Rows]) -> Iterator[str]:
+    """A table in Markdown, the columns of one machine after those of the other."""
+    yield f"| {' | '.join(['', *(f'{name}, {heading}' for name in machines for heading in table.columns)])} |"
+    yield "|---" * (1 + len(machines) * len(table.columns)) + "|"
+    for label, providers in table.providers.items():
+        keys = [
+            (table.benchmark, case, provider, str(table.threads))
+            for case, provider in zip(table.columns.values(), providers, strict=True)
+        ]
+        yield f"| {' | '.join([label, *(cell(rows.get(key)) for rows in machines.values() for key in keys)])} |"
+
+
+def cell(row: dict[str, str] | None) -> str:
+    """Milliseconds, and how many times faster than the best eager form where that was measured beside it."""
+    if row is None:
+        return MISSING
+    time = f"{float(row['time_us_50']) / 1000:.3g} ms"
+    beside = row["baseline"].startswith("eager_best") and row["speedup"] and row["provider"] != row["baseline"]
+    return f"{time} ({float(row['speedup']):.2g}x)" if beside else time
+
+
+def all_lines() -> list[str]:
+    """Every table, from the files under results/."""
+    machines = {name: measured(RESULTS / file) for name, file in MACHINES.items()}
+    return [line for table in TABLES for line in [f"{table.benchmark}:", *lines(table, machines)]]
+
+
+if __name__ == "__main__":
+    print(*all_lines(), sep="\n")

@@ -1,0 +1,39 @@
+"""Tables of figures: a ratio stands only where the best eager form was measured in the same run."""
+
+from __future__ import annotations
+
+import pytest
+
+from bcmfnet.benchmarks import figures
+
+
+def row(provider="cpp", baseline="eager_best", speedup="37.123"):
+    return {"provider": provider, "baseline": baseline, "speedup": speedup, "time_us_50": "4399.1"}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (row(), "4.4 ms (37x)"),
+        (row(baseline="eager_best_bf16"), "4.4 ms (37x)"),
+        (row(baseline="eager", speedup="128"), "4.4 ms"),
+        (row(speedup=""), "4.4 ms"),
+        (row("eager_best", speedup="1"), "4.4 ms"),
+        (None, "-"),
+    ],
+)
+def test_cells(value, expected):
+    assert figures.cell(value) == expected
+
+
+def test_a_table_has_the_machines_side_by_side():
+    table = figures.Table("bcl", 1, {"a": "one", "b": "two"}, {"ours": ("cpp", None)})
+    found = list(figures.lines(table, {"X": {("bcl", "one", "cpp", "1"): row()}, "Y": {}}))
+    assert found == ["|  | X, a | X, b | Y, a | Y, b |", "|---|---|---|---|---|", "| ours | 4.4 ms (37x) | - | - | - |"]
+
+
+def test_rows_without_a_time_are_left_out(tmp_path):
+    path = tmp_path / "cpu.csv"
+    path.write_text("benchmark,case,provider,threads,time_us_50\nbcl,c,cpp,1,4.5\nbcl,c,cuda,1,\n")
+    assert list(figures.measured(path)) == [("bcl", "c", "cpp", "1")]
+    assert figures.measured(tmp_path / "none.csv") == {}
