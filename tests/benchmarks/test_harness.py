@@ -362,6 +362,7 @@ def test_every_benchmark_is_compared_with_the_best_eager_form():
 def test_a_speedup_is_over_the_providers_own_baseline(doubling, monkeypatch):
     samples = {"right": {"time": 8.0}, "also": {"time": 2.0}}
     monkeypatch.setattr(_timing, "on_cpu", lambda calls, seconds: [samples] * 3)
+    monkeypatch.setattr(_timing, "copy_bandwidth", lambda device: 10.0)
     baselines = {"right": "also", "also": "right"}
     monkeypatch.setattr(doubling, "baseline", lambda name: baselines.get(name, "right"), raising=False)
     rows = harness.run(case="small", providers=["also", "right"], threads=[1])
