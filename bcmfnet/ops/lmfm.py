@@ -51,7 +51,7 @@ def beats_modules(device: str, dtype: torch.dtype, features: Set[str]) -> bool:
     On a CPU that depends on what computes torch's convolutions: measured, in times faster than channels_last modules,
     LMFM and DAPPM on one thread, maps of 1x512x6x8 to 1x512x32x64 and 8x512x16x16,
 
-    - float32: 1.01 to 1.46; 1.09 to 1.45 where AVX2 is all there is;
+    - float32: 1.01 to 1.46; 1.11 to 1.45 where AVX2 is all there is;
     - bfloat16 with AMX: 1.6 to 2.4;
     - bfloat16 with AVX512-BF16, which the op does not use: 1.0 to 1.8 up to 12x15, but 0.55 to 0.81 from 16x32 on;
     - bfloat16 with neither: 2.3 to 4.7.
