@@ -1,11 +1,12 @@
 """The tables of README's "Figures", drawn from the files under results/.
 
-python -m bcmfnet.benchmarks.figures
+python -m bcmfnet.benchmarks.figures [README.md]    # prints them, or draws them anew in a file
 """
 
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,11 +87,22 @@ def cell(row: dict[str, str] | None) -> str:
     return f"{time} ({float(row['speedup']):.2g}x)" if beside else time
 
 
-def all_lines() -> list[str]:
-    """Every table, from the files under results/."""
+def redrawn(text: str, table: Table, machines: dict[str, Rows]) -> str:
+    """A text in Markdown, its paragraph that is such a table drawn anew."""
+    first = f"\n| {next(iter(table.providers))} |"
+    paragraphs = text.split("\n\n")
+    return "\n\n".join("\n".join(lines(table, machines)) if first in old else old for old in paragraphs)
+
+
+def main(*paths: str) -> None:
+    """Print the tables, or draw them anew in the files."""
     machines = {name: measured(RESULTS / file) for name, file in MACHINES.items()}
-    return [line for table in TABLES for line in [f"{table.benchmark}:", *lines(table, machines)]]
+    for table in TABLES:
+        for path in map(Path, paths):
+            path.write_text(redrawn(path.read_text(), table, machines))
+        if not paths:
+            print(table.benchmark, *lines(table, machines), sep="\n")
 
 
 if __name__ == "__main__":
-    print(*all_lines(), sep="\n")
+    main(*sys.argv[1:])

@@ -46,7 +46,9 @@ def test_camvid_figures_are_those_of_the_results_file():
         assert f"{100 * figure:.1f}" in README
 
 
-def test_tables_of_figures_are_those_of_the_results_files():
-    lines = [line for line in figures.all_lines() if line.startswith("|")]
-    assert [line for line in lines if line not in README] == []
-    assert any("x)" in line for line in lines)
+def test_tables_of_figures_are_those_of_the_results_files(tmp_path):
+    copy = tmp_path / "README.md"
+    copy.write_text(README)
+    figures.main(str(copy))
+    assert copy.read_text() == README
+    assert README.count("| no AMX, ") == len(figures.TABLES)

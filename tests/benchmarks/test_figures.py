@@ -32,6 +32,13 @@ def test_a_table_has_the_machines_side_by_side():
     assert found == ["|  | X, a | X, b | Y, a | Y, b |", "|---|---|---|---|---|", "| ours | 4.4 ms (37x) | - | - | - |"]
 
 
+def test_a_table_is_drawn_anew_and_nothing_else():
+    table = figures.Table("bcl", 1, {"a": "one"}, {"ours": ("cpp",)})
+    old = "Text | ours |\n\n|  | X, a |\n|---|---|\n| ours | 9 ms |\n\nMore.\n"
+    found = figures.redrawn(old, table, {"X": {("bcl", "one", "cpp", "1"): row()}})
+    assert found == old.replace("9 ms", "4.4 ms (37x)")
+
+
 def test_rows_without_a_time_are_left_out(tmp_path):
     path = tmp_path / "cpu.csv"
     path.write_text("benchmark,case,provider,threads,time_us_50\nbcl,c,cpp,1,4.5\nbcl,c,cuda,1,\n")
