@@ -67,7 +67,13 @@ def measured(path: Path) -> Rows:
 
 
 def lines(table: Table, machines: dict[str, Rows]) -> Iterator[str]:
-    """A table in Markdown, the columns of one machine after those of the other."""
+    """A table in Markdown: the columns of one machine after those of the other, of each that measured any of it."""
+    cases = {(table.benchmark, case, str(table.threads)) for case in table.columns.values()}
+    machines = {
+        name: rows
+        for name, rows in machines.items()
+        if any((benchmark, case, threads) in cases for benchmark, case, _, threads in rows)
+    }
     yield f"| {' | '.join(['', *(f'{name}, {heading}' for name in machines for heading in table.columns)])} |"
     yield "|---" * (1 + len(machines) * len(table.columns)) + "|"
     for label, providers in table.providers.items():

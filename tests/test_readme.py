@@ -51,4 +51,4 @@ def test_tables_of_figures_are_those_of_the_results_files(tmp_path):
     copy.write_text(README)
     figures.main(str(copy))
     assert copy.read_text() == README
-    assert README.count("|  | no AMX, ") == len(figures.TABLES)
+    assert README.count("|  | no AMX, ") == len(figures.TABLES)  # drawn from rows, and each found in README

@@ -28,7 +28,9 @@ def test_cells(value, expected):
 
 def test_a_table_has_the_machines_side_by_side():
     table = figures.Table("bcl", 1, {"a": "one", "b": "two"}, {"ours": ("cpp", None)})
-    found = list(figures.lines(table, {"X": {("bcl", "one", "cpp", "1"): row()}, "Y": {}}))
+    other = {("bcl", "two", "cpp", "2"): row()}  # another number of threads is no part of the table
+    rows = {"X": {("bcl", "one", "cpp", "1"): row()}, "Y": {("bcl", "two", "naive", "1"): row()}, "Z": other}
+    found = list(figures.lines(table, rows))
     assert found == ["|  | X, a | X, b | Y, a | Y, b |", "|---|---|---|---|---|", "| ours | 4.4 ms (37x) | - | - | - |"]
 
 
