@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from bcmfnet.benchmarks.harness import Provider, Unavailable, compiled, through_engine
+from bcmfnet.benchmarks.harness import Provider, Unavailable, compiled, in_tf32, through_engine
 from bcmfnet.benchmarks.lmfm import BestModules, Modules
 from bcmfnet.benchmarks.upsample_argmax import best_labels
 from bcmfnet.models import count_multiply_adds, count_parameters, create_model
@@ -21,10 +21,11 @@ from bcmfnet.reference.bilinear import upsample
 BASELINE = "eager_best"
 
 HALVES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-ERROR = {torch.float32: 5e-6, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""Most that computing in a dtype moves one logit against another, as a share of the largest logit. Measured, over
-providers and cases: labels differ at leads of up to 1.3e-6 in float32 and 0.062 in bfloat16."""
-SHARE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+ERROR = {"float32": 5e-6, "bf16": 0.1, "fp16": 0.02, "tf32": 0.02}
+"""Most that computing in a precision moves one logit against another, as a share of the largest logit. Measured, over
+providers and cases: labels differ at leads of up to 1.3e-6 in float32 and 0.062 in bfloat16; float16 and TF32 have the
+same number of bits, and were not measured."""
+SHARE = {"float32": 1e-4, "bf16": 0.1, "fp16": 0.02, "tf32": 0.02}
 """Most labels that may differ for it. A network with initial weights is seldom sure: 3e-6 were measured, and 0.05."""
 
 
@@ -109,7 +110,7 @@ def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavaila
     """What one writes: eager, channels_last, mixed precision, compiled; the fastest eager form; engines that do it all;
     `for_inference`.
 
-    Names tell the dtype, float32 where they do not; `ours_<engine>` leaves the convolutions to an engine.
+    Names tell the precision, float32 where they do not; `ours_<engine>` leaves the convolutions to an engine.
     """
     model = _model(case).to(device)
     eager = EagerLabels(model)
@@ -128,6 +129,8 @@ def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavaila
     found["compile"] = compiled(eager)
     if device.type == "cuda":
         found["compile_max"] = compiled(eager, "max-autotune-no-cudagraphs")
+        found["eager_best_tf32"] = in_tf32(BestLabels(model, torch.float32))
+        found["ours_tf32"] = in_tf32(model.for_inference())
     no_compiler = found["compile"] if isinstance(found["compile"], Unavailable) else None
     for dtype in (torch.float32, torch.bfloat16, *([torch.float16] if device.type == "cuda" else [])):
         found[_named("eager_best", dtype)] = BestLabels(model, dtype)
@@ -147,12 +150,13 @@ def _named(name: str, dtype: torch.dtype) -> str:
 
 
 def baseline(provider: str) -> str:
-    """The best eager form in the provider's dtype: what half precision gains by itself is no gain of its own."""
-    return _named(BASELINE, _dtype(provider))
+    """The best eager form in the provider's precision: what half of it gains by itself is no gain of its own."""
+    precision = _precision(provider)
+    return BASELINE if precision == "float32" else f"{BASELINE}_{precision}"
 
 
-def _dtype(provider: str) -> torch.dtype:
-    return next((dtype for dtype, word in HALVES.items() if provider.endswith(word)), torch.float32)
+def _precision(provider: str) -> str:
+    return next((precision for precision in ERROR if provider.endswith(precision)), "float32")
 
 
 class Expected(NamedTuple):
@@ -172,11 +176,11 @@ def expected(case: Case, frames: Tensor) -> Expected:
 
 
 def disagreement(case: Case, provider: str, output: Tensor, expected: Expected) -> str | None:
-    """Few labels differ, and none where the winner leads by more than the error of the provider's dtype."""
-    dtype = _dtype(provider)
+    """Few labels differ, and none where the winner leads by more than the error of the provider's precision."""
+    precision = _precision(provider)
     wrong = output != expected.labels
     lead = expected.lead[wrong].max().item() / expected.largest if wrong.any() else 0.0
-    if lead <= ERROR[dtype] and wrong.float().mean() <= SHARE[dtype]:
+    if lead <= ERROR[precision] and wrong.float().mean() <= SHARE[precision]:
         return None
     share = f"{wrong.sum().item()} of {wrong.numel()} labels differ"
     return f"{share}, where the winner leads by up to {lead:.2g} of the largest logit"

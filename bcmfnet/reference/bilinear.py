@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bcmfnet.reference.precision import ieee_products
+from bcmfnet.reference.precision import float32_products
 
 
 def upsample(logits: Tensor, size: torch.Size) -> Tensor:
@@ -23,7 +23,7 @@ def upsample(logits: Tensor, size: torch.Size) -> Tensor:
     return logits
 
 
-@ieee_products()
+@float32_products()
 def downsample(gradient: Tensor, size: torch.Size) -> Tensor:
     """The adjoint of upsample: gradient [N, C, H, W] of the upsampled map to that [N, C, h, w] of its source."""
     rows = interpolation_matrix(size[0], gradient.shape[2]).to(gradient)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bcmfnet.reference.bilinear import upsample
-from bcmfnet.reference.precision import ieee_products
+from bcmfnet.reference.precision import float32_products
 from bcmfnet.reference.pyramid_pool import pyramid_pool
 
 
@@ -51,7 +51,7 @@ def fusing_order(receives: tuple[int, ...]) -> list[list[int]]:
     return levels
 
 
-@ieee_products()
+@float32_products()
 def lmfm(x: Tensor, weights: PyramidWeights) -> Tensor:
     """[N, C, H, W] -> [N, O, H, W]; arithmetic is float32, float64 if so is x.
 

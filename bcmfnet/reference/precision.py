@@ -17,12 +17,15 @@ PRODUCTS = (
 
 
 @contextmanager
-def ieee_products() -> Iterator[None]:
-    """Compute what is called inside, or the function so decorated, with products of float32 in full precision."""
+def float32_products(precision: str = "ieee") -> Iterator[None]:
+    """Compute what is called inside, or the function so decorated, with products of float32 in a precision of torch's.
+
+    "ieee" is float32 itself, "tf32" rounds the factors to 10 bits on a GPU.
+    """
     before = [products.fp32_precision for products in PRODUCTS]
     try:
         for products in PRODUCTS:
-            products.fp32_precision = "ieee"
+            products.fp32_precision = precision
         yield
     finally:
         for products, precision in zip(PRODUCTS, before, strict=True):

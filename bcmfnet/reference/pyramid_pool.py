@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bcmfnet.reference.precision import ieee_products
+from bcmfnet.reference.precision import float32_products
 
 Pools = Sequence[tuple[int, int, int]]
 """(kernel, stride, padding) of each average pool, kernel = 2 * padding + 1."""
@@ -29,7 +29,7 @@ def pyramid_pool(x: Tensor, pools: Pools) -> list[Tensor]:
     return [y.to(x.dtype) for y in maps]
 
 
-@ieee_products()
+@float32_products()
 def pyramid_pool_backward(grads: Sequence[Tensor], size: Sequence[int], pools: Pools) -> Tensor:
     """Gradient [N, C, H, W] of x from those of the maps: the adjoint, for `size` = (H, W)."""
     *parts, mean = (grad if grad.dtype == torch.float64 else grad.float() for grad in grads)

@@ -18,6 +18,7 @@ import torch
 from bcmfnet.benchmarks import _machine, _memory, _results, _timing, harness
 from bcmfnet.errors import ConfigError
 from bcmfnet.ops import _cpu
+from bcmfnet.reference.precision import float32_products
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -278,6 +279,24 @@ def test_a_provider_is_timed_only_when_it_agrees(doubling):
     assert {row["provider"] for row in rows if "time_us_50" in row} == {"right", "also"}
     assert doubling.calls["wrong"] == 1
     assert doubling.calls["right"] == 1 + _timing.WARM_UP + _timing.LEAST_ROUNDS + 1  # agreement, ..., memory
+
+
+def test_providers_compute_in_float32_unless_they_are_named_for_less(doubling, monkeypatch):
+    """cuDNN would take TF32 unasked, and no such provider would agree with float64."""
+    seen = {}
+
+    def seeing(name):
+        def call(x):
+            seen.setdefault(name, set()).add(torch.backends.cudnn.conv.fp32_precision)
+            return double(x)
+
+        return call
+
+    found = {"right": seeing("right"), "right_tf32": harness.in_tf32(seeing("right_tf32"))}
+    monkeypatch.setattr(doubling, "providers", lambda case, device: found)
+    with float32_products("tf32"):  # torch's own default on a GPU
+        harness.run(case="small", threads=[1], seconds=1e-6)
+    assert seen == {"right": {"ieee"}, "right_tf32": {"tf32"}}
 
 
 def test_rows_and_their_rates(doubling, monkeypatch):

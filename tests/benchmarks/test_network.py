@@ -59,8 +59,8 @@ def test_providers_that_cannot_run_say_why(monkeypatch):
 
 
 def test_half_precision_is_compared_with_eager_half_precision():
-    found = [benchmark.baseline(name) for name in ("ours", "ours_bf16", "amp_fp16", "openvino_bf16", "compile")]
-    assert found == ["eager_best", "eager_best_bf16", "eager_best_fp16", "eager_best_bf16", "eager_best"]
+    found = [benchmark.baseline(name) for name in ("ours", "ours_bf16", "amp_fp16", "ours_tf32", "compile")]
+    assert found == ["eager_best", "eager_best_bf16", "eager_best_fp16", "eager_best_tf32", "eager_best"]
 
 
 def with_wrong_labels(provider, lead, count):
@@ -81,6 +81,8 @@ def with_wrong_labels(provider, lead, count):
         ("ours_bf16", 0.1, 101, False),
         ("amp_fp16", 0.15, 20, True),
         ("amp_fp16", 0.17, 20, False),
+        ("ours_tf32", 0.15, 20, True),
+        ("ours_tf32", 0.17, 20, False),
     ],
 )
 def test_wrong_labels_are_forgiven_within_the_dtypes_error(provider, lead, count, agrees):
