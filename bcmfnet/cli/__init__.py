@@ -8,7 +8,7 @@ from typing import NoReturn
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 ok, 1 failure, 2 usage, 3 a quality gate missed, 130 and 143 signals."""
+    """Run the command line and exit with its code; `bcmfnet --help` lists them."""
     from bcmfnet.cli.app import run
 
     sys.exit(run(sys.argv[1:] if argv is None else list(argv)))

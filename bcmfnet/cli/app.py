@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import sys
 import traceback
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 import bcmfnet
 from bcmfnet.cli.benchmark import benchmark
@@ -14,18 +17,27 @@ from bcmfnet.cli.data import app as data
 from bcmfnet.cli.env import env
 from bcmfnet.cli.evaluate import evaluate
 from bcmfnet.cli.loss import loss
-from bcmfnet.cli.options import OverlayConfig
+from bcmfnet.cli.options import OverlayConfig, name_as_typed
 from bcmfnet.cli.predict import predict
 from bcmfnet.cli.train import train
 from bcmfnet.errors import ConfigError
 
-USAGE, FAILURE = 2, 1
+OK, FAILURE, USAGE, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 130, 141
+LONGEST, SHOWN_END = 600, 150  # characters of an error's line, and of its end where the middle is left out
 
+HELP = """Real-time semantic segmentation with its own kernels: train, evaluate, predict.
+
+Exit codes: 0 done; 1 something failed on the way, such as a damaged file or a full disk; 2 the command line or the
+configuration cannot be used, or names a file that is not there; 3 a score was below what was asked for; 130 and 143
+stopped by Ctrl-C or a signal; 141 nobody reads the output any more."""
+
+overlay = OverlayConfig()
 app = App(
     name="bcmfnet",
-    help="Real-time semantic segmentation with its own kernels: train, evaluate, predict.",
+    help=HELP,
     version=bcmfnet.__version__,
-    config=(OverlayConfig(),),
+    config=(overlay,),
+    default_parameter=Parameter(negative=()),
     print_error=False,
     exit_on_error=False,
     suppress_keyboard_interrupt=False,
@@ -37,27 +49,48 @@ for _verb in (train, evaluate, predict, loss, benchmark, data, env, config):
 
 def run(argv: list[str]) -> int:
     """Parse and run a command line; return its exit code. `--debug` shows the traceback of an error."""
-    debug = "--debug" in argv
+    overlay.arguments = ()
     try:
-        return app(argv) or 0
+        code = app(argv) or OK
+        print(end="", flush=True)
+        return code
     except KeyboardInterrupt:
-        return _say("interrupted", 130)
-    except SystemExit as error:
-        return int(error.code or 0)
+        return _say("interrupted", INTERRUPTED)
+    except SystemExit:  # rich's answer to a closed pipe when it prints a help
+        return CLOSED_PIPE
     except Exception as error:
-        if debug:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return CLOSED_PIPE
+        if debug := "--debug" in argv:
             traceback.print_exc()
-        if isinstance(error, CycloptsError | ConfigError):
-            return _say(_one_line(error), USAGE)
-        return _say(_one_line(error), getattr(error, "exit_code", FAILURE))
+        return _say(_one_line(error, bounded=not debug), _exit_code(error))
 
 
-def _one_line(error: Exception) -> str:
-    known = type(error).__module__.startswith(("bcmfnet", "cyclopts")) or isinstance(error, OSError)
+def _exit_code(error: Exception) -> int:
+    return USAGE if isinstance(error, CycloptsError | ConfigError) else getattr(error, "exit_code", FAILURE)
+
+
+def _one_line(error: Exception, bounded: bool) -> str:
+    known = isinstance(error, OSError) or type(error).__module__.startswith(("bcmfnet", "cyclopts"))
     text = " ".join(str(error).split())
+    if isinstance(error, ConfigError):
+        text = name_as_typed(text, overlay.arguments)
+    if bounded and len(text) > LONGEST:
+        text = f"{text[: LONGEST - SHOWN_END]} [...] {text[-SHOWN_END:]} (--debug shows all)"
     return text if known else f"{type(error).__name__}: {text} (--debug shows where)"
 
 
+def _nobody_reads() -> bool:
+    """Whether standard output is a closed pipe; it is /dev/null from then on, so that Python can end in silence."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    closed = any(event & select.POLLERR for _, event in output.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed
+
+
 def _say(message: str, code: int) -> int:
-    print(f"bcmfnet: {message}", file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):
+        print(f"bcmfnet: {message}", file=sys.stderr)
     return code

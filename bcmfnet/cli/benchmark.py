@@ -15,11 +15,11 @@ def benchmark(
     *names: str,
     device: str = "cpu",
     case: str = "*",
-    providers: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
-    threads: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative=())] = (),
+    providers: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+    threads: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (),
     seconds: float = 1.0,
     output: Path | None = None,
-    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    json_output: Annotated[bool, Parameter(name="--json")] = False,
     common: CommonOptions = CommonOptions(),
 ) -> int:
     """Time this installation's ops beside what they replace; each must first agree with the float64 reference.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
+from bcmfnet.cli.options import CommonOptions, TrainOptions
 from bcmfnet.engine.config import TrainConfig, to_toml
 
 app = App(name="config", help="Look at configurations.")
@@ -17,9 +17,12 @@ def show(
     *,
     preset: str = "synthetic",
     config: Path | None = None,
-    cfg: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),
+    cfg: TrainOptions = TrainConfig(),
+    common: CommonOptions = CommonOptions(),
 ) -> int:
     """Print the configuration that `train` would use with the same flags, as TOML that --config takes.
+
+    An option that no flag sets has its value from --config, and one that is not there either from --preset.
 
     Parameters
     ----------

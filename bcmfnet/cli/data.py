@@ -18,8 +18,8 @@ def verify(
     data_name: Annotated[str, Parameter(name="--data.name")],
     data_root: Annotated[str, Parameter(name="--data.root")] = "",
     num_classes: Annotated[int | None, Parameter(name="--data.num-classes")] = None,
-    splits: Annotated[tuple[str, ...], Parameter(name="--data.splits", negative=())] = ("train", "val"),
-    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    splits: Annotated[tuple[str, ...], Parameter(name="--data.splits")] = ("train", "val"),
+    json_output: Annotated[bool, Parameter(name="--json")] = False,
     common: CommonOptions = CommonOptions(),
 ) -> int:
     """Check every frame of a dataset; exit with 1 when something is wrong.

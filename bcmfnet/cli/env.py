@@ -7,8 +7,12 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from bcmfnet.cli.options import CommonOptions
 
-def env(*, json_output: Annotated[bool, Parameter(name="--json", negative=())] = False) -> int:
+
+def env(
+    *, json_output: Annotated[bool, Parameter(name="--json")] = False, common: CommonOptions = CommonOptions()
+) -> int:
     """Print versions, devices, what was built, and which backend serves each op and why.
 
     Parameters

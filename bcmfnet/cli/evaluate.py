@@ -17,7 +17,7 @@ def evaluate(
     data: DataOptions = DataOptions(),
     inference: InferenceOptions = InferenceOptions(),
     min_miou: float | None = None,
-    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    json_output: Annotated[bool, Parameter(name="--json")] = False,
     common: CommonOptions = CommonOptions(),
 ) -> int:
     """Evaluate weights on a labelled split: IoU, Boundary IoU, boundary F and trimap IoU, pooled over the set.
@@ -28,7 +28,7 @@ def evaluate(
     Parameters
     ----------
     weights
-        Weights file of a run (.safetensors).
+        Weights file (.safetensors), or the folder of a run, whose best weights are taken.
     min_miou
         Exit with 3 when the mIoU, in per cent, is below this.
     json_output
@@ -39,9 +39,11 @@ def evaluate(
     from bcmfnet.engine.inference import LabelPredictor
     from bcmfnet.engine.report import draw_evaluation
     from bcmfnet.engine.run_folder import write_json
+    from bcmfnet.viz import require_matplotlib
 
+    require_matplotlib("the confusion matrix")
     predictor, metadata = LabelPredictor.from_weights(weights, inference.device, inference.amp)
-    dataset = data.build(metadata)
+    dataset = data.build(metadata, weights)
     with inference.folder("evaluate") as folder:
         result = evaluate(predictor, dataset, workers=data.workers)
         write_json(folder / "evaluation.json", result.to_dict())

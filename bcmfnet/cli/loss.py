@@ -23,14 +23,14 @@ def loss(
     frames
         Names of frames; the first of the split where none is named.
     weights
-        Weights file of a run (.safetensors).
+        Weights file (.safetensors), or the folder of a run, whose best weights are taken.
     """
     common.start_logging()
     from bcmfnet.engine.inference import LabelPredictor
     from bcmfnet.engine.report import draw_loss, find_frames
 
     predictor, metadata = LabelPredictor.from_weights(weights, inference.device, inference.amp)
-    dataset = data.build(metadata)
+    dataset = data.build(metadata, weights)
     found = find_frames(dataset, frames)
     with inference.folder("loss") as folder:
         for index in found:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
 
-from cyclopts import App, ArgumentCollection, Parameter
+from cyclopts import App, Argument, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
-from bcmfnet.engine.config import DataConfig, preset
+from bcmfnet.engine.config import DataConfig, TrainConfig, preset
 from bcmfnet.errors import ConfigError
 
 EXCLUSIVE = ("steps", "epochs")
+PRESET = "preset"
+KEYS = {"dataset": "data.name", "model": "model.name"}
+"""Option of a key that is not the option's own name."""
+
+TrainOptions = Annotated[TrainConfig, Parameter(name="*", negative=None, negative_iterable=(), show_default=False)]
+"""The flags of a training configuration. A preset sets their defaults, so a help shows none."""
 
 
-@Parameter(name="*", negative=())
+@Parameter(name="*")
 @dataclass
 class CommonOptions:
     """Flags that every verb has."""
@@ -41,7 +48,7 @@ class CommonOptions:
         logger.handlers = [handler]
 
 
-@Parameter(name="*", negative=())
+@Parameter(name="*")
 @dataclass
 class InferenceOptions:
     """Where weights run, and where the results go."""
@@ -64,7 +71,7 @@ class InferenceOptions:
         return run_folder(verb, self.output_dir, self.name or verb, self.exist_ok)
 
 
-@Parameter(name="data", negative=())
+@Parameter(name="data")
 @dataclass
 class DataOptions:
     """The labelled frames to look at."""
@@ -78,21 +85,22 @@ class DataOptions:
     workers: int = 1
     """Loader processes; 0 loads in the main process."""
 
-    def build(self, metadata: dict[str, Any]) -> Any:
+    def build(self, metadata: dict[str, Any], weights: Path) -> Any:
         """The dataset, where nothing is said the one of a weights file's metadata."""
         from bcmfnet.data import build_dataset
+        from bcmfnet.engine.inference import trained_on
 
-        trained = metadata.get("config", {}).get("data")
-        if trained is None and self.name is None:
-            raise ConfigError("--data.name: expected a dataset, since the weights do not name one")
-        data = DataConfig(**trained or {})
+        data = trained_on(metadata, weights)
+        if data is None and self.name is None:
+            raise ConfigError(f"data.name: expected a dataset, since {weights} does not name one; got none")
+        data = data or DataConfig()
         split = self.split or data.val_split
         if self.name not in (None, data.name):
             data = DataConfig(self.name, num_classes=metadata["num_classes"] if self.name == "folder" else None)
         dataset = build_dataset(data.name, self.root, split, **data.options(split))
         if dataset.table.num_classes != metadata["num_classes"]:
-            classes = f"{dataset.table.num_classes} classes of {dataset.table.name}"
-            raise ConfigError(f"--data.name: the weights have {metadata['num_classes']} classes, not the {classes}")
+            got = f"the {dataset.table.num_classes} of {dataset.table.name}"
+            raise ConfigError(f"data.name: expected {metadata['num_classes']} classes, as {weights} has, got {got}")
         return dataset
 
 
@@ -111,23 +119,30 @@ class OverlayConfig:
     """Fill what the flags leave open: from the file of --config, and below it from --preset or the run to --resume.
 
     An option that is set twice is taken from the upper layer; optim.steps in one layer also hides optim.epochs in the
-    layers below it, and the reverse. The file may name its preset (`preset = "camvid"`).
+    layers below it, and the reverse. The file may name its preset (`preset = "camvid"`). The arguments of the last
+    command line stay in `arguments`, for `name_as_typed`.
     """
 
+    arguments: Iterable[Argument] = ()
+
     def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        self.arguments = arguments
         named = {argument.name: argument for argument in arguments}
         if "--preset" not in named:
             return
         path, run = _token(named, "--config"), _token(named, "--resume")
-        file = read_config(Path(path)) if path is not None else {}
-        base = _token(named, "--preset") or file.pop("preset", None)
-        file.pop("preset", None)
-        if run is not None and (path or base):
-            raise ConfigError("--resume: expected no --preset and no --config, the run has its own configuration")
-        values = read_config(Path(run) / "config.toml") if run is not None else preset(base or "synthetic")
+        if run is not None and (path or _token(named, "--preset")):
+            raise ConfigError("resume: expected no --preset and no --config, the run has its own configuration")
+        file = read_config("config", Path(path)) if path is not None else {}
         given = {key for key in EXCLUSIVE if named[f"--optim.{key}"].tokens}
         _fill(_hide(file, given), path, app, commands, arguments)
-        _fill(_hide(values, given | set(file.get("optim", {}))), run or f"preset {base}", app, commands, arguments)
+        if run is not None:
+            source = str(Path(run) / "config.toml")
+            values = read_config("resume", Path(source))
+        else:
+            source, name = PRESET, _token(named, "--preset") or "synthetic"
+            values = preset(name) | {"preset": name}
+        _fill(_hide(values, given | set(file.get("optim", {}))), source, app, commands, arguments)
 
 
 def _fill(values: dict[str, Any], source: str | None, app: App, commands: tuple[str, ...], arguments: Any) -> None:
@@ -149,34 +164,57 @@ def _hide(values: dict[str, Any], above: set[str]) -> dict[str, Any]:
     return values | {"optim": {key: value for key, value in values["optim"].items() if key not in EXCLUSIVE}}
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Nested values of a TOML or YAML file. Raises ConfigError for one that cannot be read or parsed."""
+def read_config(key: str, path: Path) -> dict[str, Any]:
+    """Nested values of a TOML or YAML file, the value of option `key`. Raises ConfigError where it has none."""
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config: cannot read {path}: {error}") from None
-    if path.suffix in (".yaml", ".yml"):
-        values = _parse_yaml(path, text)
-    else:
-        try:
-            values = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"--config: {path} is not TOML: {error}") from None
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{key}: expected a configuration at {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{key}: expected UTF-8 text in {path}: {error}") from None
+    try:
+        values = _parse_yaml(text) if path.suffix in (".yaml", ".yml") else tomllib.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{key}: expected sections of options in {path}, got {type(values).__name__}")
     return values
 
 
-def _parse_yaml(path: Path, text: str) -> dict[str, Any]:
+def _parse_yaml(text: str) -> Any:
     try:
         import yaml
     except ImportError:
-        raise ConfigError(f"--config: {path} is YAML, which needs PyYAML; TOML needs nothing") from None
+        raise ValueError("YAML needs PyYAML, TOML needs nothing; pip install PyYAML") from None
     try:
-        values = yaml.safe_load(text) or {}
+        return yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"--config: {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"--config: expected sections of options in {path}, got {type(values).__name__}")
-    return values
+        raise ValueError(f"not YAML: {error}") from None
+
+
+def name_as_typed(message: str, arguments: Iterable[Argument]) -> str:
+    """The message with the keys before its first colon named as they were set: as flags, or as keys of a file."""
+    keys, colon, rest = message.partition(": ")
+    typed = [_typed(key, arguments) for key in keys.split(", ")]
+    return f"{', '.join(typed)}{colon}{rest}" if all(typed) else message
+
+
+def _typed(key: str, arguments: Iterable[Argument]) -> str | None:
+    """What set the option of a key: `data.root`, or only `root` where a function below the command line says so."""
+    words = re.escape(KEYS.get(key, key).replace("_", "-"))
+    leaves = {argument.name.removeprefix("--"): argument for argument in arguments if not argument.children}
+    for pattern in (words, rf".*\.{words}", rf".*[.-]{words}s?"):
+        found = [name for name in leaves if re.fullmatch(pattern, name, re.IGNORECASE)]
+        if found:
+            return ", ".join(_setting(leaves[name]) for name in found)
+    return None
+
+
+def _setting(argument: Argument) -> str:
+    source = argument.tokens[0].source if argument.tokens else PRESET
+    if source in ("cli", PRESET):
+        return argument.name
+    return f"{argument.name.removeprefix('--').replace('-', '_')} in {source}"
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

@@ -22,7 +22,7 @@ def predict(
     source
         An image file, a folder of images, or a quoted glob.
     weights
-        Weights file of a run (.safetensors).
+        Weights file (.safetensors), or the folder of a run, whose best weights are taken.
     """
     common.start_logging()
     from bcmfnet.engine.inference import LabelPredictor, label_table

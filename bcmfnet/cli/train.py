@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from bcmfnet.cli.options import CommonOptions, print_table
+from bcmfnet.cli.options import CommonOptions, TrainOptions, print_table
 from bcmfnet.engine.config import TrainConfig, to_toml
 
 
@@ -18,16 +18,17 @@ def train(
     config: Path | None = None,
     output_dir: str | None = None,
     name: str | None = None,
-    exist_ok: Annotated[bool, Parameter(negative=())] = False,
+    exist_ok: bool = False,
     resume: Path | None = None,
-    dry_run: Annotated[bool, Parameter(negative=())] = False,
-    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
-    cfg: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),
+    dry_run: bool = False,
+    json_output: Annotated[bool, Parameter(name="--json")] = False,
+    cfg: TrainOptions = TrainConfig(),
     common: CommonOptions = CommonOptions(),
 ) -> int:
     """Train a network and evaluate its best weights.
 
-    Without anything else it trains on generated street scenes for a minute or two.
+    Without anything else it trains on generated street scenes for a minute or two. An option that no flag sets has its
+    value from --config, and one that is not there either from --preset: `bcmfnet config show` prints them all.
 
     Parameters
     ----------

@@ -9,16 +9,10 @@ from pathlib import Path
 
 from bcmfnet.data.decode import UNKNOWN, ColorLabels, IdLabels, id_labels
 from bcmfnet.data.io import IMAGE_ENDINGS
-from bcmfnet.data.labels import (
-    CITYSCAPES_ROWS,
-    cityscapes_id_to_train_id,
-    get_label_table,
-    make_label_table,
-    unknown_name,
-)
+from bcmfnet.data.labels import CITYSCAPES_ROWS, cityscapes_id_to_train_id, get_label_table, make_label_table
 from bcmfnet.data.pairs import Dataset, PairedFiles, index_files
 from bcmfnet.data.synthetic import SyntheticStreets
-from bcmfnet.errors import ConfigError, DataError
+from bcmfnet.errors import ConfigError, DataError, unknown_name
 
 log = logging.getLogger("bcmfnet.data")
 CAMVID_FRAMES = {"train": 367, "val": 101, "test": 233}
@@ -43,12 +37,13 @@ def build_dataset(
         DataError: an empty folder, an image without a mask.
     """
     if name not in _BUILDERS:
-        raise ConfigError(unknown_name("dataset", name, _BUILDERS))
+        raise ConfigError(unknown_name("dataset", name, list_datasets()))
     build = _BUILDERS[name]
     known = list(inspect.signature(build).parameters)[3:]
     for option in options:
         if option not in known:
-            raise ConfigError(f"dataset {name}: " + unknown_name("option", option, known))
+            choices = ", ".join(known) or "none"
+            raise ConfigError(f"{option}: dataset {name} has no such option; its options: {choices}")
     return build(root, split, strict, **options)
 
 
@@ -59,9 +54,9 @@ def list_datasets() -> list[str]:
 
 def _folder(root: str | Path | None, name: str) -> Path:
     if not root:
-        raise ConfigError(f"root: dataset {name} needs the folder that it lies in")
+        raise ConfigError(f"root: expected the folder of dataset {name}, got none")
     if not Path(root).is_dir():
-        raise ConfigError(f"root: {root} is not a folder")
+        raise ConfigError(f"root: expected a folder, found none at {root}")
     return Path(root)
 
 
@@ -96,8 +91,12 @@ def _camvid_ignore(root: str | Path | None, split: str, strict: bool) -> PairedF
 def _listed_names(path: Path) -> set[str]:
     """Names of a list: the first word of each line, without folder and ending."""
     if not path.is_file():
-        raise DataError(f"{path}: expected a list of the split's frames, a name a line")
-    return {Path(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()}
+        raise DataError(f"{path}: expected a list of the split's frames, a name a line, found no file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: expected a list of the split's frames, a name a line: {error}") from None
+    return {Path(line.split()[0]).stem for line in text.splitlines() if line.strip()}
 
 
 def _compare_with_camvid(split: str, frames: int) -> None:
@@ -127,7 +126,7 @@ def _plain_folder(
     """images/{split}/NAME.* and masks/{split}/NAME.png, or {split}/images/ and {split}/masks/."""
     folder = _folder(root, "folder")
     if num_classes is None and not classes:
-        raise ConfigError("num_classes: dataset folder needs the number of classes")
+        raise ConfigError("num_classes: expected the number of classes of dataset folder, got none")
     table = make_label_table("folder", len(classes) if num_classes is None else num_classes, tuple(classes))
     layouts = (
         (folder / "images" / split, folder / "masks" / split),

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import colorsys
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from bcmfnet.errors import ConfigError
+from bcmfnet.errors import ConfigError, unknown_name
 
 RGB = tuple[int, int, int]
 MAX_CLASSES = 254  # 255 is void and 254 marks a value that no table knows
@@ -186,12 +184,5 @@ def list_label_tables() -> list[str]:
 def get_label_table(name: str) -> LabelTable:
     """The table called `name`. Raises ConfigError, with the nearest name, when there is none."""
     if name not in _TABLES:
-        raise ConfigError(unknown_name("label table", name, _TABLES))
+        raise ConfigError(unknown_name("label table", name, list_label_tables()))
     return _TABLES[name]
-
-
-def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
-    """One line for a misspelt name: `unknown dataset 'cityscape', did you mean 'cityscapes'? Known: ...`."""
-    near = difflib.get_close_matches(name, known := sorted(known), n=1)
-    hint = f", did you mean {near[0]!r}?" if near else "."
-    return f"unknown {what} {name!r}{hint} Known: {', '.join(known) or 'none'}"

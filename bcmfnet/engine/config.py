@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bcmfnet.errors import ConfigError
+from bcmfnet.errors import ConfigError, unknown_name
 
 LossMode = Literal["detect", "detect0", "paper", "paper0", "ohem", "plain"]
 
@@ -49,7 +49,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require(min(self.crop) >= 64, "data.crop", "height and width >= 64", self.crop)
-        _require(0 < self.scale[0] <= self.scale[1], "data.scale", "0 < low <= high", self.scale)
+        _require(0 < self.scale[0] <= self.scale[1] < math.inf, "data.scale", "0 < low <= high < inf", self.scale)
         _require(0 <= self.flip <= 1, "data.flip", "a probability", self.flip)
         _require(0 <= self.jitter < 1, "data.jitter", "0 <= jitter < 1", self.jitter)
         _require(self.batch_size >= 2, "data.batch_size", "at least 2 (BN sees a 1x1 map)", self.batch_size)
@@ -76,7 +76,7 @@ class ModelConfig:
     aux: bool = True
     """Train with the auxiliary head."""
     pretrained: str | None = None
-    """Weights to start from: a file of ours, or an official DDRNet-23-slim checkpoint."""
+    """Weights to start from: a file of ours, the folder of a run, or an official DDRNet-23-slim checkpoint."""
 
 
 @dataclass
@@ -132,12 +132,13 @@ class OptimConfig:
     """Length of the run in optimiser steps; this or epochs."""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, "optim.lr", "more than 0", self.lr)
+        _require(0 < self.lr < math.inf, "optim.lr", "more than 0", self.lr)
         _require(0 <= self.momentum < 1, "optim.momentum", "0 <= momentum < 1", self.momentum)
-        _require(self.weight_decay >= 0, "optim.weight_decay", "at least 0", self.weight_decay)
+        _require(0 <= self.weight_decay < math.inf, "optim.weight_decay", "at least 0", self.weight_decay)
+        _require(0 <= self.power < math.inf, "optim.power", "at least 0", self.power)
         _require(self.warmup_steps >= 0, "optim.warmup_steps", "at least 0", self.warmup_steps)
         _require(self.steps is None or self.steps >= 1, "optim.steps", "at least 1", self.steps)
-        _require(self.epochs is None or self.epochs > 0, "optim.epochs", "more than 0", self.epochs)
+        _require(self.epochs is None or 0 < self.epochs < math.inf, "optim.epochs", "more than 0", self.epochs)
 
 
 @dataclass
@@ -163,7 +164,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, "seed", "at least 0", self.seed)
-        _require(self.val_every > 0, "val_every", "more than 0", self.val_every)
+        _require(0 < self.val_every < math.inf, "val_every", "more than 0", self.val_every)
         _require(self.log_every >= 1, "log_every", "at least 1", self.log_every)
         _require(
             not (self.optim.steps and self.optim.epochs),
@@ -225,9 +226,7 @@ warm-up); the paper states no schedule, so the length is the peers'. `paper-camv
 def preset(name: str) -> dict[str, Any]:
     """Values of a preset. Raises ConfigError with the choices when there is none of that name."""
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}{hint}")
+        raise ConfigError(unknown_name("preset", name, PRESETS))
     return PRESETS[name]
 
 

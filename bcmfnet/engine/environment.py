@@ -26,8 +26,15 @@ def describe_environment() -> dict[str, Any]:
         "cpu": _cpu(),
         "cuda": _cuda(),
         "native": _extension.describe(),
-        "backends": backends.describe(),
+        "backends": _backends(),
     }
+
+
+def _backends() -> list[dict[str, str]]:
+    """`backends.describe`, in which nothing serves a device that is not here."""
+    here = {"cpu"} | ({"cuda"} if torch.cuda.is_available() else set())
+    absent = {"backend": "none", "reason": "no CUDA device"}
+    return [row if row["device"] in here else row | absent for row in backends.describe()]
 
 
 def _version(package: str) -> str | None:

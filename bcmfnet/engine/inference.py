@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ from torch import Tensor, nn
 
 from bcmfnet.data import normalize
 from bcmfnet.data.labels import LabelTable
+from bcmfnet.engine.config import DataConfig
 from bcmfnet.engine.runtime import autocast, resolve_amp, resolve_device
-from bcmfnet.errors import CheckpointError
+from bcmfnet.errors import CheckpointError, ConfigError
 from bcmfnet.models import model_from_weights
+from bcmfnet.models.weights import checked
 from bcmfnet.ops import upsample_argmax
+
+KEPT = "in its metadata (see save_weights)"
 
 
 class LabelPredictor:
@@ -39,12 +44,17 @@ class LabelPredictor:
 
     @classmethod
     def from_weights(cls, path: Path, device: str = "auto", amp: str = "auto") -> tuple[LabelPredictor, dict[str, Any]]:
-        """The predictor of a weights file of ours, as fast as `for_inference` makes it, and the file's metadata."""
+        """The predictor of a weights file of ours, as fast as `for_inference` makes it, and the file's metadata.
+
+        Raises CheckpointError for a file that cannot be used, ConfigError for a device or precision that is not here.
+        """
         where = resolve_device(device)
         model, metadata = model_from_weights(path, where)
         dtype = resolve_amp(amp, where) or torch.float32
         model = model.for_inference(dtype=dtype, output="logits")
-        return cls(model, metadata["mean"], metadata["std"], where, amp=None), metadata
+        mean = checked(path, metadata, "mean", f"three numbers {KEPT}", _is_triple)
+        std = checked(path, metadata, "std", f"three numbers above 0 {KEPT}", lambda v: _is_triple(v) and min(v) > 0)
+        return cls(model, mean, std, where, amp=None), metadata
 
     def __call__(self, images: Tensor) -> Tensor:
         """Label maps uint8 [N, H, W] on the device, of RGB frames uint8 [N, 3, H, W] of any size >= 64."""
@@ -60,10 +70,49 @@ class LabelPredictor:
 
 
 def label_table(metadata: dict[str, Any], path: Path) -> LabelTable:
-    """Label table that weights were trained with. Raises CheckpointError when the file does not have one."""
+    """Label table that weights were trained with. Raises CheckpointError when the file has none that can be used."""
+    count = metadata["num_classes"]
+
+    def value(key: str, expected: str, fits: Callable[[Any], bool]) -> Any:
+        return checked(path, metadata, f"label_table.{key}", f"{expected} {KEPT}", fits)
+
+    name = value("name", "text", lambda v: isinstance(v, str))
+    classes = value("classes", f"{count} names", lambda v: _is_list(v, str) and len(v) == count)
+    colors = value(
+        "colors",
+        f"{count} RGB colours of 0..255",
+        lambda v: _is_list(v, list) and len(v) == count and all(map(_is_color, v)),
+    )
+    ignore_index = value("ignore_index", "0..255", lambda v: type(v) is int and 0 <= v <= 255)
+    return LabelTable(name, tuple(classes), tuple(map(tuple, colors)), ignore_index)
+
+
+def trained_on(metadata: dict[str, Any], path: Path) -> DataConfig | None:
+    """The dataset that weights were trained on, None where they do not say. Raises CheckpointError for half of it."""
+    if "config" not in metadata:
+        return None
+    section = checked(path, metadata, "config.data", "a section of options", lambda v: isinstance(v, dict))
+    kinds = {"name": str, "train_split": str, "val_split": str, "num_classes": int, "length": int}
+    options = {
+        key: checked(path, metadata, f"config.data.{key}", kind.__name__, lambda v, kind=kind: type(v) is kind)
+        for key, kind in kinds.items()
+        if key in section or kind is str
+    }
     try:
-        values = metadata["label_table"]
-        colors = tuple(tuple(color) for color in values["colors"])
-        return LabelTable(values["name"], tuple(values["classes"]), colors, values["ignore_index"])
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path}: expected weights with a label table, found none that can be used") from None
+        return DataConfig(**options)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: config.{error}") from None
+
+
+def _is_list(value: object, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+def _is_triple(value: object) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 3 and all(type(v) in (int, float) and math.isfinite(v) for v in value)
+    )
+
+
+def _is_color(value: list) -> bool:
+    return len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value)

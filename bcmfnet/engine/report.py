@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bcmfnet.data.labels import unknown_name
+from bcmfnet.data.io import write_jpeg, write_png
 from bcmfnet.engine.config import PAPER_LOSS
 from bcmfnet.engine.evaluate import Evaluation
 from bcmfnet.engine.inference import LabelPredictor
-from bcmfnet.errors import ConfigError
+from bcmfnet.errors import ConfigError, unknown_name
 from bcmfnet.nn import BoundaryCorrectedLoss, OhemCrossEntropy
 from bcmfnet.ops.bcl import checked_options
 from bcmfnet.reference import bcl as reference
-
-log = logging.getLogger("bcmfnet.report")
+from bcmfnet.viz import LossMaps, comparison, loss_maps, plot_confusion, plot_training
 
 OVERLAYS = 6
 
@@ -29,35 +26,17 @@ def draw_run(
 ) -> None:
     """Write results.png (the curves), and what draw_evaluation writes."""
     draw_evaluation(folder, evaluation, predictor, dataset)
-    with _optional_plot():
-        from bcmfnet.viz import plot_training
-
-        plot_training(rows, folder / "results.png")
+    plot_training(rows, folder / "results.png")
 
 
 def draw_evaluation(folder: Path, evaluation: Evaluation, predictor: LabelPredictor, dataset: Any) -> None:
     """Write overlays/ and confusion_matrix.png."""
     draw_overlays(folder / "overlays", predictor, dataset)
-    with _optional_plot():
-        from bcmfnet.viz import plot_confusion
-
-        plot_confusion(evaluation.confusion.matrix, evaluation.table.classes, folder / "confusion_matrix.png")
-
-
-@contextmanager
-def _optional_plot() -> Iterator[None]:
-    """Leave a plot out, with one line of warning, where matplotlib is not installed."""
-    try:
-        yield
-    except ImportError as error:
-        log.warning("%s", error)
+    plot_confusion(evaluation.confusion.matrix, evaluation.table.classes, folder / "confusion_matrix.png")
 
 
 def draw_overlays(folder: Path, predictor: LabelPredictor, dataset: Any, count: int = OVERLAYS) -> None:
     """Write a comparison (frame, truth, prediction, errors) for frames spread evenly over the dataset."""
-    from bcmfnet.data.io import write_jpeg
-    from bcmfnet.viz import comparison
-
     predictor.model.eval()
     folder.mkdir(exist_ok=True)
     for i in range(0, len(dataset), max(1, len(dataset) // count))[:count]:
@@ -71,7 +50,7 @@ def find_frames(dataset: Any, names: Sequence[str]) -> list[int]:
     numbers = {dataset.name(i): i for i in range(len(dataset))}
     for name in names:
         if name not in numbers:
-            raise ConfigError(unknown_name(f"frame of {dataset.split}", name, numbers))
+            raise ConfigError(unknown_name("frames", name, numbers))
     return [numbers[name] for name in names] or [0]
 
 
@@ -80,9 +59,6 @@ def draw_loss(path: Path, predictor: LabelPredictor, dataset: Any, index: int) -
 
     `paper` has the paper's suppression and share; OHEM has thresh 0.7 and no min_kept, which is meant for a batch.
     """
-    from bcmfnet.data.io import write_png
-    from bcmfnet.viz import LossMaps, loss_maps
-
     predictor.model.eval()
     image, target = dataset.read(index)
     logits = predictor.logits(torch.from_numpy(image).permute(2, 0, 1)[None]).cpu()

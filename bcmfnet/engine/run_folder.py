@@ -7,11 +7,14 @@ import csv
 import io
 import json
 import os
+import reprlib
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bcmfnet.errors import ConfigError
+from bcmfnet.errors import CheckpointError, ConfigError
+from bcmfnet.models.weights import checked
 
 
 @contextlib.contextmanager
@@ -19,9 +22,16 @@ def run_folder(verb: str, output_dir: str | None, name: str, exist_ok: bool = Fa
     """Create the folder of a run; one that the code inside left empty when it failed is taken away again.
 
     output_dir is the folder itself; without it the folder is runs/VERB/NAME, numbered NAME-2, NAME-3, ... where
-    that exists. Raises ConfigError when output_dir has something in it and exist_ok is not given.
+    that exists. Raises ConfigError when output_dir has something in it and exist_ok is not given, or when the folder
+    cannot be made or written to.
     """
-    folder = _create(verb, output_dir, name, exist_ok)
+    try:
+        folder = _create(verb, output_dir, name, exist_ok)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        at = output_dir or Path("runs", verb, name)
+        raise ConfigError(f"output_dir: expected a folder to write to, got {at}: {error.strerror}") from None
     try:
         yield folder
     except BaseException:
@@ -34,9 +44,9 @@ def _create(verb: str, output_dir: str | None, name: str, exist_ok: bool) -> Pat
     if output_dir is not None:
         folder = Path(output_dir)
         if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"--output-dir: expected a folder, got the file {folder}")
+            raise ConfigError(f"output_dir: expected a folder, got the file {folder}")
         if folder.is_dir() and any(folder.iterdir()) and not exist_ok:
-            raise ConfigError(f"--output-dir: {folder} exists and is not empty; choose another or give --exist-ok")
+            raise ConfigError(f"output_dir: {folder} exists and is not empty; choose another or give --exist-ok")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     parent = Path("runs") / verb
@@ -76,7 +86,7 @@ class MetricsLog:
         self.table = folder / "results.csv"
         self.rows: list[dict[str, Any]] = []
         if keep_until is not None and self.path.exists():
-            self.rows = [row for row in _read_rows(self.path) if row["step"] <= keep_until]
+            self.rows = [row for row in read_rows(self.path) if row["step"] <= keep_until]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def add(self, row: dict[str, Any]) -> None:
@@ -92,11 +102,35 @@ class MetricsLog:
         return [row for row in self.rows if "miou" in row]
 
 
-def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a metrics.jsonl; a last line that a killed process left unfinished is dropped."""
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            yield json.loads(line)
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a metrics.jsonl; a last line that a killed process left unfinished is dropped.
+
+    Raises CheckpointError for any other line that is not a row.
+    """
+    lines = path.read_text(errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines):
+                return
+            row = None
+        where = f"{path}, line {number}"
+        if not isinstance(row, dict):
+            raise CheckpointError(f"{where}: expected a JSON object, got {reprlib.repr(line)}")
+        checked(where, row, "step", "a number of steps", lambda v: type(v) is int and v >= 0)
+        for key in row:
+            if key == "iou":
+                checked(
+                    where, row, key, "IoU by class", lambda v: isinstance(v, dict) and all(map(_is_number, v.values()))
+                )
+            else:
+                checked(where, {key: row[key]}, key, "a number", _is_number)
+        yield row
+
+
+def _is_number(value: object) -> bool:
+    return value is None or type(value) in (int, float)
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

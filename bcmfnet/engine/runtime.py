@@ -29,7 +29,9 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device: expected one of {torch.cuda.device_count()} CUDA devices, got {name!r}")
+        count = torch.cuda.device_count()
+        expected = f"cuda:0 to cuda:{count - 1}" if count else "auto or cpu, there is no CUDA device here"
+        raise ConfigError(f"device: expected {expected}, got {name!r}")
     return device
 
 

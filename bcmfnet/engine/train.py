@@ -34,9 +34,11 @@ from bcmfnet.engine.optim import Schedule, build_optimizer
 from bcmfnet.engine.progress import Progress, progress_bar
 from bcmfnet.engine.run_folder import MetricsLog, write_json, write_text
 from bcmfnet.engine.runtime import Interrupted, StopRequest, autocast, resolve_amp, resolve_device, stop_on_signals
-from bcmfnet.errors import TrainingError
+from bcmfnet.errors import ConfigError, TrainingError
 from bcmfnet.models import count_parameters, create_model, model_from_weights, save_weights
+from bcmfnet.models.weights import BEST
 from bcmfnet.nn import BoundaryCorrectedLoss, UpsampledCrossEntropy
+from bcmfnet.viz import require_matplotlib
 
 log = logging.getLogger("bcmfnet.train")
 
@@ -54,8 +56,10 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False) -> TrainRe
     """Train as configured and leave everything in the folder.
 
     With resume, go on from the folder's last checkpoint: the weights end bit for bit where an uninterrupted run
-    ends. Raises ConfigError, DataError or TrainingError; Interrupted after a signal, once the state is saved.
+    ends. Raises ConfigError, DataError, CheckpointError or TrainingError, MissingPackageError where matplotlib is not
+    installed; Interrupted after a signal, once the state is saved.
     """
+    require_matplotlib("the curves of a run")
     device = resolve_device(config.device)
     amp = resolve_amp(config.amp, device)
     train_set, val_set = build_datasets(config.data)
@@ -118,13 +122,16 @@ class _Run:
 
     @property
     def best_weights(self) -> Path:
-        return self.folder / "weights" / "best.safetensors"
+        return self.folder / BEST
 
     def start(self, resume: bool) -> None:
         """Take up the last checkpoint, or write down what the run is made of."""
         if resume:
-            payload = read_checkpoint(self.checkpoint)
-            self.state = restore(payload, self.model, self.optimizer, self.scaler)
+            path, config = self.checkpoint, self.config.to_dict()
+            self.state = restore(path, read_checkpoint(path), config, self.model, self.optimizer, self.scaler)
+            if self.state.step > self.plan.steps:
+                done = f"at least the {self.state.step} steps that the run has done"
+                raise ConfigError(f"optim.steps, optim.epochs: expected {done}, got {self.plan.steps}")
             self.metrics = MetricsLog(self.folder, keep_until=self.state.step)
             log.info("resume at step %d of %d", self.state.step, self.plan.steps)
         else:
@@ -282,7 +289,7 @@ class _Meter:
             if not math.isfinite(value):
                 raise TrainingError(
                     f"loss: expected a finite number, got {value} at step {step}, on {', '.join(f[0] for f in files)}; "
-                    "try a lower optim.lr, a longer optim.warmup_steps or --amp off; the last checkpoint is intact"
+                    "try a lower --optim.lr, a longer --optim.warmup-steps or --amp off; the last checkpoint is intact"
                 )
         rate = len(rows) * self.batch_size / (time.perf_counter() - self.start)
         self._reset()
@@ -305,7 +312,7 @@ def _log_file(folder: Path) -> Iterator[None]:
     """Send the package's log to train.log in the folder as well, from INFO on where nobody set a level."""
     logger = logging.getLogger("bcmfnet")
     level = logger.level
-    handler = logging.FileHandler(folder / "train.log")
+    handler = logging.FileHandler(folder / "train.log", delay=True)  # made by a run that starts, not by one refused
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(level or logging.INFO)

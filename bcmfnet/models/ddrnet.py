@@ -232,11 +232,11 @@ class DDRNet23Slim(DualResolutionNet):
         super().__init__(context, num_classes, aux)
 
 
-def check_images(images: Tensor) -> None:
+def check_images(images: Tensor, name: str = "images") -> None:
     shape = tuple(images.shape)
     if not images.is_floating_point() or len(shape) != 4 or shape[1] != 3 or min(shape[2:]) < MIN_SIZE:
         raise ValueError(
-            f"images: expected float [N, 3, H, W], H and W >= {MIN_SIZE}, "
+            f"{name}: expected float [N, 3, H, W], H and W >= {MIN_SIZE}, "
             f"got {str(images.dtype).removeprefix('torch.')} {list(shape)}"
         )
 

@@ -77,9 +77,9 @@ class InferenceNetwork(nn.Module):
         Raises:
             ValueError: frames of another shape, dtype or device.
         """
-        check_images(frames)
+        check_images(frames, "frames")
         if frames.device != self.device:
-            raise ValueError(f"images: expected them on {self.device}, got {frames.device}")
+            raise ValueError(f"frames: expected them on {self.device}, got {frames.device}")
         return self._compute(frames) if self._graphs is None else self._graphs(frames)
 
     def _compute(self, frames: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from bcmfnet.errors import CheckpointError, ConfigError
 from bcmfnet.models.bcmfnet import BCMFNet
 from bcmfnet.models.ddrnet import DDRNet23Slim, DualResolutionNet
 from bcmfnet.models.pretrained import load_pretrained
-from bcmfnet.models.weights import read_weights
+from bcmfnet.models.weights import check_same_tensors, checked, read_weights
 from bcmfnet.nn.context import ContextOptions
 
 MODELS: dict[str, type[DDRNet23Slim]] = {"bcmfnet": BCMFNet, "ddrnet23_slim": DDRNet23Slim}
@@ -39,18 +39,23 @@ def create_model(
         name: one of `list_models()`.
         num_classes: 1..256.
         aux: with the auxiliary head, which answers in training mode only.
-        pretrained: a weights file of ours or an official DDRNet-23-slim checkpoint, see `load_pretrained`.
+        pretrained: path of weights of ours, of a run's folder or of an official DDRNet-23-slim checkpoint, see
+            `load_pretrained`; nothing is downloaded.
         options: keywords of the context module (`LMFM` for bcmfnet, `DAPPM` for ddrnet23_slim).
 
     Raises:
-        ConfigError: unknown name, option or class count. ValueError: an unknown option value.
+        ConfigError: unknown name, option or class count, `pretrained` not a path. ValueError: an unknown option value.
         CheckpointError: a pretrained file that cannot be read or does not fit.
     """
     if name not in MODELS:
         choices = " or ".join(list_models())
         raise ConfigError(f"model: expected {choices}, got {name!r}{_suggestion(name, MODELS)}")
-    if type(num_classes) is not int or not 1 <= num_classes <= MAX_CLASSES:
+    if not _is_class_count(num_classes):
         raise ConfigError(f"num_classes: expected an integer in 1..{MAX_CLASSES}, got {num_classes!r}")
+    if not isinstance(pretrained, str | PathLike | None):
+        raise ConfigError(
+            f"pretrained: expected the path of a weights file, none can be downloaded; got {pretrained!r}"
+        )
     model_class = MODELS[name]
     known = model_options(model_class)
     for option in options:
@@ -75,27 +80,23 @@ def model_from_weights(path: str | PathLike, device: str | torch.device = "cpu")
         raise CheckpointError(
             f"{path}: does not name its model; use create_model(name, num_classes=..., pretrained=path)"
         )
+    name = checked(path, metadata, "model", " or ".join(list_models()), lambda value: value in list_models())
+    num_classes = checked(path, metadata, "num_classes", f"an integer in 1..{MAX_CLASSES}", _is_class_count)
+    options = checked(
+        path, {"options": {}} | metadata, "options", "keywords of the model", lambda value: isinstance(value, dict)
+    )
     try:
-        options = metadata.get("options", {})
-        model = create_model(metadata["model"], num_classes=metadata["num_classes"], **options)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its metadata builds no model: {error}") from error
+        model = create_model(name, num_classes=num_classes, **options)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: options: {error}") from error
     state = {key: tensor for key, tensor in state.items() if not key.startswith("aux_head.")}
-    _check_same_tensors(path, model.state_dict(), state)
+    check_same_tensors(path, model.state_dict(), state)
     model.load_state_dict(state)
     return model.to(device).eval(), metadata
 
 
-def _check_same_tensors(path, expected: dict, state: dict) -> None:
-    wrong = [
-        key
-        for key in expected.keys() | state.keys()
-        if key not in expected or key not in state or expected[key].shape != state[key].shape
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"{path}: {len(wrong)} tensors, such as {min(wrong)}, are missing, unknown or of another shape"
-        )
+def _is_class_count(value: object) -> bool:
+    return type(value) is int and 1 <= value <= MAX_CLASSES
 
 
 def model_options(model_class: type[DDRNet23Slim]) -> list[str]:

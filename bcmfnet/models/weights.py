@@ -6,16 +6,20 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bcmfnet.errors import CheckpointError
+from bcmfnet.errors import CheckpointError, MissingFileError
 
 FORMAT = 1
+BEST = "weights/best.safetensors"
+"""Where the folder of a training run has its best weights."""
 METADATA_KEY = "bcmfnet"
 WRAPPERS = re.compile(r"^(module\.|model\.|_orig_mod\.)+")
 
@@ -25,16 +29,57 @@ def read_weights(path: str | PathLike) -> tuple[dict[str, Tensor], dict]:
 
     A .safetensors of ours has metadata: format, model, num_classes, aux, options and what else was saved.
     Any other name is read as a torch file: a state dict, or one under "state_dict" or "model", no metadata.
+    The folder of a training run stands for its best weights.
 
     Raises:
-        CheckpointError: a missing, empty, truncated or foreign file.
+        MissingFileError: no file at the path. CheckpointError: an empty, truncated or foreign file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such weights file")
+    path = _file_of(Path(path))
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: empty weights file")
     return _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), {})
+
+
+def _file_of(path: Path) -> Path:
+    file = path / BEST if path.is_dir() else path
+    if not file.is_file():
+        found = f"a folder without {BEST}" if path.is_dir() else "no file"
+        raise MissingFileError(f"{path}: expected a weights file or the folder of a run, found {found}")
+    return file
+
+
+def checked(path: str | PathLike, values: Any, key: str, expected: str, fits: Callable[[Any], bool]) -> Any:
+    """The value of a dotted key in nested dicts that were read from a file.
+
+    Raises:
+        CheckpointError: the key is missing or its value does not fit; names file, key, expected and got.
+    """
+    value, found = values, True
+    for part in key.split("."):
+        found = found and isinstance(value, Mapping) and part in value
+        value = value[part] if found else None
+    if not (found and fits(value)):
+        raise CheckpointError(f"{path}: {key}: expected {expected}, got {reprlib.repr(value) if found else 'nothing'}")
+    return value
+
+
+def check_same_tensors(path: str | PathLike, own: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless a file's tensors have the names, the shapes and the kind of number of one's own."""
+    wrong = [key for key in own.keys() | state.keys() if not _same_kind(own.get(key), state.get(key))]
+    if wrong:
+        key, more = min(wrong), f" (and {len(wrong) - 1} other tensors)" if len(wrong) > 1 else ""
+        raise CheckpointError(f"{path}: {key}: expected {_kind(own.get(key))}, got {_kind(state.get(key))}{more}")
+
+
+def _same_kind(a: Any, b: Any) -> bool:
+    both = isinstance(a, Tensor) and isinstance(b, Tensor)
+    return both and a.shape == b.shape and a.is_floating_point() == b.is_floating_point()
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return "nothing" if value is None else type(value).__name__
 
 
 def save_weights(path: str | PathLike, model: nn.Module, metadata: Mapping | None = None) -> None:
@@ -99,9 +144,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         metadata = json.loads(text)
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path}: its metadata is not JSON ({error})") from error
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        found = metadata.get("format") if isinstance(metadata, dict) else metadata
-        raise CheckpointError(f"{path}: expected metadata of format {FORMAT}, got {found!r}")
+    checked(path, metadata, "format", str(FORMAT), lambda value: type(value) is int and value == FORMAT)
     return state, metadata
 
 

@@ -15,6 +15,7 @@ _PUBLIC = {
     "plot_confusion": "bcmfnet.viz.plots",
     "plot_overlays": "bcmfnet.viz.plots",
     "plot_training": "bcmfnet.viz.plots",
+    "require_matplotlib": "bcmfnet.viz.plots",
 }
 
 __all__ = list(_PUBLIC)

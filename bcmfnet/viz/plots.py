@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from bcmfnet.data.labels import LabelTable
+from bcmfnet.errors import MissingPackageError
 from bcmfnet.viz.pictures import legend, stacked
 
 INK, FAINT, BLUE, ORANGE = "#3c3c3c", "#e4e4e4", "#2b6ca3", "#d9772b"
@@ -55,7 +56,7 @@ def plot_training(metrics_rows: Sequence[dict[str, Any]], path: str | Path) -> N
         path: image to write; its ending is the format.
 
     Raises:
-        ImportError: matplotlib is missing.
+        MissingPackageError: matplotlib is missing.
     """
     evaluated = [row for row in metrics_rows if "miou" in row]
     trained = [row for row in metrics_rows if "miou" not in row]
@@ -84,7 +85,7 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | P
 
     Raises:
         ValueError: a matrix that does not match the names.
-        ImportError: matplotlib is missing.
+        MissingPackageError: matplotlib is missing.
     """
     matrix, count = np.asarray(matrix), len(class_names)
     if matrix.shape != (count, count):
@@ -108,14 +109,21 @@ def plot_overlays(images: Sequence[np.ndarray], path: str | Path, table: LabelTa
     _write_whole(Path(path), cv2.imencode(Path(path).suffix, sheet)[1].tobytes())
 
 
+def require_matplotlib(what: str) -> None:
+    """Raise MissingPackageError where `what` cannot be drawn; for the start of work that ends in a figure."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise MissingPackageError(f"matplotlib: needed to draw {what}; pip install 'bcmfnet[train]'") from None
+
+
 @contextmanager
 def _figure(what: str, path: str | Path, size: tuple[float, float]) -> Iterator[Any]:
     """A figure to draw on, of `size` inches, which is written to `path` at the end."""
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError(f"matplotlib: needed to draw {what}; pip install 'bcmfnet[train]'") from None
+    require_matplotlib(what)
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     with rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         figure.get_layout_engine().set(wspace=0.04)

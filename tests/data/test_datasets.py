@@ -103,18 +103,26 @@ def test_folder_needs_classes_and_a_layout(tmp_path):
 
 def test_unknown_name_and_option(tmp_path):
     line = refusal("camvid11-segne", tmp_path, error=ConfigError)
-    assert line.startswith("unknown dataset 'camvid11-segne', did you mean 'camvid11-segnet'?")
+    assert line == (
+        "dataset: expected one of camvid11-ignore, camvid11-segnet, cityscapes, folder, synthetic, "
+        "got 'camvid11-segne'; did you mean 'camvid11-segnet'?"
+    )
     line = refusal("synthetic", None, error=ConfigError, lenght=3)
-    assert "unknown option 'lenght', did you mean 'length'?" in line
-    assert "'num_classes'. Known: none" in refusal("camvid11-segnet", tmp_path, error=ConfigError, num_classes=3)
+    assert line == "lenght: dataset synthetic has no such option; its options: length, size, seed"
+    line = refusal("camvid11-segnet", tmp_path, error=ConfigError, num_classes=3)
+    assert line == "num_classes: dataset camvid11-segnet has no such option; its options: none"
 
 
 def test_root_missing(tmp_path, monkeypatch):
     monkeypatch.delenv("CITYSCAPES_DATASET", raising=False)
     absent = tmp_path / "none"
-    assert f"{absent} is not a folder" in refusal("folder", absent, error=ConfigError, num_classes=2)
+    assert f"root: expected a folder, found none at {absent}" == refusal(
+        "folder", absent, error=ConfigError, num_classes=2
+    )
     assert "CITYSCAPES_DATASET" in refusal("cityscapes", None, error=ConfigError)
-    assert "needs the folder" in refusal("camvid11-segnet", "", error=ConfigError)
+    assert "root: expected the folder of dataset camvid11-segnet, got none" == refusal(
+        "camvid11-segnet", "", error=ConfigError
+    )
 
 
 def test_split_missing_and_empty(segnet_root):

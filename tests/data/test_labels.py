@@ -59,7 +59,9 @@ def test_colors_are_unique_and_void_is_black(name):
 
 
 def test_unknown_table_suggests_the_nearest():
-    with pytest.raises(ConfigError, match="unknown label table 'cityscape19', did you mean 'cityscapes19'"):
+    with pytest.raises(
+        ConfigError, match="^label table: expected one of .*, got 'cityscape19'; did you mean 'cityscapes19'"
+    ):
         get_label_table("cityscape19")
 
 

@@ -56,5 +56,5 @@ def test_frames_are_found_by_name():
     dataset = type("Frames", (), {"split": "val", "name": lambda self, i: "abc"[i], "__len__": lambda self: 3})()
     assert find_frames(dataset, ["c", "a"]) == [2, 0]
     assert find_frames(dataset, []) == [0]
-    with pytest.raises(ConfigError, match="unknown frame of val 'd'"):
+    with pytest.raises(ConfigError, match="^frames: expected one of a, b, c, got 'd'$"):
         find_frames(dataset, ["a", "d"])

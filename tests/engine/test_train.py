@@ -108,7 +108,7 @@ def test_nan_loss_stops_with_step_files_and_advice(tiny_config, tmp_path, monkey
         engine._Run, "train_step",
         lambda run, *args: original(run, *args) * (float("nan") if run.state.step == 4 else 1.0),
     )  # fmt: skip
-    message = r"got nan at step 5, on synthetic:\S+, synthetic:\S+; try a lower optim.lr"
+    message = r"got nan at step 5, on synthetic:\S+, synthetic:\S+; try a lower --optim.lr"
     with pytest.raises(TrainingError, match=message):
         engine.train(tiny_config, tmp_path)
     assert read_checkpoint(tmp_path / "checkpoints" / "last.pt")["state"]["step"] == 4

@@ -299,12 +299,12 @@ def test_an_engine_that_is_not_installed(model, monkeypatch):
     "images", [torch.zeros(1, 3, 63, 64), torch.zeros(3, 64, 64), torch.zeros(1, 3, 64, 64, dtype=torch.uint8)]
 )
 def test_unusable_frames(model, images):
-    with pytest.raises(ValueError, match=r"^images: expected float \[N, 3, H, W\], H and W >= 64, got "):
+    with pytest.raises(ValueError, match=r"^frames: expected float \[N, 3, H, W\], H and W >= 64, got "):
         model.for_inference()(images)
 
 
 def test_frames_on_another_device(model):
-    with pytest.raises(ValueError, match="^images: expected them on cpu, got meta$"):
+    with pytest.raises(ValueError, match="^frames: expected them on cpu, got meta$"):
         model.for_inference()(torch.zeros(1, 3, 64, 64, device="meta"))
 
 

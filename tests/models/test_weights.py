@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bcmfnet.errors import CheckpointError
+from bcmfnet.errors import CheckpointError, ConfigError
 from bcmfnet.models import create_model, load_pretrained, model_from_weights, read_weights, save_weights
 from bcmfnet.models import weights as weights_module
 
@@ -314,7 +314,7 @@ def one_line_error(path, read=read_weights) -> str:
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
 def test_missing_empty_truncated_and_foreign_files(tmp_path, name):
     path = tmp_path / name
-    assert "no such weights file" in one_line_error(path)
+    assert one_line_error(path) == f"{path}: expected a weights file or the folder of a run, found no file"
     path.touch()
     assert "empty" in one_line_error(path)
 
@@ -329,7 +329,8 @@ def test_missing_empty_truncated_and_foreign_files(tmp_path, name):
         assert "not a complete" in one_line_error(path)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
     assert "not a complete" in one_line_error(path)
-    assert "no such weights file" in one_line_error(tmp_path)
+    found = "found a folder without weights/best.safetensors"
+    assert one_line_error(tmp_path) == f"{tmp_path}: expected a weights file or the folder of a run, {found}"
 
 
 class Trap:
@@ -362,22 +363,72 @@ def test_files_that_do_not_say_what_they_are(tmp_path):
         )
 
 
+def fitting(entry: str) -> str:
+    """Metadata of the 19 classes model, with an entry that overrules."""
+    return f'{{"format": 1, "model": "bcmfnet", "num_classes": 19, {entry}}}'
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("{", "its metadata is not JSON"),
-        ("[]", "expected metadata of format 1"),
-        ('{"format": 2, "model": "bcmfnet", "num_classes": 19}', "expected metadata of format 1, got 2"),
-        ('{"format": 1, "num_classes": 19}', "its metadata builds no model"),
-        ('{"format": 1, "model": "pidnet", "num_classes": 19}', "its metadata builds no model: model: expected"),
-        ('{"format": 1, "model": "bcmfnet", "num_classes": 19, "options": 3}', "its metadata builds no model"),
-        ('{"format": 1, "model": "bcmfnet", "num_classes": 11}', "2 tensors, such as head.conv2.bias, are missing"),
-        ('{"format": 1, "model": "ddrnet23_slim", "num_classes": 19}', "such as context.process.0.conv.weight"),
+        ("[]", "format: expected 1, got nothing"),
+        ('{"format": 2}', "format: expected 1, got 2"),
+        ('{"format": true}', "format: expected 1, got True"),
+        ('{"format": 1}', "model: expected bcmfnet or ddrnet23_slim, got nothing"),
+        ('{"format": 1, "model": "pidnet"}', "model: expected bcmfnet or ddrnet23_slim, got 'pidnet'"),
+        ('{"format": 1, "model": ["bcmfnet"]}', "model: expected bcmfnet or ddrnet23_slim, got ['bcmfnet']"),
+        ('{"format": 1, "model": "bcmfnet"}', "num_classes: expected an integer in 1..256, got nothing"),
+        (
+            '{"format": 1, "model": "bcmfnet", "num_classes": "19"}',
+            "num_classes: expected an integer in 1..256, got '19'",
+        ),
+        (fitting('"options": 3'), "options: expected keywords of the model, got 3"),
+        (fitting('"options": {"depth": 3}'), "options: model option 'depth': bcmfnet has "),
+        (
+            fitting('"num_classes": 11'),
+            "head.conv2.bias: expected float32 [11], got float32 [19] (and 1 other tensors)",
+        ),
+        (fitting('"model": "ddrnet23_slim"'), "context.process.0.conv.weight: expected "),
     ],
 )
 def test_metadata_that_does_not_fit(tmp_path, text, expected):
-    save_file(randomised_model("bcmfnet").state_dict(), tmp_path / "w.safetensors", {"bcmfnet": text})
-    assert expected in one_line_error(tmp_path / "w.safetensors", model_from_weights)
+    path = tmp_path / "w.safetensors"
+    save_file(randomised_model("bcmfnet").state_dict(), path, {"bcmfnet": text})
+    assert one_line_error(path, model_from_weights).startswith(f"{path}: {expected}")
+
+
+def test_tensors_that_do_not_fit(tmp_path):
+    model = randomised_model("bcmfnet")
+    path, metadata = tmp_path / "w.safetensors", {"bcmfnet": fitting('"options": {}')}
+    for change, expected in (
+        ({"head.conv2.bias": None}, "head.conv2.bias: expected float32 [19], got nothing"),
+        ({"head.conv3.bias": torch.zeros(19)}, "head.conv3.bias: expected nothing, got float32 [19]"),
+        (
+            {"head.conv2.bias": torch.zeros(19, dtype=torch.int64)},
+            "head.conv2.bias: expected float32 [19], got int64 [19]",
+        ),
+    ):
+        tensors = {key: tensor for key, tensor in (model.state_dict() | change).items() if tensor is not None}
+        save_file(tensors, path, metadata)
+        assert one_line_error(path, model_from_weights) == f"{path}: {expected}"
+
+
+def test_the_folder_of_a_run_stands_for_its_best_weights(tmp_path):
+    model = randomised_model("bcmfnet")
+    (tmp_path / "weights").mkdir()
+    save_weights(tmp_path / "weights" / "best.safetensors", model, {"step": 7})
+    read, metadata = model_from_weights(tmp_path)
+    assert metadata["step"] == 7 and same(read, model, "")
+    assert same(create_model("bcmfnet", num_classes=19, pretrained=tmp_path), model, "")
+
+
+@pytest.mark.parametrize("pretrained", [True, False, 1])
+def test_pretrained_is_a_path(pretrained):
+    with pytest.raises(ConfigError) as error:
+        create_model("bcmfnet", num_classes=19, pretrained=pretrained)
+    expected = "expected the path of a weights file, none can be downloaded"
+    assert str(error.value) == f"pretrained: {expected}; got {pretrained}"
 
 
 @pytest.fixture
