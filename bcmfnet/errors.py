@@ -28,6 +28,10 @@ class MissingFileError(CheckpointError, ConfigError):
     """A weights file or checkpoint that is not where it was said to be (exit code 2)."""
 
 
+class MissingDataError(DataError, ConfigError):
+    """A dataset's folder or list that is not where it was said to be (exit code 2)."""
+
+
 class MissingPackageError(ImportError):
     """A package that is optional to install and needed for what was asked."""
 

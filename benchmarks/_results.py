@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import tempfile
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from bcmfnet.benchmarks import _machine
+from bcmfnet.errors import ConfigError
 
 Row = dict[str, Any]
 
@@ -63,10 +65,7 @@ SHOWN = {
 
 def update(path: Path, rows: Iterable[Row]) -> None:
     """Write rows to a CSV file: those of the same machine, benchmark, case, provider and threads are replaced."""
-    old = []
-    if path.exists():
-        with path.open(newline="") as file:
-            old = list(csv.DictReader(file))
+    old = _read(path) if path.exists() else []
     merged = {tuple(row.get(name, "") for name in KEY): row for row in [*old, *map(_as_text, rows)]}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -75,6 +74,31 @@ def update(path: Path, rows: Iterable[Row]) -> None:
         writer.writeheader()
         writer.writerows(merged.values())
     temporary.replace(path)
+
+
+def _read(path: Path) -> list[Row]:
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or KEY, list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"output: expected a CSV file of measurements at {path}: {error}") from None
+    if not set(KEY) <= set(columns):
+        raise ConfigError(f"output: expected a CSV file with the columns {', '.join(KEY)}, got {path} with {columns}")
+    return rows
+
+
+def check_output(path: Path) -> None:
+    """Raise ConfigError where `update` could not write to a path; for the start of measurements that take long."""
+    folder = path if path.is_dir() else path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"output: expected a file to write, got {path}: {error.strerror}") from None
+    if path.is_file():
+        _read(path)
 
 
 def file_for(output: Path, rows: list[Row]) -> Path:

@@ -166,6 +166,8 @@ def run(
     place = _device(device)
     if seconds <= 0:
         raise ConfigError(f"seconds: expected > 0, got {seconds}")
+    if output is not None:
+        _results.check_output(output)
     work = _select(find(), names, case, place.type)
     counts = _thread_counts(place, threads)
     if providers:
@@ -298,7 +300,7 @@ def _select(
 ) -> list[tuple[str, Benchmark, Case]]:
     for name in names:
         if name not in found:
-            raise ConfigError(f"benchmark: expected one of {', '.join(found)}, got {name!r}")
+            raise ConfigError(f"names: expected some of {', '.join(found)}, got {name!r}")
     cases = [(name, found[name], case) for name in names or found for case in found[name].CASES]
     cases = [entry for entry in cases if getattr(entry[2], "device", None) in (None, device)]
     chosen = [entry for entry in cases if fnmatchcase(entry[2].name, pattern)]

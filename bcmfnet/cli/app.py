@@ -17,7 +17,7 @@ from bcmfnet.cli.data import app as data
 from bcmfnet.cli.env import env
 from bcmfnet.cli.evaluate import evaluate
 from bcmfnet.cli.loss import loss
-from bcmfnet.cli.options import OverlayConfig, name_as_typed
+from bcmfnet.cli.options import OverlayConfig, name_argument, name_as_typed
 from bcmfnet.cli.predict import predict
 from bcmfnet.cli.train import train
 from bcmfnet.errors import ConfigError
@@ -75,6 +75,8 @@ def _one_line(error: Exception, bounded: bool) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, ConfigError):
         text = name_as_typed(text, overlay.arguments)
+    if isinstance(error, CycloptsError):
+        text = name_argument(text, error.argument)
     if bounded and len(text) > LONGEST:
         text = f"{text[: LONGEST - SHOWN_END]} [...] {text[-SHOWN_END:]} (--debug shows all)"
     return text if known else f"{type(error).__name__}: {text} (--debug shows where)"

@@ -8,7 +8,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
 
@@ -19,6 +19,7 @@ from bcmfnet.engine.config import DataConfig, TrainConfig, preset
 from bcmfnet.errors import ConfigError
 
 EXCLUSIVE = ("steps", "epochs")
+SECTIONS = {field.name for field in fields(TrainConfig) if field.default_factory is not MISSING}
 PRESET = "preset"
 KEYS = {"dataset": "data.name", "model": "model.name"}
 """Option of a key that is not the option's own name."""
@@ -85,6 +86,10 @@ class DataOptions:
     workers: int = 1
     """Loader processes; 0 loads in the main process."""
 
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ConfigError(f"data.workers: expected at least 0, got {self.workers}")
+
     def build(self, metadata: dict[str, Any], weights: Path) -> Any:
         """The dataset, where nothing is said the one of a weights file's metadata."""
         from bcmfnet.data import build_dataset
@@ -140,7 +145,8 @@ class OverlayConfig:
             source = str(Path(run) / "config.toml")
             values = read_config("resume", Path(source))
         else:
-            source, name = PRESET, _token(named, "--preset") or "synthetic"
+            source, name = PRESET, _token(named, "--preset")
+            name = "synthetic" if name is None else name
             values = preset(name) | {"preset": name}
         _fill(_hide(values, given | set(file.get("optim", {}))), source, app, commands, arguments)
 
@@ -175,9 +181,14 @@ def read_config(key: str, path: Path) -> dict[str, Any]:
     try:
         values = _parse_yaml(text) if path.suffix in (".yaml", ".yml") else tomllib.loads(text)
     except ValueError as error:
-        raise ConfigError(f"{key}: {path}: {error}") from None
+        raise ConfigError(f"{key}: expected TOML or YAML in {path}: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{key}: expected sections of options in {path}, got {type(values).__name__}")
+    for section in SECTIONS & values.keys():
+        if not isinstance(values[section], dict):
+            raise ConfigError(f"{section}: expected a section of options in {path}, got {values[section]!r}")
+    for flag in {"config", "resume"} & values.keys():
+        raise ConfigError(f"{flag}: expected on the command line, got it in {path}")
     return values
 
 
@@ -185,11 +196,11 @@ def _parse_yaml(text: str) -> Any:
     try:
         import yaml
     except ImportError:
-        raise ValueError("YAML needs PyYAML, TOML needs nothing; pip install PyYAML") from None
+        raise ValueError("YAML needs PyYAML (pip install PyYAML), TOML needs nothing") from None
     try:
         return yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"not YAML: {error}") from None
+        raise ValueError(str(error)) from None
 
 
 def name_as_typed(message: str, arguments: Iterable[Argument]) -> str:
@@ -199,6 +210,14 @@ def name_as_typed(message: str, arguments: Iterable[Argument]) -> str:
     return f"{', '.join(typed)}{colon}{rest}" if all(typed) else message
 
 
+def name_argument(message: str, argument: Argument | None) -> str:
+    """The message with the argument that it is about in front, where it does not name it."""
+    if argument is None:
+        return message
+    names = {argument.name, *(token.keyword for token in argument.tokens if token.keyword)}
+    return message if any(name in message for name in names) else f"{_setting(argument)}: {message}"
+
+
 def _typed(key: str, arguments: Iterable[Argument]) -> str | None:
     """What set the option of a key: `data.root`, or only `root` where a function below the command line says so."""
     words = re.escape(KEYS.get(key, key).replace("_", "-"))
@@ -206,15 +225,20 @@ def _typed(key: str, arguments: Iterable[Argument]) -> str | None:
     for pattern in (words, rf".*\.{words}", rf".*[.-]{words}s?"):
         found = [name for name in leaves if re.fullmatch(pattern, name, re.IGNORECASE)]
         if found:
-            return ", ".join(_setting(leaves[name]) for name in found)
+            chosen = [name for name in found if _source(leaves[name]) != PRESET]
+            return ", ".join(_setting(leaves[name]) for name in chosen or found)
     return None
 
 
+def _source(argument: Argument) -> str:
+    """What set an argument: cli, the path of a file, or the preset."""
+    return argument.tokens[0].source if argument.tokens else PRESET
+
+
 def _setting(argument: Argument) -> str:
-    source = argument.tokens[0].source if argument.tokens else PRESET
-    if source in ("cli", PRESET):
+    if _source(argument) in ("cli", PRESET):
         return argument.name
-    return f"{argument.name.removeprefix('--').replace('-', '_')} in {source}"
+    return f"{argument.name.removeprefix('--').replace('-', '_')} in {_source(argument)}"
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

@@ -12,7 +12,7 @@ from bcmfnet.data.io import IMAGE_ENDINGS
 from bcmfnet.data.labels import CITYSCAPES_ROWS, cityscapes_id_to_train_id, get_label_table, make_label_table
 from bcmfnet.data.pairs import Dataset, PairedFiles, index_files
 from bcmfnet.data.synthetic import SyntheticStreets
-from bcmfnet.errors import ConfigError, DataError, unknown_name
+from bcmfnet.errors import ConfigError, DataError, MissingDataError, unknown_name
 
 log = logging.getLogger("bcmfnet.data")
 CAMVID_FRAMES = {"train": 367, "val": 101, "test": 233}
@@ -34,7 +34,7 @@ def build_dataset(
 
     Raises:
         ConfigError: unknown name or option, or a root that is not there.
-        DataError: an empty folder, an image without a mask.
+        MissingDataError: no folder of that split. DataError: an empty folder, an image without a mask.
     """
     if name not in _BUILDERS:
         raise ConfigError(unknown_name("dataset", name, list_datasets()))
@@ -91,7 +91,7 @@ def _camvid_ignore(root: str | Path | None, split: str, strict: bool) -> PairedF
 def _listed_names(path: Path) -> set[str]:
     """Names of a list: the first word of each line, without folder and ending."""
     if not path.is_file():
-        raise DataError(f"{path}: expected a list of the split's frames, a name a line, found no file")
+        raise MissingDataError(f"{path}: expected a list of the split's frames, a name a line, found no file")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -134,7 +134,9 @@ def _plain_folder(
     )
     at = next((layout for layout in layouts if layout[0].is_dir()), None)
     if at is None:
-        raise DataError(f"{folder}: expected images/{split} and masks/{split}, or {split}/images and {split}/masks")
+        raise MissingDataError(
+            f"{folder}: expected images/{split} and masks/{split}, or {split}/images and {split}/masks"
+        )
     images, labels = (index_files(path, IMAGE_ENDINGS) for path in at)
     return PairedFiles(split, table, images, labels, id_labels(table), strict)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from bcmfnet.data.io import read_image
 from bcmfnet.data.labels import LabelTable
-from bcmfnet.errors import DataError
+from bcmfnet.errors import DataError, MissingDataError
 
 
 class Dataset(Protocol):
@@ -87,10 +87,10 @@ def index_files(folder: Path, endings: Iterable[str], pattern: str = "*") -> dic
     """Files of a folder that match `pattern`, by their name without its ending; case of endings does not matter.
 
     Raises:
-        DataError: no such folder, nothing in it, or two files of one name.
+        MissingDataError: no such folder. DataError: nothing in it, or two files of one name.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
+        raise MissingDataError(f"{folder}: no such folder")
     found: dict[str, Path] = {}
     for path in sorted(folder.glob(pattern)):
         ending = next((e for e in endings if path.name.lower().endswith(e.lower())), None)

@@ -130,7 +130,7 @@ def _optimizer_state(path: Path, payload: dict[str, Any], optimizer: torch.optim
         shape = parameters[number].shape
         shapes = {"exp_avg": shape, "exp_avg_sq": shape, "step": ()} if adamw else {"momentum_buffer": shape}
         for key, shape in shapes.items():
-            named = {f"optimizer.state[{number}]": values}
+            named = {"optimizer": {f"state[{number}]": values}}
             checked(
                 path,
                 named,

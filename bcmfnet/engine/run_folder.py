@@ -49,6 +49,8 @@ def _create(verb: str, output_dir: str | None, name: str, exist_ok: bool) -> Pat
             raise ConfigError(f"output_dir: {folder} exists and is not empty; choose another or give --exist-ok")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+    if Path(name).name != name:
+        raise ConfigError(f"name: expected the name of a folder, got {name!r}")
     parent = Path("runs") / verb
     parent.mkdir(parents=True, exist_ok=True)
     number = 1

@@ -63,11 +63,16 @@ def test_a_provider_that_disagrees_has_no_time_and_fails_the_command(bcmfnet, mo
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["upsample"], "benchmark: expected one of "),
-        (["--case", "2x2"], "case: expected a pattern of "),
-        (["--providers", "nvcc"], "providers: expected some of "),
-        (["--device", "gpu"], "device: expected cpu, cuda or cuda:N, got 'gpu'"),
-        (["--device", "cuda:99"], "device: 'cuda:99' is not here"),
+        (["upsample"], "NAMES: expected some of "),
+        (["--case", "2x2"], "--case: expected a pattern of "),
+        (["--providers", "nvcc"], "--providers: expected some of "),
+        (["--seconds", "0"], "--seconds: expected > 0, got 0.0"),
+        (["--threads", "0"], "--threads: expected >= 1, got 0"),
+        (["--threads", "two"], 'Invalid value for --threads: unable to convert "two" into int.'),
+        (["--device", "gpu"], "--device: expected cpu, cuda or cuda:N, got 'gpu'"),
+        (["--device", "cuda:99"], "--device: 'cuda:99' is not here"),
+        (["--output", __file__], "--output: expected a CSV file with the columns machine, benchmark, case, "),
+        (["--output", f"{__file__}/a.csv"], f"--output: expected a file to write, got {__file__}/a.csv: "),
     ],
 )
 def test_names_of_nothing_are_one_line(bcmfnet, argv, message):

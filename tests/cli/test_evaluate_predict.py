@@ -95,12 +95,13 @@ def test_predict_refuses_a_source_without_images(bcmfnet, weights, tmp_path, sou
 
 
 @pytest.mark.parametrize("content", [None, b"", b"x" * 1000, "half"])
-def test_unreadable_weights_are_one_line_and_exit_1(bcmfnet, weights, frames, tmp_path, content):
+def test_unusable_weights_are_one_line(bcmfnet, weights, frames, tmp_path, content):
     path = tmp_path / "w.safetensors"
     if content is not None:
         path.write_bytes(weights.read_bytes()[:100_000] if content == "half" else content)
     result = bcmfnet("predict", frames, "--weights", path, "--output-dir", tmp_path / "out")
-    assert result.code == 1 and str(path) in result.err and result.err.count("\n") == 1
+    assert result.code == (2 if content is None else 1)
+    assert result.err.startswith(f"bcmfnet: {path}: ") and result.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -119,7 +120,7 @@ def test_loss_draws_every_mode_of_a_frame(bcmfnet, weights, tmp_path):
 def test_loss_of_a_frame_that_is_not_there(bcmfnet, weights, tmp_path):
     result = bcmfnet("loss", "nowhere", "--weights", weights, "--output-dir", tmp_path / "out")
     assert result.code == 2
-    assert result.err.startswith("bcmfnet: unknown frame of val 'nowhere'")
+    assert result.err == "bcmfnet: FRAMES: expected one of street_val_0_000000, got 'nowhere'\n"
     assert not (tmp_path / "out").exists()
 
 

@@ -1,0 +1,212 @@
+"""What every verb has in common: its help, how it names what was typed, its exit codes, closed pipes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from typing import Literal, get_origin
+
+import pytest
+import torch
+
+from bcmfnet.cli import app as command_line
+from bcmfnet.cli.app import app, run
+from bcmfnet.models import create_model, save_weights
+
+VERBS = (
+    *(("train",), ("evaluate",), ("predict",), ("loss",), ("benchmark",), ("env",)),
+    *(("data", "verify"), ("config", "show")),
+)
+REQUIRED = {
+    "evaluate": ("--weights", "w"), "predict": ("image", "--weights", "w"), "loss": ("--weights", "w"),
+    "data": ("--data.name", "synthetic"),
+}  # fmt: skip
+NEGATIVE = {"--model.no-aux", "--optim.no-decay-1d", "--no-compile"}
+
+
+def options(verb):
+    """Arguments of a verb that take a value or are a flag, without the sections that hold them."""
+    leaf = app
+    for word in verb:
+        leaf = leaf[word]
+    return [argument for argument in leaf.assemble_argument_collection() if not argument.children]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_help_offers_the_flags_of_the_verb_and_no_other(bcmfnet, verb):
+    result = bcmfnet(*verb, "--help")
+    assert result.code == 0
+    offered = set(re.findall(r"(?<=[\s│])--[\w.-]+", result.out))
+    meant = {argument.name for argument in options(verb) if argument.name.startswith("--")}
+    negative = NEGATIVE if verb in (("train",), ("config", "show")) else set()
+    assert meant <= offered and {"--debug", "--verbose", "--quiet"} <= offered
+    assert {flag for flag in offered if re.search(r"(empty|no)-", flag)} == negative
+
+
+@pytest.mark.parametrize("verb", [("train",), ("config", "show")], ids=" ".join)
+def test_help_shows_no_default_that_a_preset_overrules(bcmfnet, verb):
+    text = " ".join(re.sub("[│\n]", " ", bcmfnet(*verb, "--help").out).split())
+    assert set(re.findall(r"\[default: (.*?)\]", text)) == {"synthetic", "False"}
+    assert "value from --config, and one that is not there either from --preset" in text
+
+
+def wrong_values():
+    for verb in VERBS:
+        for argument in options(verb):
+            if argument.hint is bool:
+                yield verb, argument.name, (f"{argument.name}=x",)
+            elif argument.hint is not str and "Path" not in str(argument.hint) and "str" not in str(argument.hint):
+                yield verb, argument.name, (argument.name, *("x" for _ in range(max(1, argument.token_count()[0]))))
+
+
+@pytest.mark.parametrize(("verb", "flag", "words"), [*wrong_values()], ids=str)
+def test_a_value_of_another_type_is_one_line_that_names_the_flag(bcmfnet, verb, flag, words):
+    result = bcmfnet(*verb, *REQUIRED.get(verb[0], ()), *words)
+    assert (result.code, result.out) == (2, "")
+    assert re.match(rf'bcmfnet: Invalid value ("x" )?for {re.escape(flag)}[:.]', result.err), result.err
+    assert result.err.count("\n") == 1
+
+
+def test_wrong_values_are_found_in_every_verb():
+    found = list(wrong_values())
+    assert {verb for verb, *_ in found} == set(VERBS) and len(found) > 80
+    assert any(get_origin(argument.hint) is Literal for argument in options(("train",)))
+
+
+@pytest.mark.parametrize(("argv", "code", "message"), [
+    (["trian"], 2, 'Unknown command "trian". Did you mean "train"? Available commands: '),
+    (["data", "verfy"], 2, 'Unknown command "verfy". Did you mean "verify"? Available commands: verify.'),
+    (["predict"], 2, 'Command "predict" parameter SOURCE requires an argument.'),
+    (["evaluate"], 2, 'Command "evaluate" parameter --weights requires an argument.'),
+    (["data", "verify"], 2, 'Command "data verify" parameter --data.name requires an argument.'),
+    (["env", "now"], 2, "Unused Tokens: ['now']."),
+    (["evaluate", "--weights", "{no}"], 2, "{no}: expected a weights file or the folder of a run, found no file"),
+    (["loss", "--weights", "{no}"], 2, "{no}: expected a weights file or the folder of a run, found no file"),
+    (["predict", "{dir}/a.toml", "--weights", "{no}"], 2, "{no}: expected a weights file or the folder of"),
+    (["predict", "{no}", "--weights", "{run}"], 2, "SOURCE: expected an image file, a folder of images or a glob, "),
+    (["evaluate", "--weights", "{dir}"], 2, "{dir}: expected a weights file or the folder of a run, found a folder "),
+    (["evaluate", "--weights", "{dir}/a.toml"], 1, "{dir}/a.toml: not a complete torch weights file"),
+    (["evaluate", "--weights", "{run}", "--data.split", "tset"], 2, "--data.split: expected one of train, val, test"),
+    (["evaluate", "--weights", "{run}", "--data.name", "camvid"], 2, "--data.name: expected one of camvid11-ignore, "),
+    (["evaluate", "--weights", "{run}", "--data.name", "cityscapes", "--data.root", "{no}"], 2,
+     "--data.root: expected a folder, found none at {no}"),
+    (["evaluate", "--weights", "{run}", "--data.name", "camvid11-segnet", "--data.root", "{dir}"], 2,
+     "{dir}/val: no such folder"),
+    (["evaluate", "--weights", "{run}", "--data.workers", "-1"], 2, "--data.workers: expected at least 0, got -1"),
+    (["evaluate", "--weights", "{run}", "--device", "gpu"], 2, "--device: expected auto, cpu, cuda or cuda:N, got"),
+    (["evaluate", "--weights", "{run}", "--device", "cuda:99"], 2, "--device: expected "),
+    (["evaluate", "--weights", "{run}", "--device", "cpu", "--amp", "fp16"], 2, "--amp: expected bf16 or off on a CPU"),
+    (["evaluate", "--weights", "{run}", "--output-dir", "{run}"], 2, "--output-dir: {run} exists and is not empty; "),
+    (["evaluate", "--weights", "{run}", "--output-dir", "{dir}/a.toml"], 2, "--output-dir: expected a folder, got the"),
+    (["evaluate", "--weights", "{run}", "--output-dir", "{dir}/a.toml/x"], 2,
+     "--output-dir: expected a folder to write to, got {dir}/a.toml/x: Not a directory"),
+    (["evaluate", "--weights", "{run}", "--name", "a/b"], 2, "--name: expected the name of a folder, got 'a/b'"),
+    (["loss", "nowhere", "--weights", "{run}"], 2, "FRAMES: expected one of street_val_0_000000, got 'nowhere'"),
+    (["data", "verify", "--data.name", "x"], 2, "--data.name: expected one of camvid11-ignore, "),
+    (["data", "verify", "--data.name", "folder", "--data.root", "{no}"], 2, "--data.root: expected a folder, found"),
+    (["data", "verify", "--data.name", "folder", "--data.root", "{dir}"], 2, "--data.num-classes: expected the number"),
+    (["data", "verify", "--data.name", "folder", "--data.root", "{dir}", "--data.num-classes", "999"], 2,
+     "--data.num-classes: expected 2..254, got 999"),
+    (["data", "verify", "--data.name", "synthetic", "--data.splits", "tr"], 2, "--data.splits: expected one of train, "),
+    (["data", "verify", "--data.name", "synthetic", "--data.num-classes", "3"], 2, "--data.num-classes: dataset "),
+])  # fmt: skip
+def test_exit_code_and_line_of_what_goes_wrong(bcmfnet, trained, tmp_path, argv, code, message):
+    """2 where what was typed is wrong, a path that is not there included; 1 where a file is not what it should be."""
+    (tmp_path / "a.toml").write_text("seed = 1\n")
+    names = {"no": tmp_path / "no", "dir": tmp_path, "run": trained}
+    result = bcmfnet(*(word.format(**names) for word in argv))
+    assert (result.code, result.out) == (code, "")
+    assert result.err.startswith(f"bcmfnet: {message.format(**names)}") and result.err.count("\n") == 1
+
+
+def test_the_folder_of_a_run_stands_for_its_best_weights(bcmfnet, trained, tmp_path):
+    for name, weights in (("file", trained / "weights" / "best.safetensors"), ("run", trained)):
+        assert bcmfnet("loss", "--weights", weights, "--output-dir", tmp_path / name, "--amp", "off").code == 0
+    (picture,) = (tmp_path / "run").iterdir()
+    assert picture.read_bytes() == (tmp_path / "file" / picture.name).read_bytes()
+
+
+def test_weights_without_metadata_say_what_is_missing(bcmfnet, tmp_path):
+    path, image = tmp_path / "w.safetensors", tmp_path / "a.png"
+    image.touch()
+    save_weights(path, create_model("bcmfnet", num_classes=3))
+    for verb in (("predict", image), ("evaluate",), ("loss",)):
+        result = bcmfnet(*verb, "--weights", path)
+        expected = f"{path}: mean: expected three numbers in its metadata (see save_weights), got nothing"
+        assert (result.code, result.err) == (1, f"bcmfnet: {expected}\n")
+
+
+def test_a_long_error_is_cut_in_its_middle(bcmfnet):
+    name = "a" * 5000 + "z"
+    short, whole = bcmfnet("train", "--preset", name), bcmfnet("train", "--preset", name, "--debug")
+    assert short.code == whole.code == 2
+    assert len(short.err) < 700 and short.err.count("\n") == 1
+    assert short.err.startswith("bcmfnet: --preset: expected one of synthetic, ")
+    assert short.err.endswith("aaz' (--debug shows all)\n")
+    assert f"got '{name}'" in whole.err.splitlines()[-1]
+
+
+def test_a_long_list_of_names_is_cut(bcmfnet, tmp_path):
+    from bcmfnet.errors import unknown_name
+
+    line = unknown_name("frames", "f7", [f"f{i}x" for i in range(300)])
+    first = ", ".join(f"f{i}x" for i in range(12))
+    assert line == f"frames: expected one of {first} or another 288, got 'f7'; did you mean 'f7x'?"
+
+
+@pytest.mark.parametrize("argv", [["env"], ["env", "--json"], ["config", "show"], ["train", "--help"], ["--version"]])
+def test_a_closed_pipe_ends_a_verb_in_silence(bcmfnet, monkeypatch, capfd, argv):
+    reader, writer = os.pipe()
+    os.close(reader)
+    capfd.readouterr()
+    with os.fdopen(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert run(argv) == 141
+        assert capfd.readouterr().err == ""
+
+
+def test_the_process_ends_in_silence_too():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bcmfnet", "config", "show"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 141)
+
+
+def test_another_broken_pipe_is_an_error(bcmfnet, monkeypatch):
+    def broken(*_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(command_line, "app", broken)
+    result = bcmfnet("env")
+    assert (result.code, result.err) == (1, "bcmfnet: [Errno 32] Broken pipe\n")
+
+
+@pytest.mark.parametrize(("verb", "what"), [("train", "the curves of a run"), ("evaluate", "the confusion matrix")])
+def test_matplotlib_is_asked_for_at_the_start(bcmfnet, monkeypatch, tmp_path, verb, what):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    weights = ("--weights", tmp_path) if verb == "evaluate" else ()
+    result = bcmfnet(verb, *weights, "--output-dir", tmp_path / "out")
+    expected = f"matplotlib: needed to draw {what}; pip install 'bcmfnet[train]'"
+    assert (result.code, result.err) == (1, f"bcmfnet: {expected}\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_at_the_start(bcmfnet, monkeypatch, trained, tmp_path):
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    for verb in (("train",), ("evaluate", "--weights", trained), ("loss", "--weights", trained)):
+        result = bcmfnet(*verb, "--output-dir", tmp_path)
+        expected = f"--output-dir: expected a folder to write to, got {tmp_path}: Permission denied"
+        assert (result.code, result.err) == (2, f"bcmfnet: {expected}\n")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_env_says_that_nothing_serves_a_device_that_is_not_here(bcmfnet):
+    lines = [line for line in bcmfnet("env").out.splitlines() if " on cuda: " in line]
+    assert lines and all(line.endswith(" on cuda: none (no CUDA device)") for line in lines)
