@@ -77,9 +77,11 @@ def _one_line(error: Exception, bounded: bool) -> str:
         text = name_as_typed(text, overlay.arguments)
     if isinstance(error, CycloptsError):
         text = name_argument(text, error.argument)
+    if not known:
+        text = f"{type(error).__name__}: {text}"
     if bounded and len(text) > LONGEST:
-        text = f"{text[: LONGEST - SHOWN_END]} [...] {text[-SHOWN_END:]} (--debug shows all)"
-    return text if known else f"{type(error).__name__}: {text} (--debug shows where)"
+        return f"{text[: LONGEST - SHOWN_END]} [...] {text[-SHOWN_END:]} (--debug shows all)"
+    return text if known else f"{text} (--debug shows where)"
 
 
 def _nobody_reads() -> bool:

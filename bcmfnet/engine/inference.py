@@ -50,10 +50,10 @@ class LabelPredictor:
         """
         where = resolve_device(device)
         model, metadata = model_from_weights(path, where)
-        dtype = resolve_amp(amp, where) or torch.float32
-        model = model.for_inference(dtype=dtype, output="logits")
         mean = checked(path, metadata, "mean", f"three numbers {KEPT}", _is_triple)
         std = checked(path, metadata, "std", f"three numbers above 0 {KEPT}", lambda v: _is_triple(v) and min(v) > 0)
+        dtype = resolve_amp(amp, where) or torch.float32
+        model = model.for_inference(dtype=dtype, output="logits")
         return cls(model, mean, std, where, amp=None), metadata
 
     def __call__(self, images: Tensor) -> Tensor:

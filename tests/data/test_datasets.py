@@ -64,6 +64,8 @@ def test_ignore_layout_as_released(tmp_path):
     assert [train.name(i) for i in range(len(train))] == ["a", "c"] and val.name(0) == "b"
     assert np.array_equal(train.read(1)[1], ids)
     assert "test.txt: expected a list" in refusal("camvid11-ignore", tmp_path, "test")
+    (tmp_path / "test.txt").write_bytes(b"a\n\xff\xfe")
+    assert "test.txt: expected a list" in refusal("camvid11-ignore", tmp_path, "test")
     (tmp_path / "test.txt").write_text("z")
     assert "no image of the listed frame z" in refusal("camvid11-ignore", tmp_path, "test")
 
