@@ -11,6 +11,7 @@ from typing import Literal, get_origin
 
 import pytest
 import torch
+from tiny import TINY
 
 from bcmfnet.cli import app as command_line
 from bcmfnet.cli.app import app, run
@@ -188,8 +189,8 @@ def test_another_broken_pipe_is_an_error(bcmfnet, monkeypatch):
 @pytest.mark.parametrize(("verb", "what"), [("train", "the curves of a run"), ("evaluate", "the confusion matrix")])
 def test_matplotlib_is_asked_for_at_the_start(bcmfnet, monkeypatch, tmp_path, verb, what):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    weights = ("--weights", tmp_path) if verb == "evaluate" else ()
-    result = bcmfnet(verb, *weights, "--output-dir", tmp_path / "out")
+    options = ("--weights", tmp_path) if verb == "evaluate" else (*TINY, "--optim.steps", 1)
+    result = bcmfnet(verb, *options, "--output-dir", tmp_path / "out")
     expected = f"matplotlib: needed to draw {what}; pip install 'bcmfnet[train]'"
     assert (result.code, result.err) == (1, f"bcmfnet: {expected}\n")
     assert not (tmp_path / "out").exists()
@@ -200,7 +201,8 @@ def test_a_folder_that_cannot_be_written_to_is_refused_at_the_start(bcmfnet, as_
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    for verb in (("train",), ("evaluate", "--weights", trained), ("loss", "--weights", trained)):
+    train = ("train", *TINY, "--optim.steps", 1)
+    for verb in (train, ("evaluate", "--weights", trained), ("loss", "--weights", trained)):
         result = bcmfnet(*verb, "--output-dir", tmp_path)
         expected = f"--output-dir: expected a folder to write to, got {tmp_path}: Permission denied"
         assert (result.code, result.err) == (2, f"bcmfnet: {expected}\n")
