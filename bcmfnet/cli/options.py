@@ -186,9 +186,9 @@ def read_config(key: str, path: Path) -> dict[str, Any]:
         raise ConfigError(f"{key}: expected sections of options in {path}, got {type(values).__name__}")
     for section in SECTIONS & values.keys():
         if not isinstance(values[section], dict):
-            raise ConfigError(f"{section}: expected a section of options in {path}, got {values[section]!r}")
+            raise ConfigError(f"[{section}]: expected a section of options in {path}, got {values[section]!r}")
     for flag in {"config", "resume"} & values.keys():
-        raise ConfigError(f"{flag}: expected on the command line, got it in {path}")
+        raise ConfigError(f"{key}: expected no {flag} in {path}, it is for the command line alone")
     return values
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from bcmfnet.data.io import write_jpeg, write_png
 from bcmfnet.engine.config import PAPER_LOSS
 from bcmfnet.engine.evaluate import Evaluation
 from bcmfnet.engine.inference import LabelPredictor
@@ -16,7 +15,7 @@ from bcmfnet.errors import ConfigError, unknown_name
 from bcmfnet.nn import BoundaryCorrectedLoss, OhemCrossEntropy
 from bcmfnet.ops.bcl import checked_options
 from bcmfnet.reference import bcl as reference
-from bcmfnet.viz import LossMaps, comparison, loss_maps, plot_confusion, plot_training
+from bcmfnet.viz import plot_confusion, plot_training
 
 OVERLAYS = 6
 
@@ -37,6 +36,9 @@ def draw_evaluation(folder: Path, evaluation: Evaluation, predictor: LabelPredic
 
 def draw_overlays(folder: Path, predictor: LabelPredictor, dataset: Any, count: int = OVERLAYS) -> None:
     """Write a comparison (frame, truth, prediction, errors) for frames spread evenly over the dataset."""
+    from bcmfnet.data.io import write_jpeg
+    from bcmfnet.viz import comparison
+
     predictor.model.eval()
     folder.mkdir(exist_ok=True)
     for i in range(0, len(dataset), max(1, len(dataset) // count))[:count]:
@@ -59,6 +61,9 @@ def draw_loss(path: Path, predictor: LabelPredictor, dataset: Any, index: int) -
 
     `paper` has the paper's suppression and share; OHEM has thresh 0.7 and no min_kept, which is meant for a batch.
     """
+    from bcmfnet.data.io import write_png
+    from bcmfnet.viz import LossMaps, loss_maps
+
     predictor.model.eval()
     image, target = dataset.read(index)
     logits = predictor.logits(torch.from_numpy(image).permute(2, 0, 1)[None]).cpu()

@@ -131,7 +131,8 @@ class _Run:
             self.state = restore(path, read_checkpoint(path), config, self.model, self.optimizer, self.scaler)
             if self.state.step > self.plan.steps:
                 done = f"at least the {self.state.step} steps that the run has done"
-                raise ConfigError(f"optim.steps, optim.epochs: expected {done}, got {self.plan.steps}")
+                key = "optim.steps" if self.config.optim.steps else "optim.epochs"
+                raise ConfigError(f"{key}: expected {done}, got {self.plan.steps}")
             self.metrics = MetricsLog(self.folder, keep_until=self.state.step)
             log.info("resume at step %d of %d", self.state.step, self.plan.steps)
         else:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bcmfnet.viz.plots import plot_confusion as plot_confusion
     from bcmfnet.viz.plots import plot_overlays as plot_overlays
     from bcmfnet.viz.plots import plot_training as plot_training
+    from bcmfnet.viz.plots import require_matplotlib as require_matplotlib
 else:
 
     def __getattr__(name: str) -> Any:

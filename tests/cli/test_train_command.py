@@ -172,10 +172,10 @@ def test_resume_of_what_is_no_run(bcmfnet, trained, tmp_path):
     ("[optim]\nlrr = 1", 'Unknown option: "[optim][lrr]" from {file}. Did you mean --optim.lr?'),
     ("preset = 'camvd'", "preset in {file}: expected one of synthetic, camvid, cityscapes, paper, "),
     ("preset = ''", "preset in {file}: expected one of synthetic, camvid, cityscapes, paper, paper-camvid, got ''"),
-    ("data = 3", "data: expected a section of options in {file}, got 3"),
-    ("model = 'bcmfnet'", "model: expected a section of options in {file}, got 'bcmfnet'"),
-    ("optim = true", "optim: expected a section of options in {file}, got True"),
-    ("resume = 'run'", "--resume: expected on the command line, got it in {file}"),
+    ("data = 3", "[data]: expected a section of options in {file}, got 3"),
+    ("model = 'bcmfnet'", "[model]: expected a section of options in {file}, got 'bcmfnet'"),
+    ("optim = true", "[optim]: expected a section of options in {file}, got True"),
+    ("resume = 'run'", "--config: expected no resume in {file}, it is for the command line alone"),
     ("seed", "--config: expected TOML or YAML in {file}: "),
 ])  # fmt: skip
 def test_refused_configuration_file_is_one_line_that_names_its_key(bcmfnet, tmp_path, text, message):
@@ -189,7 +189,7 @@ def test_refused_configuration_file_is_one_line_that_names_its_key(bcmfnet, tmp_
 
 @pytest.mark.parametrize(("text", "message"), [
     ("- 1", "expected sections of options in {file}, got list"), ("a: [", "expected TOML or YAML in {file}: while "),
-    ("optim: 3", "optim: expected a section of options in {file}, got 3"),
+    ("optim: 3", "[optim]: expected a section of options in {file}, got 3"),
 ])  # fmt: skip
 def test_refused_yaml_is_one_line(bcmfnet, tmp_path, text, message):
     pytest.importorskip("yaml")
