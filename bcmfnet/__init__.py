@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -33,3 +36,21 @@ else:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC])
+
+
+def _why_not_whole(package: Path) -> str | None:
+    """What an import of this folder lacks: a clone that was not installed editable shadows the copy that was installed."""
+    if not any((package / name).exists() for name in ("_build.json", "_C.so")):
+        return "no native code was built in this folder"
+    kernels = find_spec(f"{__name__}.kernels")
+    if kernels is None or Path(kernels.origin or "").parents[1] not in (package, package.parent):
+        return "it has no bcmfnet.kernels"
+    return None
+
+
+if _missing := _why_not_whole(Path(__file__).parent):
+    warnings.warn(
+        f"bcmfnet: imported from {Path(__file__).parent}, and {_missing}; "
+        "run pip install -e . in its checkout, or start Python elsewhere",
+        stacklevel=2,
+    )
