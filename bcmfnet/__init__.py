@@ -39,7 +39,7 @@ def __dir__() -> list[str]:
 
 
 def _why_not_whole(package: Path) -> str | None:
-    """What an import of this folder lacks: a clone that was not installed editable shadows the copy that was installed."""
+    """What this folder lacks: a clone that was not installed editable shadows the copy that was installed."""
     if not any((package / name).exists() for name in ("_build.json", "_C.so")):
         return "no native code was built in this folder"
     kernels = find_spec(f"{__name__}.kernels")
