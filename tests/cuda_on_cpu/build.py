@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,30 +38,39 @@ SANITIZE = "-O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-saniti
 def build(
     sources: Sequence[Path], *, options: Sequence[str] = (), sanitize: bool = False, executable: bool = False
 ) -> Path:
-    """A shared library (or an executable) of .cu and .cpp files, from the cache where no input has changed.
+    """A shared library (or an executable) of .cu and .cpp files; what has not changed comes from the cache.
 
-    Skips the test where there is no compiler. Raises subprocess.CalledProcessError, its output printed, where the
-    sources do not compile.
+    Files are compiled side by side, and of several processes that want the same library one makes it. Skips the test
+    where there is no compiler. Raises subprocess.CalledProcessError, its output printed, where sources do not compile.
     """
-    command = [
-        _compiler(),
-        *OPTIONS.split(),
-        *(SANITIZE.split() if sanitize else ["-O2"]),
-        *([] if executable else ["-shared"]),
-        *_fused_arithmetic(),
-        "-DBCM_CUDA_ON_CPU",
-        f"-I{HERE}",
-        f"-I{CSRC}",
-        *("-x", "c++", *map(str, [*sources, *ALWAYS]), "-x", "none"),
-        *options,
-    ]
-    result = _cache() / _digest(command, [*sources, *ALWAYS, *HEADERS])
+    compiler = [
+        _compiler(), *OPTIONS.split(), *(SANITIZE.split() if sanitize else ["-O2"]), *_fused_arithmetic(),
+        "-DBCM_CUDA_ON_CPU", f"-I{HERE}", f"-I{CSRC}",
+    ]  # fmt: skip
+    with _lock(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        compile_one = [*compiler, *options, "-x", "c++", "-c"]
+        objects = list(pool.map(lambda path: _made(compile_one, [path], HEADERS), [*sources, *ALWAYS]))
+        return _made([*compiler, *([] if executable else ["-shared"])], objects, after=options)
+
+
+def _made(command: list[str], inputs: Sequence[Path], headers: Sequence[Path] = (), after: Sequence[str] = ()) -> Path:
+    """The output of a command, from the cache where neither it nor its inputs have changed."""
+    result = _cache() / _digest([*command, *after], [*inputs, *headers])
     if not result.exists():
         with tempfile.TemporaryDirectory(dir=_cache()) as folder:
             output = Path(folder) / "output"
-            subprocess.run([*command, "-o", str(output)], check=True)
+            subprocess.run([*command, *map(str, inputs), *after, "-o", str(output)], check=True)
             os.replace(output, result)
     return result
+
+
+@contextmanager
+def _lock() -> Iterator[None]:
+    import fcntl  # not everywhere where the tests are collected
+
+    with (_cache() / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class Library:
@@ -127,5 +138,6 @@ def _digest(command: list[str], inputs: Sequence[Path]) -> str:
     digest = hashlib.sha256("\0".join(command).encode())
     digest.update(subprocess.run([command[0], "--version"], capture_output=True, check=True).stdout)
     for path in sorted(inputs):
+        digest.update(f"{path}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:32]
