@@ -1,4 +1,12 @@
-"""Sizes of upsampling that several tests share."""
+"""Sizes of upsampling that several tests share, and grids of cases of which a part is in the default run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
 
 # A whole factor, a fraction, each axis alone, one source pixel, and a scale that float32 cannot hold (3/7).
 UPSAMPLINGS = [
@@ -9,3 +17,39 @@ UPSAMPLINGS = [
     ((1, 1), (5, 4)),
     ((3, 3), (7, 7)),
 ]
+
+
+def grid(axes: Mapping[str, Mapping[str, Any] | Sequence[Any]]) -> pytest.MarkDecorator:
+    """Parametrize over every combination of the values of each axis, which is the name of an argument, or several.
+
+    A few combinations, in which any two values of two axes meet, are in the default run; the others are exhaustive. The
+    values of a mapping have its keys as their ids.
+    """
+    labelled = [
+        list(axis.items()) if isinstance(axis, Mapping) else [(str(v), v) for v in axis] for axis in axes.values()
+    ]
+    combinations = list(itertools.product(*(range(len(axis)) for axis in labelled)))
+    chosen = _pairwise(combinations)
+    parameters = []
+    for combination in combinations:
+        ids, values = zip(*(axis[i] for axis, i in zip(labelled, combination, strict=True)), strict=True)
+        flat = [
+            part for names, value in zip(axes, values, strict=True) for part in (value if "," in names else [value])
+        ]
+        marks = () if combination in chosen else pytest.mark.exhaustive
+        parameters.append(pytest.param(*flat, id="-".join(ids).replace("torch.", ""), marks=marks))
+    return pytest.mark.parametrize(", ".join(axes), parameters)
+
+
+def _pairwise(combinations: list[tuple[int, ...]]) -> set[tuple[int, ...]]:
+    """Combinations that have every pair; the one with most that are still missing is taken first."""
+
+    def pairs(combination: tuple[int, ...]) -> set[tuple]:
+        return set(itertools.combinations(enumerate(combination), 2))
+
+    missing, chosen = set().union(*map(pairs, combinations)), set()
+    while missing:
+        best = max(combinations, key=lambda combination: len(pairs(combination) & missing))
+        chosen.add(best)
+        missing -= pairs(best)
+    return chosen

@@ -1,12 +1,14 @@
 """Compile every case of every kernel for GPUs that are not here; a process of its own, since Triton must not interpret.
 
-python compile_ahead.py [MODULE ...]: prints a line of JSON for each case and architecture. Modules are those of
-bcmfnet.kernels that have `aot_cases`, or the files given.
+python compile_ahead.py [--few] [MODULE ...]: prints a line of JSON for each case and architecture. Modules are those
+of bcmfnet.kernels that have `aot_cases`, or the files given. --few compiles the first and the last case of each kernel,
+for the architectures in turn.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import multiprocessing
 import re
@@ -68,7 +70,20 @@ def describe(number: int) -> str:
     return json.dumps({"kernel": module, "case": case.name, "target": name} | compile_case(case, TARGETS[name]))
 
 
-work = [(m.__name__, case, name) for m in modules(sys.argv[1:]) for case in m.aot_cases() for name in TARGETS]
+def few(cases: list[tuple[str, Any]]) -> list[tuple[str, Any, str]]:
+    """The first and the last case of each kernel, each for one of the architectures."""
+    first, last = {}, {}
+    for module, case in cases:
+        first.setdefault(case.function, (module, case))
+        last[case.function] = (module, case)
+    ends = {id(case): (module, case) for module, case in [*first.values(), *last.values()]}.values()
+    return [(*end, name) for end, name in zip(ends, itertools.cycle(TARGETS), strict=False)]
+
+
+arguments = sys.argv[1:]
+files = [argument for argument in arguments if argument != "--few"]
+cases = [(m.__name__, case) for m in modules(files) for case in m.aot_cases()]
+work = few(cases) if "--few" in arguments else [(*case, name) for case in cases for name in TARGETS]
 with multiprocessing.get_context("fork").Pool() as pool:  # a child has the cases, which cannot be sent to one
     for line in pool.imap_unordered(describe, range(len(work))):
         print(line, flush=True)

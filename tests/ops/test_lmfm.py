@@ -11,6 +11,7 @@ import pytest
 import torch
 from compare import assert_close
 from gpu_manners import assert_capturable, assert_never_waits, assert_uses_the_current_stream
+from grids import grid
 from torch.utils.flop_counter import FlopCounterMode
 
 from bcmfnet.nn.context import DAPPM, LMFM
@@ -21,6 +22,8 @@ from bcmfnet.reference.lmfm import lmfm as reference
 OP = "lmfm"
 POOLS = ((5, 2, 2), (9, 4, 4), (17, 8, 8))
 NAN = float("nan")
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 # Relative error. Activations between the steps are in the dtype of x; network.md allows 1e-5 and 1e-2.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}
@@ -130,9 +133,7 @@ def test_every_structure(device, structure, widths):
     assert_reference(device, x, weights_of(structure, widths, shortcut=False), torch.channels_last)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@grid({"size": SIZES, "dtype": DTYPES, "layout": LAYOUTS})
 @pytest.mark.usefixtures("poisoned")
 def test_every_size_and_dtype(device, size, dtype, layout):
     batch, height, width = size
@@ -140,7 +141,7 @@ def test_every_size_and_dtype(device, size, dtype, layout):
     assert_reference(device, x, weights_of(STRUCTURES["LMFM"], WIDTHS["odd"], dtype=dtype), layout)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["LMFM", "DAPPM"])
 def test_more_channels_than_a_block_takes(device, name, dtype):
     x = normal((1, 80, 6, 13), dtype)
@@ -263,7 +264,7 @@ def call(x, weights):
     return (x, *weights[:5], [n for pool in weights.pools for n in pool], list(weights.kernels), list(weights.receives))
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_opcheck(device, layout):
     x = normal((2, 19, 6, 8)).to(memory_format=layout).to(device)
     weights = moved(weights_of(STRUCTURES["LMFM"], WIDTHS["odd"], shortcut=False), device)
@@ -296,7 +297,7 @@ def test_operations_are_counted_as_those_of_the_modules():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["LMFM", "DAPPM"])
 def test_the_networks_size_on_a_gpu(cuda, name, dtype):
     for shape in ((1, 512, 16, 32), (8, 512, 16, 16)):

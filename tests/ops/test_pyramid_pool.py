@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from compare import assert_close
 from gpu_manners import assert_capturable, assert_never_waits, assert_uses_the_current_stream
+from grids import grid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,8 @@ from bcmfnet.reference.pyramid_pool import pooled_sizes
 OP = "pyramid_pool"
 POOLS = ((5, 2, 2), (9, 4, 4), (17, 8, 8))
 NAN = float("nan")
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 CASES = {
     "the network's map": ((1, 8, 16, 32), POOLS),
@@ -48,9 +51,7 @@ def gradient(call, x, cotangents):
     return torch.autograd.grad(call(x), x, cotangents)[0]
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("shape", "pools"), CASES.values(), ids=CASES)
+@grid({"shape, pools": CASES, "dtype": DTYPES, "layout": LAYOUTS})
 @pytest.mark.usefixtures("poisoned")
 def test_pools_and_gradients_are_torchs(device, shape, pools, dtype, layout):
     x = normal(shape, dtype).contiguous(memory_format=layout).to(device)
@@ -80,7 +81,7 @@ def test_any_shape_and_pools(device, shape, pools):
 
 
 @pytest.mark.parametrize("shape", [(1, 257, 3, 5), (1, 2, 160, 170)])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_more_channels_or_positions_than_a_block_takes(device, request, shape, layout):
     if "triton" in request.node.name:
         shape = (*shape[:2], *(min(side, 40) for side in shape[2:]))  # it is interpreted
@@ -181,7 +182,7 @@ def test_second_derivatives(device):
     assert_close(second(lambda x: pyramid_pool(x, POOLS), x), second(lambda x: torchs(x, POOLS), x.double()))
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_opcheck(device, layout):
     x = normal((2, 3, 6, 8)).to(memory_format=layout).to(device).requires_grad_()
     numbers, last = [5, 2, 2, 9, 4, 4], layout == torch.channels_last

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from compare import assert_close
 from gpu_manners import assert_capturable, assert_never_waits, assert_uses_the_current_stream
+from grids import grid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,8 @@ from bcmfnet.reference.upsample_add_relu import upsample_add_relu as reference
 OP = "upsample_add_relu"
 INF, NAN = float("inf"), float("nan")
 CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
+LAYOUTS = [(CONTIGUOUS,) * 2, (CHANNELS_LAST,) * 2, (CHANNELS_LAST, CONTIGUOUS)]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 # The shape of both maps' batch and channels, the size of `low`, the size of `high`.
 CASES = {
@@ -52,9 +55,7 @@ def torchs(high, low):
     return F.relu(high + F.interpolate(low, high.shape[2:], mode="bilinear", align_corners=False))
 
 
-@pytest.mark.parametrize("layouts", [(CONTIGUOUS,) * 2, (CHANNELS_LAST,) * 2, (CHANNELS_LAST, CONTIGUOUS)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("planes", "low", "high"), CASES.values(), ids=CASES)
+@grid({"planes, low, high": CASES, "dtype": DTYPES, "layouts": LAYOUTS})
 @pytest.mark.usefixtures("poisoned")
 def test_values_are_torchs(device, planes, low, high, dtype, layouts):
     x, y = (
@@ -112,7 +113,7 @@ def test_any_strides(device):
             assert_close(result.cpu(), torchs(view, low))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_maps_that_no_vector_is_aligned_to(device, dtype):
     """Whole vectors of channels, one element past where a load of 16 bytes can start, or that far apart."""
     x, y = maps((1, 16), (3, 4), (7, 8), dtype)
@@ -138,7 +139,7 @@ def test_nothing_is_read_beyond_the_maps(device):
 
 
 @pytest.mark.parametrize("layout", [CONTIGUOUS, CHANNELS_LAST])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("size", [(12, 20), (3, 20), (12, 5), (3, 5)])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities, where Triton interprets

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gpu_manners import assert_capturable, assert_never_waits, assert_uses_the_current_stream
+from grids import grid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,8 @@ from bcmfnet.reference.upsample_argmax import upsample_argmax as reference
 
 OP = "upsample_argmax"
 INF, NAN = float("inf"), float("nan")
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 # Where two scores are closer than this share of the largest logit, float32 decides by its rounding. Measured on the C++
 # kernel over 1.4e7 pixels of standard normal logits: one was decided otherwise, at a gap of 1.2e-8.
@@ -56,9 +59,7 @@ def assert_labels(actual, logits, size):
         assert gap <= TIE, f"{wrong.sum()} labels differ, by up to {gap:.3g} of the largest logit"
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("shape", "size"), SHAPES.values(), ids=SHAPES)
+@grid({"shape, size": SHAPES, "dtype": DTYPES, "layout": LAYOUTS})
 @pytest.mark.usefixtures("poisoned")
 def test_labels_and_confidence_are_the_references(device, shape, size, dtype, layout):
     logits = normal(shape, dtype).contiguous(memory_format=layout)
@@ -103,7 +104,7 @@ def test_nan_wins_in_every_pixel_that_reads_it(device, shape, size):
     assert (expected == 2).sum() >= 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_infinities_are_large_numbers(device, dtype):
     logits = normal((1, 4, 3, 5), dtype)
     logits[:, 1] = -INF  # a masked class

@@ -1,0 +1,31 @@
+"""Grids of cases: every combination has its place, and every two values meet in the default run."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from grids import grid
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+NAMES, PARAMETERS = grid({"x, y": {"one": (1, 2), "two": (3, 4)}, "dtype": DTYPES, "z": [(5, 6), (7, 8)]}).args
+
+
+def is_exhaustive(parameter):
+    return "exhaustive" in {mark.name for mark in parameter.marks}
+
+
+def test_every_combination_is_there_once():
+    combinations = itertools.product([(1, 2), (3, 4)], DTYPES, [(5, 6), (7, 8)])
+    assert NAMES == "x, y, dtype, z"
+    assert [parameter.values for parameter in PARAMETERS] == [(*pair, dtype, z) for pair, dtype, z in combinations]
+    assert PARAMETERS[0].id == "one-float32-(5, 6)"
+    assert len({parameter.id for parameter in PARAMETERS}) == 12
+
+
+def test_every_two_values_meet_in_the_default_run():
+    chosen = [parameter.values for parameter in PARAMETERS if not is_exhaustive(parameter)]
+    assert len(chosen) == 6  # no fewer have each pair of a dtype and another value
+    for i, j in itertools.combinations((0, 2, 3), 2):
+        all_pairs = {(parameter.values[i], parameter.values[j]) for parameter in PARAMETERS}
+        assert {(values[i], values[j]) for values in chosen} == all_pairs
