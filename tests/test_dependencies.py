@@ -46,4 +46,4 @@ def test_engines_are_installed_by_their_extra():
 
 def test_all_and_dev_hold_what_they_are_said_to():
     assert EXTRAS["all"] == ["bcmfnet[train,engines]"]
-    assert EXTRAS["dev"][0] == "bcmfnet[all]"
+    assert EXTRAS["dev"][0] == "bcmfnet[all,build]"

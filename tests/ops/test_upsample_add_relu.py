@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 import torch
@@ -138,18 +139,15 @@ def test_nothing_is_read_beyond_the_maps(device):
             assert_close(upsample_add_relu(*views).cpu(), torchs(*views))
 
 
-@pytest.mark.parametrize("layout", [CONTIGUOUS, CHANNELS_LAST])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("value", [NAN, INF, -INF])
-@pytest.mark.parametrize("size", [(12, 20), (3, 20), (12, 5), (3, 5)])
+@grid({"size": [(12, 20), (3, 20), (12, 5), (3, 5)], "dtype": DTYPES, "layout": [CONTIGUOUS, CHANNELS_LAST]})
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities, where Triton interprets
-def test_nan_and_infinities_are_where_the_reference_has_them(device, size, value, dtype, layout):
+def test_nan_and_infinities_are_where_the_reference_has_them(device, size, dtype, layout):
     """Both of `high`, which the ReLU must keep, and of `low`; an axis that keeps its size spreads neither."""
-    for which in range(2):
-        pair = maps((1, 19), (3, 5), size, dtype)
-        pair[which][0, 3, 1, 2] = pair[which][0, 18, 0, 4] = value
-        x, y = (tensor.contiguous(memory_format=layout).to(device) for tensor in pair)
-        assert_close(upsample_add_relu(x, y).cpu(), reference(x.cpu().double(), y.cpu().double()))
+    pair = maps((6, 19), (3, 5), size, dtype)
+    for image, (which, value) in enumerate(product(range(2), (NAN, INF, -INF))):
+        pair[which][image, 3, 1, 2] = pair[which][image, 18, 0, 4] = value
+    x, y = (tensor.contiguous(memory_format=layout).to(device) for tensor in pair)
+    assert_close(upsample_add_relu(x, y).cpu(), reference(x.cpu().double(), y.cpu().double()))
 
 
 def test_an_empty_batch(device):
