@@ -19,17 +19,17 @@ UPSAMPLINGS = [
 ]
 
 
-def grid(axes: Mapping[str, Mapping[str, Any] | Sequence[Any]]) -> pytest.MarkDecorator:
+def grid(axes: Mapping[str, Mapping[str, Any] | Sequence[Any]], together: int = 2) -> pytest.MarkDecorator:
     """Parametrize over every combination of the values of each axis, which is the name of an argument, or several.
 
-    A few combinations, in which any two values of two axes meet, are in the default run; the others are exhaustive. The
-    values of a mapping have its keys as their ids.
+    A few combinations, in which any two values of two axes meet, are in the default run; the others are exhaustive.
+    With together=1 each value is in the default run. The values of a mapping have its keys as their ids.
     """
     labelled = [
         list(axis.items()) if isinstance(axis, Mapping) else [(str(v), v) for v in axis] for axis in axes.values()
     ]
     combinations = list(itertools.product(*(range(len(axis)) for axis in labelled)))
-    chosen = _pairwise(combinations)
+    chosen = _covering(combinations, together)
     parameters = []
     for combination in combinations:
         ids, values = zip(*(axis[i] for axis, i in zip(labelled, combination, strict=True)), strict=True)
@@ -41,15 +41,15 @@ def grid(axes: Mapping[str, Mapping[str, Any] | Sequence[Any]]) -> pytest.MarkDe
     return pytest.mark.parametrize(", ".join(axes), parameters)
 
 
-def _pairwise(combinations: list[tuple[int, ...]]) -> set[tuple[int, ...]]:
-    """Combinations that have every pair; the one with most that are still missing is taken first."""
+def _covering(combinations: list[tuple[int, ...]], together: int) -> set[tuple[int, ...]]:
+    """Combinations that have all that can stand together; the one with most of what is missing is taken first."""
 
-    def pairs(combination: tuple[int, ...]) -> set[tuple]:
-        return set(itertools.combinations(enumerate(combination), 2))
+    def parts(combination: tuple[int, ...]) -> set[tuple]:
+        return set(itertools.combinations(enumerate(combination), together))
 
-    missing, chosen = set().union(*map(pairs, combinations)), set()
+    missing, chosen = set().union(*map(parts, combinations)), set()
     while missing:
-        best = max(combinations, key=lambda combination: len(pairs(combination) & missing))
+        best = max(combinations, key=lambda combination: len(parts(combination) & missing))
         chosen.add(best)
-        missing -= pairs(best)
+        missing -= parts(best)
     return chosen

@@ -8,7 +8,8 @@ import torch
 from grids import grid
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-NAMES, PARAMETERS = grid({"x, y": {"one": (1, 2), "two": (3, 4)}, "dtype": DTYPES, "z": [(5, 6), (7, 8)]}).args
+AXES = {"x, y": {"one": (1, 2), "two": (3, 4)}, "dtype": DTYPES, "z": [(5, 6), (7, 8)]}
+NAMES, PARAMETERS = grid(AXES).args
 
 
 def is_exhaustive(parameter):
@@ -29,3 +30,10 @@ def test_every_two_values_meet_in_the_default_run():
     for i, j in itertools.combinations((0, 2, 3), 2):
         all_pairs = {(parameter.values[i], parameter.values[j]) for parameter in PARAMETERS}
         assert {(values[i], values[j]) for values in chosen} == all_pairs
+
+
+def test_every_value_is_in_the_default_run():
+    chosen = [parameter.values for parameter in grid(AXES, together=1).args[1] if not is_exhaustive(parameter)]
+    assert len(chosen) == 3
+    for i in range(4):
+        assert {values[i] for values in chosen} == {parameter.values[i] for parameter in PARAMETERS}

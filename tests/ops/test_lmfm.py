@@ -124,8 +124,7 @@ def assert_reference(device, x, weights, layout=torch.contiguous_format):
     )
 
 
-@pytest.mark.parametrize("widths", WIDTHS.values(), ids=WIDTHS)
-@pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES)
+@grid({"structure": STRUCTURES, "widths": WIDTHS}, together=1)
 @pytest.mark.usefixtures("poisoned")
 def test_every_structure(device, structure, widths):
     x = normal((2, widths[0], 5, 7))
