@@ -74,7 +74,14 @@ def test_loss_falls(tiny_config, tmp_path):
     assert sum(losses[-10:]) < 0.85 * sum(losses[:10])
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.exhaustive),  # tests/cli sends these two to a process
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.exhaustive),
+        (signal.SIGUSR1, 143),
+    ],
+)
 def test_interrupted_and_resumed_equals_uninterrupted(tiny_config, tmp_path, monkeypatch, number, code):
     """Step 3 is inside the first epoch, so the stream of frames is taken up in its middle."""
     for name in ("whole", "parts"):

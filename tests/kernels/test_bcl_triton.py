@@ -48,9 +48,10 @@ def assert_agree(actual, expected):
 @pytest.mark.parametrize(
     ("sizes", "grid", "size"),
     [
-        (ON_A_GPU, (20, 30), (20, 30)), (ON_A_GPU, (2, 3), (9, 100)),
-        (SMALL, (8, 20), (8, 20)), (SMALL, (2, 3), (8, 12)), (SMALL, (3, 2), (3, 12)), (SMALL, (1, 5), (8, 5)),
-        (SMALL, (1, 2), (7, 20)), (SMALL, (7, 7), (8, 8)),
+        (ON_A_GPU, (20, 30), (20, 30)), (ON_A_GPU, (2, 3), (9, 100)), (SMALL, (8, 20), (8, 20)),
+        (SMALL, (2, 3), (8, 12)), (SMALL, (3, 2), (3, 12)), (SMALL, (7, 7), (8, 8)),
+        pytest.param(SMALL, (1, 5), (8, 5), marks=pytest.mark.exhaustive),
+        pytest.param(SMALL, (1, 2), (7, 20), marks=pytest.mark.exhaustive),
     ],
 )  # fmt: skip
 def test_programs_and_pieces(monkeypatch, sizes, grid, size):

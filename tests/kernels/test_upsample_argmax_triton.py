@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from grids import grid
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
@@ -89,10 +90,15 @@ def test_each_output_is_in_one_cell_with_the_references_sources(size, out):
 
 
 # Cells of 1 x 15 and 2 x 10 source pixels: 32, a program exactly, and 33, one past it.
-@pytest.mark.parametrize(("grid", "size"), [((1, 15), (9, 120)), ((2, 10), (16, 80)), ((2, 10), (5, 23))])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_the_launch_changes_no_bit(relaunched, grid, size, layout):
-    logits = normal((2, 5, *grid)).contiguous(memory_format=layout)
+@grid(
+    {
+        "source, size": [((1, 15), (9, 120)), ((2, 10), (16, 80)), ((2, 10), (5, 23))],
+        "layout": [torch.contiguous_format, torch.channels_last],
+    },
+    together=1,
+)
+def test_the_launch_changes_no_bit(relaunched, source, size, layout):
+    logits = normal((2, 5, *source)).contiguous(memory_format=layout)
     expected = run(logits, size, confident=True)
     for cells, constants in (
         (32, {"ROWS": 4}),

@@ -15,6 +15,7 @@ import pytest
 import torch
 from compare import assert_close, relative_error
 from gpu_manners import assert_never_waits, assert_uses_the_current_stream
+from grids import grid
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
@@ -84,9 +85,10 @@ def assert_labels(labels: Tensor, scores: Tensor, band: float = 1e-5) -> None:
     assert not (wrong & (best.values[:, 0] - best.values[:, 1] > band * scores.abs().max())).any()
 
 
-@pytest.mark.parametrize(("name", "options"), OPTIONS)
-@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-@pytest.mark.parametrize("size", [(64, 64), (97, 131)])
+@grid({
+    "name, options": OPTIONS, "memory_format": [torch.channels_last, torch.contiguous_format],
+    "size": [(64, 64), (97, 131)],
+})  # fmt: skip
 def test_folding_is_exact(monkeypatch, name, options, memory_format, size):
     monkeypatch.setattr(fused, "STRIP_PIXELS", 2 * 131 * 32)  # of (97, 131) four strips, the last of one row
     model = trained(name, **options).double()
@@ -174,9 +176,7 @@ def test_the_model_is_left_as_it_was(training):
     assert shared == set()
 
 
-@pytest.mark.parametrize("name", list_models())
-@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-@pytest.mark.parametrize("size", SIZES)
+@grid({"name": list_models(), "memory_format": [torch.channels_last, torch.contiguous_format], "size": SIZES})
 def test_labels_are_those_of_the_model(name, memory_format, size):
     model = trained(name)
     images = frames(size)
