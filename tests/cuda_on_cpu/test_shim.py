@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cuda_on_cpu import build as building
 from cuda_on_cpu.build import ALWAYS, CSRC, Library, build
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -449,3 +452,28 @@ def test_code_that_drops_an_error_does_not_compile(tmp_path, capfd):
     memory = np.full(1, 7, np.int32)
     Library(build([source])).call("clear", memory)
     assert memory[0] == 0
+
+
+def test_of_two_that_want_the_same_library_one_makes_it(monkeypatch, tmp_path):
+    """As the processes of a test run do; a file that has changed is compiled again, alone."""
+    run, commands = subprocess.run, []
+
+    def compile_nothing(command, **options):
+        if "-o" not in command:
+            return run(command, **options)
+        commands.append(command)
+        time.sleep(0.05)
+        return Path(command[command.index("-o") + 1]).write_bytes(b"")
+
+    monkeypatch.setattr(subprocess, "run", compile_nothing)
+    monkeypatch.setattr(building, "_cache", lambda: tmp_path)
+    source = tmp_path / "source.cu"
+    source.write_text("first")
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(build, [[source], [source]])
+    assert first == second
+    assert [command[-3] for command in commands if "-c" in command].count(str(source)) == 1
+    assert len(commands) == 1 + len(ALWAYS) + 1  # and the link
+    source.write_text("second")
+    assert build([source]) != first
+    assert [command[-3] for command in commands[len(ALWAYS) + 2 :] if "-c" in command] == [str(source)]
