@@ -18,6 +18,14 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is imported
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tail of a grid is exhaustive, but on a backend that is not interpreted, where it takes no time."""
+    for item in items:
+        if item.get_closest_marker("tail") and "triton" in (item.callspec.params.get("device") or "triton"):
+            item.add_marker("exhaustive")
+
+
 @pytest.fixture(autouse=True)
 def untouched_logger() -> Iterator[None]:
     """Take back the level and the handlers that a command line gave the package's logger."""

@@ -22,8 +22,8 @@ UPSAMPLINGS = [
 def grid(axes: Mapping[str, Mapping[str, Any] | Sequence[Any]], together: int = 2) -> pytest.MarkDecorator:
     """Parametrize over every combination of the values of each axis, which is the name of an argument, or several.
 
-    A few combinations, in which any two values of two axes meet, are in the default run; the others are exhaustive.
-    With together=1 each value is in the default run. The values of a mapping have its keys as their ids.
+    A few combinations are chosen in which any two values of two axes meet, or with together=1 each value; the others
+    have the mark `tail`, which tests/conftest.py explains. The values of a mapping have its keys as their ids.
     """
     labelled = [
         list(axis.items()) if isinstance(axis, Mapping) else [(str(v), v) for v in axis] for axis in axes.values()
@@ -36,7 +36,7 @@ def grid(axes: Mapping[str, Mapping[str, Any] | Sequence[Any]], together: int = 
         flat = [
             part for names, value in zip(axes, values, strict=True) for part in (value if "," in names else [value])
         ]
-        marks = () if combination in chosen else pytest.mark.exhaustive
+        marks = () if combination in chosen else pytest.mark.tail
         parameters.append(pytest.param(*flat, id="-".join(ids).replace("torch.", ""), marks=marks))
     return pytest.mark.parametrize(", ".join(axes), parameters)
 

@@ -1,9 +1,10 @@
-"""Grids of cases: every combination has its place, and every two values meet in the default run."""
+"""Grids of cases: every combination has its place, and every two values meet in those that run everywhere."""
 
 from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 from grids import grid
 
@@ -12,8 +13,8 @@ AXES = {"x, y": {"one": (1, 2), "two": (3, 4)}, "dtype": DTYPES, "z": [(5, 6), (
 NAMES, PARAMETERS = grid(AXES).args
 
 
-def is_exhaustive(parameter):
-    return "exhaustive" in {mark.name for mark in parameter.marks}
+def is_tail(parameter):
+    return "tail" in {mark.name for mark in parameter.marks}
 
 
 def test_every_combination_is_there_once():
@@ -24,16 +25,23 @@ def test_every_combination_is_there_once():
     assert len({parameter.id for parameter in PARAMETERS}) == 12
 
 
-def test_every_two_values_meet_in_the_default_run():
-    chosen = [parameter.values for parameter in PARAMETERS if not is_exhaustive(parameter)]
+def test_every_two_values_meet_before_the_tail():
+    chosen = [parameter.values for parameter in PARAMETERS if not is_tail(parameter)]
     assert len(chosen) == 6  # no fewer have each pair of a dtype and another value
     for i, j in itertools.combinations((0, 2, 3), 2):
         all_pairs = {(parameter.values[i], parameter.values[j]) for parameter in PARAMETERS}
         assert {(values[i], values[j]) for values in chosen} == all_pairs
 
 
-def test_every_value_is_in_the_default_run():
-    chosen = [parameter.values for parameter in grid(AXES, together=1).args[1] if not is_exhaustive(parameter)]
+def test_every_value_is_met_before_the_tail():
+    chosen = [parameter.values for parameter in grid(AXES, together=1).args[1] if not is_tail(parameter)]
     assert len(chosen) == 3
     for i in range(4):
         assert {values[i] for values in chosen} == {parameter.values[i] for parameter in PARAMETERS}
+
+
+@grid({"x": [0, 1], "y": [0, 1]}, together=1)
+@pytest.mark.parametrize("device", [("cpu", "cpp"), ("cpu", "triton"), None])
+def test_a_tail_is_exhaustive_where_it_is_interpreted_or_no_backends_test(request, device, x, y):
+    marked = request.node.get_closest_marker("exhaustive") is not None
+    assert marked == (x != y and device != ("cpu", "cpp"))

@@ -132,7 +132,7 @@ def test_every_structure(device, structure, widths):
     assert_reference(device, x, weights_of(structure, widths, shortcut=False), torch.channels_last)
 
 
-@grid({"size": SIZES, "dtype": DTYPES, "layout": LAYOUTS})
+@grid({"size": SIZES, "dtype": DTYPES, "layout": LAYOUTS}, together=1)
 @pytest.mark.usefixtures("poisoned")
 def test_every_size_and_dtype(device, size, dtype, layout):
     batch, height, width = size
