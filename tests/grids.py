@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,14 +43,18 @@ def grid(axes: Mapping[str, Mapping[str, Any] | Sequence[Any]], together: int = 
 
 
 def _covering(combinations: list[tuple[int, ...]], together: int) -> set[tuple[int, ...]]:
-    """Combinations that have all that can stand together; the one with most of what is missing is taken first."""
+    """Combinations that have all that can stand together: first those with most of it, of the values least used."""
 
     def parts(combination: tuple[int, ...]) -> set[tuple]:
         return set(itertools.combinations(enumerate(combination), together))
 
-    missing, chosen = set().union(*map(parts, combinations)), set()
+    def gain(combination: tuple[int, ...]) -> tuple[int, int]:
+        return len(parts(combination) & missing), -sum(used[value] for value in enumerate(combination))
+
+    missing, chosen, used = set().union(*map(parts, combinations)), set(), Counter()
     while missing:
-        best = max(combinations, key=lambda combination: len(parts(combination) & missing))
+        best = max(combinations, key=gain)
         chosen.add(best)
+        used.update(enumerate(best))
         missing -= parts(best)
     return chosen

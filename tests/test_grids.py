@@ -40,6 +40,13 @@ def test_every_value_is_met_before_the_tail():
         assert {values[i] for values in chosen} == {parameter.values[i] for parameter in PARAMETERS}
 
 
+def test_values_that_are_met_often_are_met_in_turn():
+    parameters = grid({"case": range(8), "dtype": DTYPES, "z": [0, 1]}, together=1).args[1]
+    chosen = [parameter.values for parameter in parameters if not is_tail(parameter)]
+    assert len(chosen) == 8
+    assert {values[1:] for values in chosen} == set(itertools.product(DTYPES, [0, 1]))
+
+
 @grid({"x": [0, 1], "y": [0, 1]}, together=1)
 @pytest.mark.parametrize("device", [("cpu", "cpp"), ("cpu", "triton"), None])
 def test_a_tail_is_exhaustive_where_it_is_interpreted_or_no_backends_test(request, device, x, y):

@@ -51,7 +51,7 @@ def gradient(call, x, cotangents):
     return torch.autograd.grad(call(x), x, cotangents)[0]
 
 
-@grid({"shape, pools": CASES, "dtype": DTYPES, "layout": LAYOUTS})
+@grid({"shape, pools": CASES, "dtype": DTYPES, "layout": LAYOUTS}, together=1)
 @pytest.mark.usefixtures("poisoned")
 def test_pools_and_gradients_are_torchs(device, shape, pools, dtype, layout):
     x = normal(shape, dtype).contiguous(memory_format=layout).to(device)

@@ -59,7 +59,7 @@ def assert_labels(actual, logits, size):
         assert gap <= TIE, f"{wrong.sum()} labels differ, by up to {gap:.3g} of the largest logit"
 
 
-@grid({"shape, size": SHAPES, "dtype": DTYPES, "layout": LAYOUTS})
+@grid({"shape, size": SHAPES, "dtype": DTYPES, "layout": LAYOUTS}, together=1)
 @pytest.mark.usefixtures("poisoned")
 def test_labels_and_confidence_are_the_references(device, shape, size, dtype, layout):
     logits = normal(shape, dtype).contiguous(memory_format=layout)
