@@ -30,22 +30,28 @@ def load() -> str | None:
 def load_cuda() -> str | None:
     """Load the native library; None when it has CUDA kernels, else the reason why they are not there."""
     reason = load()
-    return reason if reason or _build_info()["cuda"] else "built without nvcc"
+    if reason or _build_info()["cuda"]:
+        return reason
+    return f"built without CUDA: {_record().get('cuda') or 'no reason is recorded'}"
 
 
 def _why_not_built() -> str:
+    reason = _record().get("reason")
+    return f"not built: {reason}" if reason else "not built: this is a source tree that was not installed"
+
+
+def _record() -> dict[str, Any]:
+    """What setup.py wrote down: why there is no library, or why CUDA kernels are missing in it."""
     record = PACKAGE / "_build.json"
-    if not record.exists():
-        return "not built: this is a source tree that was not installed"
-    return f"not built: {json.loads(record.read_text())['reason']}"
+    return json.loads(record.read_text()) if record.exists() else {}
 
 
 def describe() -> dict[str, Any]:
-    """Whether the library is there, the reason if it is not, and what it was built with, for `bcmfnet env`."""
+    """Whether the library is there, the reason if it is not, what it was built with and without, for `bcmfnet env`."""
     reason = load()
     if reason is not None:
         return {"loaded": False, "reason": reason, "build": None}
-    return {"loaded": True, "reason": None, "build": _build_info()}
+    return {"loaded": True, "reason": None, "build": _build_info() | {"without": _record().get("cuda")}}
 
 
 def _build_info() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -55,8 +56,20 @@ def _interpreted() -> bool:
 
 
 def implementation(op: str, device: str) -> Any:
-    """What serves an op on a device type. Raises RuntimeError where the requested backend does not."""
-    return _table[op, device][choose(op, device)[0]].implementation
+    """What serves an op on a device type. Raises RuntimeError where the requested backend does not.
+
+    The first call that is not served by the fastest backend, though nobody asked for another, warns.
+    """
+    backend, reason = choose(op, device)
+    if backend != next(iter(_table[op, device])) and _request()[0] is None:
+        _warn_once(device, backend, reason)
+    return _table[op, device][backend].implementation
+
+
+@cache
+def _warn_once(device: str, backend: str, reason: str) -> None:
+    server = "plain PyTorch, several times slower" if backend == "reference" else backend
+    warnings.warn(f"bcmfnet: ops on {device} are served by {server} ({reason}); see `bcmfnet env`", stacklevel=2)
 
 
 def has_kernel(op: str, device: str) -> bool:

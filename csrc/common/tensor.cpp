@@ -29,7 +29,7 @@ void* current_stream(int32_t device) {
   }();
   if (function == nullptr) throw std::runtime_error("this torch has no CUDA streams");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(function(device, &stream));
+  if (function(device, &stream) != AOTI_TORCH_SUCCESS) throw std::runtime_error("torch has no stream on this device");
   return stream;
 }
 
