@@ -45,8 +45,8 @@ def cuda_mode() -> str:
 def torch_directory() -> Path:
     """Folder of an installed torch: any from 2.11 on, since only the stable ABI's headers are taken from it.
 
-    Build isolation hides it from import, not from the disk: pip's is a layer over the interpreter's own packages; others
-    make an environment of their own, but leave the activated one on PATH.
+    Build isolation hides it from import, not from the disk: pip's is a layer over the interpreter's own packages;
+    other tools make an environment of their own, but leave the activated one on PATH.
     """
     spec = find_spec("torch")
     folders = [Path(spec.origin).parent] if spec and spec.origin else []
@@ -111,7 +111,7 @@ def run(*command: object) -> None:
 
 def error_line(lines: list[str]) -> str:
     """The first line in which a compiler or a linker names an error, else CMake's message, else the last line."""
-    for number, line in enumerate(lines):
+    for line in lines:
         if re.search(r"\b(error|fatal) *:|\bld: ", line) and not line.startswith("CMake"):
             return line
     for number, line in enumerate(lines):
@@ -155,9 +155,7 @@ class CMakeBuild(build_ext):
             self.take_earlier(library, record)
         self.native = record["native"]
         if not self.native:
-            say(
-                f"THE NATIVE LIBRARY WAS NOT BUILT: {record['reason']}. Plain PyTorch serves every op, several times slower."
-            )
+            say(f"NATIVE LIBRARY NOT BUILT, plain PyTorch serves every op several times slower: {record['reason']}")
         elif record["cuda"]:
             say(f"no CUDA kernels, or not all: {record['cuda']}")
         self.record = library.parent / RECORD.name

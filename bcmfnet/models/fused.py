@@ -30,7 +30,7 @@ class ConvAddReLU(nn.Module):
         self._packed: tuple[torch.Size, Tensor] | None = None
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        if _onednn_serves(x):
+        if _onednn_serves(x) and not _is_one_pixel(other):
             return self._onednn(x, other)
         y = self.conv(x)
         if other is not None:
@@ -55,6 +55,11 @@ class ConvAddReLU(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_packed": None}
+
+
+def _is_one_pixel(other: Tensor | None) -> bool:
+    """Whether a map of 1x1 is to be added, which torch 2.11 refuses to do in the convolution."""
+    return other is not None and other.shape[2:].numel() == 1
 
 
 def _onednn_serves(x: Tensor) -> bool:
