@@ -97,6 +97,23 @@ def compiles_for(nvcc: str, name: str) -> bool:
     return subprocess.run([nvcc, *options], capture_output=True).returncode == 0
 
 
+def cuda_options(torch: Path, build: Path, mode: str) -> tuple[list[str], str | None]:
+    """CMake's options for the CUDA kernels, and which architectures are left out. Raises NotBuilt where all are."""
+    if mode == "0":
+        raise NotBuilt("BCMFNET_CUDA=0")
+    if mode == "auto" and not (torch / "lib" / "libtorch_cuda.so").exists():
+        raise NotBuilt(f"the torch in {torch} has no CUDA")
+    nvcc = find_nvcc()
+    run(nvcc, "-x", "cu", "-c", os.devnull, "-o", build / "empty.o")  # CMake would not say why it fails
+    known, unknown = architectures(nvcc)
+    left_out = (
+        f"{nvcc} and the kernels (8.0 and later) cannot serve architecture {', '.join(unknown)}" if unknown else None
+    )
+    if not known or (unknown and mode == "1"):
+        raise NotBuilt(left_out)
+    return [f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DBCMFNET_ARCHITECTURES={';'.join(known)}"], left_out
+
+
 def run(*command: object) -> None:
     """Run a command and pass its output on. Raises NotBuilt with the line that says why it failed."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
@@ -195,7 +212,7 @@ class CMakeBuild(build_ext):
             ]  # fmt: skip
             compile_all = ["cmake", "--build", build, "--parallel", os.environ.get("MAX_JOBS", "2")]
             try:
-                options, left_out = self.cuda_options(torch, mode)
+                options, left_out = cuda_options(torch, Path(build), mode)
                 run(*configure, "-DBCMFNET_CUDA=1", *options)
                 run(*compile_all)
                 return left_out
@@ -205,23 +222,6 @@ class CMakeBuild(build_ext):
                 run(*configure, "-DBCMFNET_CUDA=0")
                 run(*compile_all)
                 return str(error)
-
-    def cuda_options(self, torch: Path, mode: str) -> tuple[list[str], str | None]:
-        """CMake's options for the CUDA kernels, and which architectures are left out. Raises NotBuilt where all are."""
-        if mode == "0":
-            raise NotBuilt("BCMFNET_CUDA=0")
-        if mode == "auto" and not (torch / "lib" / "libtorch_cuda.so").exists():
-            raise NotBuilt(f"the torch in {torch} has no CUDA")
-        nvcc = find_nvcc()
-        known, unknown = architectures(nvcc)
-        left_out = (
-            f"{nvcc} and the kernels (8.0 and later) cannot serve architecture {', '.join(unknown)}"
-            if unknown
-            else None
-        )
-        if not known or (unknown and mode == "1"):
-            raise NotBuilt(left_out)
-        return [f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DBCMFNET_ARCHITECTURES={';'.join(known)}"], left_out
 
 
 class StableABIWheel(bdist_wheel):

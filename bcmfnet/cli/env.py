@@ -36,7 +36,17 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     devices = ", ".join(cuda["devices"]) or "none"
     lines.append(f"CUDA: torch built with {cuda['torch_built_with'] or 'none'}; devices: {devices}")
     build = native["build"] or {}
-    loaded = f"loaded, {build.get('cpu')}, compiler {build.get('compiler')}, CUDA {build.get('cuda') or 'not built'}"
+    without = f" ({build['without']})" if build.get("without") else ""
+    cuda = f"CUDA {build.get('cuda') or 'not built'}{without}"
+    loaded = f"loaded, {build.get('cpu')}, compiler {build.get('compiler')}, {cuda}"
     lines.append(f"native library: {native['reason'] or loaded}")
-    lines += [f"{row['op']} on {row['device']}: {row['backend']} ({row['reason']})" for row in facts["backends"]]
-    return lines
+    return lines + _served(facts["backends"], native["reason"] or build.get("without"))
+
+
+def _served(rows: list[dict[str, str]], why_not_native: str | None) -> list[str]:
+    """A line for all ops that one backend serves on a device for one reason; the library's own reason stands above."""
+    ops: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        reason = row["reason"].replace(why_not_native, "see the native library") if why_not_native else row["reason"]
+        ops.setdefault((row["device"], row["backend"], reason), []).append(row["op"])
+    return [f"{', '.join(names)} on {device}: {backend} ({reason})" for (device, backend, reason), names in ops.items()]
