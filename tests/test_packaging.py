@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOT_BUILT = {"native": False, "reason": "no no-such-compiler on PATH"}
+REASON = "no no-such-compiler on PATH"
 
 
 def install(*command: object) -> None:
@@ -43,7 +43,8 @@ def test_editable_install_without_compiler(tmp_path):
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
     install(python, "-m", "pip", "install", "-q", "--no-deps", "-e", tree)
-    assert json.loads((tree / "bcmfnet" / "_build.json").read_text()) == NOT_BUILT
+    record = json.loads((tree / "bcmfnet" / "_build.json").read_text())
+    assert (record["native"], record["reason"]) == (False, REASON)
     assert not (tree / "bcmfnet" / "_C.so").exists()
     code = "import bcmfnet.kernels, bcmfnet.benchmarks; print(bcmfnet.kernels.__file__)"
     done = subprocess.run([python, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
@@ -52,11 +53,11 @@ def test_editable_install_without_compiler(tmp_path):
 
 @pytest.mark.slow
 def test_wheel_without_compiler_says_what_was_not_built(wheel):
-    assert wheel.name.split("-", 2)[2].startswith("py3-none-")
+    assert wheel.name.split("-", 2)[2] == "py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         build = json.loads(archive.read("bcmfnet/_build.json"))
-    assert build == NOT_BUILT
+    assert (build["native"], build["reason"]) == (False, REASON)
     assert {"bcmfnet/kernels/__init__.py", "bcmfnet/benchmarks/__init__.py", "bcmfnet/engine/train.py"} <= names
     assert "bcmfnet/py.typed" in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"bcmfnet"}

@@ -267,6 +267,9 @@ def test_compiles_as_one_graph(training):
     assert (compiled.aux is not None) == training
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.11."), reason="torch 2.11's own avg_pool2d ties a dynamic size to its stride"
+)
 def test_exports_with_dynamic_size():
     model = create_model("bcmfnet", num_classes=7).eval()
     # Up to 512 pixels the 17-pool's map is one pixel, which torch.export takes for a constant.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
+from functools import cache
 
 import pytest
 import torch
 
-from bcmfnet.ops import _extension, backends, boundary_corrected_loss
+from bcmfnet.ops import _extension, backends, boundary_corrected_loss, upsample_argmax
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +122,63 @@ def test_a_backend_that_does_not_serve_says_who_does(monkeypatch, by_environment
     assert str(caught.value) == f"blur on cuda: {source} asks for 'cpp'; it is served by triton, reference"
 
 
+WITHOUT = "built without CUDA: nvcc fatal   : no licence"
+
+
+@pytest.fixture
+def lost():
+    """Two ops whose native kernels are not there."""
+    backends._warn_once.cache_clear()
+    for op in ("blur", "sharpen"):
+        backends._table.pop((op, "cpu"), None), backends._table.pop((op, "cuda"), None)
+        backends.register(op, "cpu", "cpp", "by C++", lambda: "not built: no cmake on PATH")
+        backends.register(op, "cpu", "reference", "by reference")
+        backends.register(op, "cuda", "cuda", "by CUDA", lambda: WITHOUT)
+        backends.register(op, "cuda", "triton", "by triton")
+    yield
+    backends._warn_once.cache_clear()
+
+
+def test_the_first_call_that_loses_its_kernel_warns(lost):
+    with pytest.warns(UserWarning) as caught:
+        for _ in range(2):
+            for op in ("blur", "sharpen"):
+                assert backends.implementation(op, "cpu") == "by reference"
+                assert backends.implementation(op, "cuda") == "by triton"
+    assert [str(warning.message) for warning in caught] == [
+        "bcmfnet: ops on cpu are served by plain PyTorch, several times slower (cpp: not built: no cmake on PATH); "
+        "see `bcmfnet env`",
+        f"bcmfnet: ops on cuda are served by triton (cuda: {WITHOUT}); see `bcmfnet env`",
+    ]
+
+
+def test_what_was_asked_for_warns_of_nothing(lost, monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        backends.choose("blur", "cpu")
+        backends.has_kernel("blur", "cpu")
+        backends.describe()
+        with backends.use_backend("reference"):
+            assert backends.implementation("blur", "cpu") == "by reference"
+        monkeypatch.setenv("BCMFNET_BACKEND", "reference")
+        assert backends.implementation("blur", "cpu") == "by reference"
+
+
+def test_the_warning_does_not_break_a_compiled_graph(monkeypatch, recwarn):
+    monkeypatch.undo()
+    monkeypatch.delenv("BCMFNET_BACKEND", raising=False)
+    entry = backends._table["upsample_argmax", "cpu"]["cpp"]
+    monkeypatch.setitem(backends._table["upsample_argmax", "cpu"], "cpp", entry._replace(unavailable=lambda: "lost"))
+    backends._warn_once.cache_clear()
+    compiled = torch.compile(lambda x: upsample_argmax(x, (4, 4)), fullgraph=True, backend="aot_eager")
+    logits = torch.eye(2).reshape(1, 2, 2, 1).repeat(1, 1, 1, 2)
+    assert torch.equal(compiled(logits), upsample_argmax(logits, (4, 4)))
+    assert [str(w.message).partition(";")[0] for w in recwarn if "bcmfnet" in str(w.message)] == [
+        "bcmfnet: ops on cpu are served by plain PyTorch, several times slower (cpp: lost)"
+    ]
+    backends._warn_once.cache_clear()
+
+
 def test_describe_has_a_row_for_each_op_and_device(monkeypatch):
     assert backends.describe() == [
         {"op": "blur", "device": "cpu", "backend": "reference", "reason": "the default"},
@@ -153,9 +212,9 @@ def test_the_loss_asks_the_table(monkeypatch):
 def package(monkeypatch, tmp_path):
     """A package folder without a library; what is loaded from it is forgotten afterwards."""
     monkeypatch.setattr(_extension, "PACKAGE", tmp_path)
-    _extension.load.cache_clear()
+    _extension.load.cache_clear(), _extension.load_cuda.cache_clear()
     yield tmp_path
-    _extension.load.cache_clear()
+    _extension.load.cache_clear(), _extension.load_cuda.cache_clear()
 
 
 def not_loaded(reason: str) -> dict:
@@ -171,6 +230,18 @@ def test_the_builds_record_says_why_there_is_no_library(package):
     (package / "_build.json").write_text(json.dumps({"reason": "no C++ compiler was found"}))
     assert _extension.load() == "not built: no C++ compiler was found"
     assert _extension.describe() == not_loaded("not built: no C++ compiler was found")
+
+
+def test_the_builds_record_says_why_cuda_is_missing(package, monkeypatch):
+    reason = 'op_cuda.cu(1): error: identifier "unheard_of" is undefined'
+    (package / "_build.json").write_text(json.dumps({"native": True, "reason": None, "cuda": reason}))
+    monkeypatch.setattr(_extension, "load", cache(lambda: None))
+    monkeypatch.setattr(_extension, "_build_info", lambda: {"cpu": "plain", "cuda": None})
+    assert _extension.load_cuda() == f"built without CUDA: {reason}"
+    assert _extension.describe()["build"] == {"cpu": "plain", "cuda": None, "without": reason}
+    monkeypatch.setattr(_extension, "_build_info", lambda: {"cpu": "plain", "cuda": "13.0 for 9.0"})
+    _extension.load_cuda.cache_clear()
+    assert _extension.load_cuda() is None
 
 
 @pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF\x02\x01\x01" + bytes(200)])
