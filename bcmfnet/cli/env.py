@@ -40,13 +40,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     cuda = f"CUDA {build.get('cuda') or 'not built'}{without}"
     loaded = f"loaded, {build.get('cpu')}, compiler {build.get('compiler')}, {cuda}"
     lines.append(f"native library: {native['reason'] or loaded}")
-    return lines + _served(facts["backends"], native["reason"] or build.get("without"))
-
-
-def _served(rows: list[dict[str, str]], why_not_native: str | None) -> list[str]:
-    """A line for all ops that one backend serves on a device for one reason; the library's own reason stands above."""
-    ops: dict[tuple[str, str, str], list[str]] = {}
-    for row in rows:
-        reason = row["reason"].replace(why_not_native, "see the native library") if why_not_native else row["reason"]
-        ops.setdefault((row["device"], row["backend"], reason), []).append(row["op"])
-    return [f"{', '.join(names)} on {device}: {backend} ({reason})" for (device, backend, reason), names in ops.items()]
+    why = native["reason"] or build.get("without")
+    for row in facts["backends"]:
+        reason = row["reason"].replace(why, "see the native library") if why else row["reason"]
+        lines.append(f"{row['op']} on {row['device']}: {row['backend']} ({reason})")
+    return lines
