@@ -60,7 +60,7 @@ def torch_directory() -> Path:
     seen = ", ".join(f"{major}.{minor} in {folder}" for folder, (major, minor) in found.items()) or "none"
     raise NotBuilt(
         f"torch >= 2.11: found {seen}, looking where {sys.executable} imports from and in the environments on PATH; "
-        "pip install '.[build]' --no-build-isolation builds with the torch of the environment that it installs to"
+        "with setuptools, cmake and ninja beside torch, pip install . --no-build-isolation takes that one"
     )
 
 
