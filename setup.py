@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,9 +49,8 @@ def torch_directory() -> Path:
     """
     spec = find_spec("torch")
     folders = [Path(spec.origin).parent] if spec and spec.origin else []
-    folders.append(Path(sysconfig.get_path("purelib")) / "torch")
-    for programs in os.get_exec_path():
-        folders += sorted(Path(programs).parent.glob("lib/python3.*/site-packages/torch"))
+    for prefix in (sys.prefix, sys.base_prefix, *(Path(programs).parent for programs in os.get_exec_path())):
+        folders += sorted(Path(prefix).glob("lib/python3*/*-packages/torch"))
     found = {folder: version for folder in folders if (version := torch_version(folder))}
     for folder, version in found.items():
         if version >= (2, 11):

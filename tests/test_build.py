@@ -98,10 +98,14 @@ def test_the_error_is_the_compilers_own_line(build, line, before, after):
 def test_torch_is_found_in_an_environment_on_path(build, tmp_path, monkeypatch):
     old, new = fake_torch(tmp_path / "old", "2.9.1"), fake_torch(tmp_path / "new", "2.11.0+cu130")
     monkeypatch.setattr(build, "find_spec", lambda name: None)
-    monkeypatch.setattr(build.sysconfig, "get_path", lambda name: str(tmp_path / "isolated"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "isolated"))
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path / "base"))
     monkeypatch.setenv("PATH", f"{old.parents[3]}/bin:{new.parents[3]}/bin")
     assert build.torch_directory() == new
+    monkeypatch.setattr(sys, "base_prefix", str(new.parents[3]))
     monkeypatch.setenv("PATH", f"{old.parents[3]}/bin")
+    assert build.torch_directory() == new
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path / "base"))
     with pytest.raises(build.NotBuilt) as caught:
         build.torch_directory()
     assert str(caught.value) == (
