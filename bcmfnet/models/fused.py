@@ -40,10 +40,11 @@ class ConvAddReLU(nn.Module):
     def _onednn(self, x: Tensor, other: Tensor | None) -> Tensor:
         conv, relu = self.conv, "relu" if self.relu else None
         geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        if self._packed is None or self._packed[0] != x.shape:
-            packed = torch._C._nn.mkldnn_reorder_conv2d_weight(conv.weight.to_mkldnn(), *geometry, x.shape)
-            self._packed = (x.shape, packed)
-        operands = (self._packed[1], conv.bias, *geometry)
+        packed = self._packed  # read once: another thread may put those of another size in its place
+        if packed is None or packed[0] != x.shape:
+            reordered = torch._C._nn.mkldnn_reorder_conv2d_weight(conv.weight.to_mkldnn(), *geometry, x.shape)
+            self._packed = packed = (x.shape, reordered)
+        operands = (packed[1], conv.bias, *geometry)
         convolution = torch.ops.mkldnn._convolution_pointwise
         if other is None:
             return convolution(x, *operands, relu or "none", [], "")

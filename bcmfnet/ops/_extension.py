@@ -28,11 +28,32 @@ def load() -> str | None:
 
 @cache
 def load_cuda() -> str | None:
-    """Load the native library; None when it has CUDA kernels, else the reason why they are not there."""
-    reason = load()
-    if reason or _build_info()["cuda"]:
+    """Load the native library; None when its CUDA kernels run on every card here, else the reason why they do not."""
+    if reason := load():
         return reason
-    return f"built without CUDA: {_record().get('cuda') or 'no reason is recorded'}"
+    built = _build_info()["cuda"]
+    if not built:
+        return f"built without CUDA: {_record().get('cuda') or 'no reason is recorded'}"
+    _, _, architectures = built.partition(" for ")
+    for card in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(card)
+        if not any(_runs_on(capability, architecture) for architecture in architectures.split()):
+            name = torch.cuda.get_device_name(card)
+            return f"built for {architectures}, not for {name} ({'.'.join(map(str, capability))})"
+    return None
+
+
+def _runs_on(capability: tuple[int, int], architecture: str) -> bool:
+    """Whether code for an architecture, such as 8.0, 9.0a or 12.0+PTX, runs on a card.
+
+    Machine code runs on later cards of its generation, PTX on all later ones, what ends on a letter on its own alone.
+    """
+    number, _, ptx = architecture.partition("+")
+    major, minor = number.rstrip("af").split(".")
+    built = int(major), int(minor)
+    if number.endswith("a"):
+        return capability == built
+    return capability >= built and (capability[0] == built[0] or (bool(ptx) and not number.endswith("f")))
 
 
 def _why_not_built() -> str:

@@ -259,3 +259,33 @@ def test_the_library_is_looked_for_once(package):
     first = _extension.load()
     (package / "_C.so").write_bytes(b"too late")
     assert _extension.load() == first
+
+
+@pytest.mark.parametrize(
+    ("built", "card", "runs"),
+    [
+        ("8.0 9.0 10.0 12.0+PTX", (8, 0), True),
+        ("8.0 9.0 10.0 12.0+PTX", (8, 9), True),  # machine code of its generation
+        ("8.0 9.0 10.0 12.0+PTX", (7, 5), False),
+        ("8.0 9.0 10.0 12.0+PTX", (13, 0), True),  # PTX, which the driver compiles
+        ("8.6 9.0", (8, 0), False),
+        ("8.0 9.0", (10, 0), False),
+        ("8.0+PTX", (9, 0), True),
+        ("9.0a", (9, 0), True),
+        ("9.0a+PTX", (10, 0), False),
+        ("10.0f", (10, 3), True),
+        ("10.0f", (12, 0), False),
+    ],
+)
+def test_a_card_that_the_library_was_not_built_for_is_left_to_the_next_backend(package, monkeypatch, built, card, runs):
+    """Its calls would raise "no kernel image", though Triton and plain PyTorch serve it."""
+    monkeypatch.setattr(_extension, "load", cache(lambda: None))
+    monkeypatch.setattr(_extension, "_build_info", lambda: {"cpu": "plain", "cuda": f"13.0 for {built}"})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: card)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "Some Card")
+    reason = f"built for {built}, not for Some Card ({card[0]}.{card[1]})"
+    assert _extension.load_cuda() == (None if runs else reason)
+    backends.register("op", "cuda", "cuda", None, _extension.load_cuda)
+    backends.register("op", "cuda", "triton", None)
+    assert backends.choose("op", "cuda") == (("cuda", "the default") if runs else ("triton", f"cuda: {reason}"))
