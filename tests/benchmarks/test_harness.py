@@ -398,7 +398,7 @@ def test_a_speedup_needs_its_baseline(doubling):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"names": ["halving"]}, "benchmark: expected one of doubling, got 'halving'"),
+        ({"names": ["halving"]}, "names: expected some of doubling, got 'halving'"),
         ({"case": "huge"}, "case: expected a pattern of small, large; got 'huge'"),
         ({"providers": ["nvidia"]}, "providers: expected some of right, also, wrong, broken, absent, got 'nvidia'"),
         ({"device": "tpu"}, "device: expected cpu, cuda or cuda:N, got 'tpu'"),

@@ -319,7 +319,12 @@ def test_compiled(model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("engine", "dtype"), [("onnxruntime", torch.float32), ("openvino", torch.float32), ("openvino", torch.bfloat16)]
+    ("engine", "dtype"),
+    [
+        ("onnxruntime", torch.float32),
+        pytest.param("openvino", torch.float32, marks=pytest.mark.exhaustive),
+        ("openvino", torch.bfloat16),
+    ],
 )
 def test_engines(model, engine, dtype):
     missing = [package for package in engines.ENGINES[engine].packages if find_spec(package) is None]

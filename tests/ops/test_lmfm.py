@@ -150,8 +150,10 @@ def test_more_channels_than_a_block_takes(device, name, dtype):
 @pytest.mark.parametrize(
     ("name", "shape", "widths"),
     [
-        ("DAPPM", (1, 1500, 3, 5), (1500, 72, 20)),  # input channels in several chunks, the last cut short
-        ("DAPPM", (1, 700, 3, 5), (700, 72, 20)),
+        pytest.param(
+            "DAPPM", (1, 1500, 3, 5), (1500, 72, 20), marks=pytest.mark.tail
+        ),  # input channels in several chunks, the last cut short
+        pytest.param("DAPPM", (1, 700, 3, 5), (700, 72, 20), marks=pytest.mark.tail),
         ("LMFM", (2, 24, 64, 64), (24, 16, 24)),  # pixels enough for a larger tile
     ],
 )
@@ -168,6 +170,7 @@ def test_the_modules_pack_what_the_reference_reads(module, name):
     assert (packed.pools, packed.kernels, packed.receives) == STRUCTURES[name]
 
 
+@pytest.mark.tail
 def test_any_strides(device):
     weights = weights_of(STRUCTURES["LMFM"], (4, 3, 5))
     base = normal((4, 12, 10, 22)).to(device)
@@ -207,6 +210,7 @@ def test_an_empty_batch(device):
     assert lmfm(torch.empty(0, 19, 6, 8, device=device), moved(weights, device)).shape == (0, 11, 6, 8)
 
 
+@pytest.mark.tail
 def test_two_runs_and_any_number_of_threads_give_equal_bits(device):
     x, weights = normal((2, 19, 9, 13)).to(device), moved(weights_of(STRUCTURES["LMFM"], WIDTHS["odd"]), device)
     first = lmfm(x, weights)

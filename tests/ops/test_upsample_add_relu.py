@@ -68,6 +68,7 @@ def test_values_are_torchs(device, planes, low, high, dtype, layouts):
     assert_close(result.cpu(), torchs(x, y))
 
 
+@pytest.mark.tail
 @given(
     planes=st.tuples(st.integers(1, 2), st.integers(1, 40)), low=st.tuples(st.integers(1, 9), st.integers(1, 20)),
     more=st.tuples(st.integers(0, 20), st.integers(0, 40)), layout=st.sampled_from([CONTIGUOUS, CHANNELS_LAST]),
@@ -94,6 +95,7 @@ def test_plateaus_are_exact(device):
             assert torch.equal(result, low[:, :, :1, :1].clamp(min=0).expand(result.shape))
 
 
+@pytest.mark.tail
 def test_any_strides(device):
     base = normal((4, 12, 10, 22)).to(device)
     views = {
@@ -129,6 +131,7 @@ def test_maps_that_no_vector_is_aligned_to(device, dtype):
             assert_close(upsample_add_relu(high, low).cpu(), expected)
 
 
+@pytest.mark.tail
 def test_nothing_is_read_beyond_the_maps(device):
     for layout in (CONTIGUOUS, CHANNELS_LAST):
         for planes, low, high in CASES.values():
@@ -155,6 +158,7 @@ def test_an_empty_batch(device):
     assert result.shape == (0, 3, 8, 10)
 
 
+@pytest.mark.tail
 @pytest.mark.parametrize("layout", [CONTIGUOUS, CHANNELS_LAST])
 def test_two_runs_and_any_number_of_threads_give_equal_bits(device, layout):
     x, y = (tensor.contiguous(memory_format=layout).to(device) for tensor in maps((2, 40), (5, 33), (12, 70)))

@@ -72,6 +72,7 @@ def test_labels_and_confidence_are_the_references(device, shape, size, dtype, la
     torch.testing.assert_close(confidence.cpu().double(), expected, rtol=HALF, atol=1e-7)
 
 
+@pytest.mark.tail
 @given(
     batch=st.integers(1, 2), classes=st.integers(1, 40), grid=st.tuples(st.integers(1, 9), st.integers(1, 40)),
     more=st.tuples(st.integers(0, 20), st.integers(0, 40)), seed=st.integers(0, 99),
@@ -144,6 +145,7 @@ def test_an_empty_batch(device):
     assert labels.shape == confidence.shape == (0, 8, 10)
 
 
+@pytest.mark.tail
 def test_two_runs_and_any_number_of_threads_give_equal_bits(device):
     logits = normal((2, 5, 9, 33)).to(device)
     first = upsample_argmax(logits, (20, 70), return_confidence=True)
