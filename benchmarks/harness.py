@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
 from importlib import import_module
@@ -23,7 +24,6 @@ from bcmfnet.benchmarks._results import Row
 from bcmfnet.errors import ConfigError
 from bcmfnet.models.engines import Engine, check_engine
 from bcmfnet.ops import backends
-from bcmfnet.reference.precision import float32_products
 
 log = logging.getLogger(__name__)
 
@@ -115,10 +115,24 @@ def in_tf32(provider: Provider) -> Provider:
     """A provider whose float32 products are TF32, as cuDNN's are unless one asks for more."""
 
     def call(*inputs: Tensor) -> Any:
-        with float32_products("tf32"):
+        with tf32(True):
             return provider(*inputs)
 
     return call
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether float32 products are rounded to TF32 on a GPU inside, by the settings that exporters read too."""
+    settings = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [setting.allow_tf32 for setting in settings]
+    try:
+        for setting in settings:
+            setting.allow_tf32 = allowed
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.allow_tf32 = value
 
 
 def through_engine(
@@ -177,7 +191,7 @@ def run(
     rows: list[Row] = []
     for name, benchmark, chosen in work:
         log.info("%s %s", name, chosen.name)
-        with float32_products("ieee"):  # a provider that takes less is named for it, see `in_tf32`
+        with tf32(False):  # a provider that takes it is named for it, see `in_tf32`
             measured = list(measure(benchmark, chosen, place, providers, counts, seconds))
         for row in measured:
             row |= {"benchmark": name, "case": chosen.name, "copy_gb_per_s": copies[row["threads"]]} | machine

@@ -17,15 +17,15 @@ PRODUCTS = (
 
 
 @contextmanager
-def float32_products(precision: str = "ieee") -> Iterator[None]:
-    """Compute what is called inside, or the function so decorated, with products of float32 in a precision of torch's.
+def float32_products() -> Iterator[None]:
+    """Compute what is called inside, or the function so decorated, with products of float32 in float32.
 
-    "ieee" is float32 itself, "tf32" rounds the factors to 10 bits on a GPU.
+    Only for torch's own ops: exporters and the like read older settings, which refuse to be read meanwhile.
     """
     before = [products.fp32_precision for products in PRODUCTS]
     try:
         for products in PRODUCTS:
-            products.fp32_precision = precision
+            products.fp32_precision = "ieee"
         yield
     finally:
         for products, precision in zip(PRODUCTS, before, strict=True):

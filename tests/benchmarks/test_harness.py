@@ -18,7 +18,7 @@ import torch
 from bcmfnet.benchmarks import _machine, _memory, _results, _timing, harness
 from bcmfnet.errors import ConfigError
 from bcmfnet.ops import _cpu
-from bcmfnet.reference.precision import float32_products
+from bcmfnet.reference.bilinear import downsample
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -287,16 +287,19 @@ def test_providers_compute_in_float32_unless_they_are_named_for_less(doubling, m
 
     def seeing(name):
         def call(x):
-            seen.setdefault(name, set()).add(torch.backends.cudnn.conv.fp32_precision)
-            return double(x)
+            downsample(torch.ones(1, 1, 4, 4), (2, 2))  # the reference's settings leave these as they are
+            seen.setdefault(name, set()).add((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+            with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=True):
+                return double(x)  # as exporters do
 
         return call
 
     found = {"right": seeing("right"), "right_tf32": harness.in_tf32(seeing("right_tf32"))}
     monkeypatch.setattr(doubling, "providers", lambda case, device: found)
-    with float32_products("tf32"):  # torch's own default on a GPU
-        harness.run(case="small", threads=[1], seconds=1e-6)
-    assert seen == {"right": {"ieee"}, "right_tf32": {"tf32"}}
+    with harness.tf32(True):  # torch's own default of convolutions on a GPU
+        rows = harness.run(case="small", threads=[1], seconds=1e-6)
+    assert seen == {"right": {(False, False)}, "right_tf32": {(True, True)}}
+    assert [row["status"] for row in rows] == ["ok", "ok"] and torch._C._get_mkldnn_enabled()
 
 
 def test_rows_and_their_rates(doubling, monkeypatch):
