@@ -420,12 +420,13 @@ struct Selected {
   const Bcl& call;
   const BclColumns& columns;
   const BclMaps& maps;
-  int32_t* count;       // [pitch]: pixels of a cell
+  const bool flips;       // whether the flipped labels are targets too
+  int32_t* count;         // [pitch]: pixels of a cell
   int32_t *own, *others;  // [listed, pitch]: Labels
-  float *right, *down;  // [listed, pitch]: shares of the source pixels to the right and below
+  float *right, *down;    // [listed, pitch]: shares of the source pixels to the right and below
 
   Selected(const Bcl& call, const BclColumns& columns, const BclMaps& maps, Arena& arena)
-      : call(call), columns(columns), maps(maps) {
+      : call(call), columns(columns), maps(maps), flips(call.options.terms[1] != 0 || call.options.terms[2] != 0) {
     const int64_t size = listed_rows(columns) * columns.positions();
     count = arena.integers(columns.pitch), own = arena.integers(size), others = arena.integers(size);
     right = arena.floats(size), down = arena.floats(size);
@@ -444,7 +445,7 @@ struct Selected {
       const int64_t position = columns.position[x], cell = columns.cell[x];
       const int64_t at = count[cell]++ * columns.pitch + cell;
       own[at] = (labels[x] + 1) | 1 << Labels::kSelected;
-      others[at] = Labels::pack_others(labels[x] + 1, rows[x] + 1, labels[columns.flipped[x]] + 1);
+      if (flips) others[at] = Labels::pack_others(labels[x] + 1, rows[x] + 1, labels[columns.flipped[x]] + 1);
       right[at] = columns.share[position], down[at] = share;
     });
   }
@@ -457,7 +458,8 @@ struct Selected {
       int64_t at = cell;
       for (int32_t i = 0; any(counts > i); ++i, at += columns.pitch) {
         const Int listed = counts > i;
-        const Labels labels{listed ? load<Int>(own + at) : fill(0), listed ? load<Int>(others + at) : fill(0)};
+        const Int none = fill(0), own_label = listed ? load<Int>(own + at) : none;
+        const Labels labels{own_label, flips ? (listed ? load<Int>(others + at) : none) : none};
         const Float zero = fill(0.0f);
         each(cell, labels, listed ? load<Float>(right + at) : zero, listed ? load<Float>(down + at) : zero);
       }
