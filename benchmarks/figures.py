@@ -30,6 +30,12 @@ class Table:
     providers: dict[str, tuple[str | None, ...]]
 
 
+LOSSES = {
+    "logits at 1/8": "2x19x64x128-512x1024-smooth",
+    "full resolution": "2x19x512x1024-512x1024-smooth",
+    "the paper's, 1/8": "2x19x64x128-512x1024-smooth-paper",
+    "the paper's, full": "2x19x512x1024-512x1024-smooth-paper",
+}
 NETWORK, ARGMAX = "bcmfnet-1x3x1024x2048", "1x19x128x256-1024x2048-float32"
 TABLES = [
     Table("network", 2, {"float32": NETWORK, "bfloat16": NETWORK}, {
@@ -47,12 +53,12 @@ TABLES = [
         "eager, the best form": ("eager_best", "eager_best"),
         "eager, interpolate and argmax": ("eager", "eager"),
     }),
-    Table("bcl", 1, {"logits at 1/8": "2x19x64x128-512x1024-smooth", "full": "2x19x512x1024-512x1024-smooth"}, {
-        "`boundary_corrected_loss`, C++": ("cpp", "cpp"),
-        "torch.compile": ("compile", "compile"),
-        "eager, the best form": ("eager_best", "eager_best"),
-        "eager, three cross-entropies and a sort": ("naive", "naive"),
-        "plain cross-entropy": ("cross_entropy", "cross_entropy"),
+    Table("bcl", 1, LOSSES, {
+        "`boundary_corrected_loss`, C++": ("cpp",) * 4,
+        "torch.compile": ("compile",) * 4,
+        "eager, the best form": ("eager_best",) * 4,
+        "eager, three cross-entropies and a sort": ("naive",) * 4,
+        "plain cross-entropy": ("cross_entropy",) * 4,
     }),
 ]  # fmt: skip
 
