@@ -66,6 +66,7 @@ def test_run_leaves_everything_in_its_folder(tiny_config, tmp_path):
     assert metadata["label_table"]["classes"] == list(result.evaluation.table.classes)
 
 
+@pytest.mark.exhaustive
 def test_loss_falls(tiny_config, tmp_path):
     tiny_config.optim.steps = 40
     engine.train(tiny_config, tmp_path)

@@ -112,6 +112,7 @@ def test_the_launch_changes_no_bit(relaunched, source, size, layout):
         assert torch.equal(run(logits, size)[0], expected[0]), (cells, constants)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("size", "seed"),
     [((3, 11), 1), *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in (((8, 24), 0), ((1, 3), 2)))],

@@ -321,7 +321,7 @@ def test_compiled(model):
 @pytest.mark.parametrize(
     ("engine", "dtype"),
     [
-        ("onnxruntime", torch.float32),
+        pytest.param("onnxruntime", torch.float32, marks=pytest.mark.exhaustive),
         pytest.param("openvino", torch.float32, marks=pytest.mark.exhaustive),
         ("openvino", torch.bfloat16),
     ],

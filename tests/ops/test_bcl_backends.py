@@ -116,6 +116,7 @@ LARGE = {
 }
 
 
+@pytest.mark.tail
 @pytest.mark.parametrize("name", LARGE)
 def test_large_cases(device, name):
     shape, size, options = LARGE[name]
@@ -245,6 +246,7 @@ def test_a_wrong_label_is_no_index(device, grid, label):
         assert f"got {label} at (image, row, column) = (0, 3, 7)" in str(error)
 
 
+@pytest.mark.tail
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (24, 1), (2, 3)])
 def test_images_smaller_than_the_window_of_the_flip(device, size):
     generator = torch.Generator().manual_seed(0)
@@ -274,6 +276,7 @@ def test_any_strides(device):
     assert expanded[2].shape == (2, 3, 24, 40)
 
 
+@pytest.mark.tail
 @pytest.mark.usefixtures("poisoned", "deterministic")
 @pytest.mark.parametrize(
     ("classes", "options"),

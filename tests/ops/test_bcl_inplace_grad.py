@@ -47,6 +47,7 @@ def loss_and_gradient(logits, target, **options):
     return value.detach(), seen[0]
 
 
+@pytest.mark.tail
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_same_bits_in_the_logits_memory(device, layout, dtype):

@@ -140,6 +140,7 @@ def test_every_size_and_dtype(device, size, dtype, layout):
     assert_reference(device, x, weights_of(STRUCTURES["LMFM"], WIDTHS["odd"], dtype=dtype), layout)
 
 
+@pytest.mark.tail
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["LMFM", "DAPPM"])
 def test_more_channels_than_a_block_takes(device, name, dtype):
@@ -186,6 +187,7 @@ def test_any_strides(device):
         assert_close(lmfm(view, moved(weights, device)).cpu(), expected)
 
 
+@pytest.mark.tail
 def test_nothing_is_read_beyond_the_map(device):
     weights = moved(weights_of(STRUCTURES["LMFM"], WIDTHS["odd"]), device)
     for layout in (torch.contiguous_format, torch.channels_last):
@@ -267,6 +269,7 @@ def call(x, weights):
     return (x, *weights[:5], [n for pool in weights.pools for n in pool], list(weights.kernels), list(weights.receives))
 
 
+@pytest.mark.tail
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_opcheck(device, layout):
     x = normal((2, 19, 6, 8)).to(memory_format=layout).to(device)
@@ -274,6 +277,7 @@ def test_opcheck(device, layout):
     torch.library.opcheck(torch.ops.bcmfnet.lmfm, call(x, weights))
 
 
+@pytest.mark.tail
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile(device, dynamic):
     weights = moved(weights_of(STRUCTURES["LMFM"], WIDTHS["odd"]), device)

@@ -80,6 +80,7 @@ def test_any_shape_and_pools(device, shape, pools):
         assert_close(y, z)
 
 
+@pytest.mark.tail
 @pytest.mark.parametrize("shape", [(1, 257, 3, 5), (1, 2, 160, 170)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_more_channels_or_positions_than_a_block_takes(device, request, shape, layout):

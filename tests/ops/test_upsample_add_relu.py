@@ -116,6 +116,7 @@ def test_any_strides(device):
             assert_close(result.cpu(), torchs(view, low))
 
 
+@pytest.mark.tail
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_maps_that_no_vector_is_aligned_to(device, dtype):
     """Whole vectors of channels, one element past where a load of 16 bytes can start, or that far apart."""
@@ -142,6 +143,7 @@ def test_nothing_is_read_beyond_the_maps(device):
             assert_close(upsample_add_relu(*views).cpu(), torchs(*views))
 
 
+@pytest.mark.tail
 @grid({"size": [(12, 20), (3, 20), (12, 5), (3, 5)], "dtype": DTYPES, "layout": [CONTIGUOUS, CHANNELS_LAST]})
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities, where Triton interprets
 def test_nan_and_infinities_are_where_the_reference_has_them(device, size, dtype, layout):

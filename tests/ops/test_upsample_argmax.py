@@ -118,6 +118,7 @@ def test_infinities_are_large_numbers(device, dtype):
     assert not upsample_argmax(torch.full((1, 4, 2, 2), -INF, device=device), (16, 16)).any()
 
 
+@pytest.mark.tail
 def test_any_strides(device):
     base = normal((4, 12, 10, 22)).to(device)
     views = {
@@ -182,6 +183,7 @@ for shape, size in SHAPES.values():
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.tail
 def test_opcheck(device):
     for arguments in ((normal((1, 5, 3, 4)), [7, 9], True), (normal((2, 300, 3, 4)), [3, 4], False)):
         logits, *rest = arguments
