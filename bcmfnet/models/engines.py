@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -79,10 +82,41 @@ def _openvino(network: nn.Module, frames: Tensor, dtype: torch.dtype, threads: i
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,
     }
-    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+    with keeping_the_signal_stack():
+        request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
 
     def run(frames: Tensor) -> Tensor:
         request.infer({0: frames.numpy()}, share_inputs=True)
         return torch.from_numpy(request.get_output_tensor(0).data).clone()  # the next call writes over it
 
     return run
+
+
+class SignalStack(ctypes.Structure):
+    """The memory that a thread's signal handlers run on: `stack_t` of sigaltstack(2) on Linux."""
+
+    _fields_ = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+    @classmethod
+    def current(cls) -> SignalStack:
+        stack = cls()
+        ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
+        return stack
+
+
+@contextmanager
+def keeping_the_signal_stack() -> Iterator[None]:
+    """Give the thread its signal stack back.
+
+    Each network that OpenVINO compiles gives the thread one of its own, and on its end the one from before. Networks
+    that end in another order leave one that is gone: the next Ctrl-C, or the end of a child process, is then a
+    segmentation fault.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    before = SignalStack.current()
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(before), None)

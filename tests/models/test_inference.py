@@ -331,6 +331,7 @@ def test_engines(model, engine, dtype):
     if missing:
         pytest.skip(f"{', '.join(missing)} not installed")
     band = 1e-5 if dtype == torch.float32 else 0.1
+    signal_stack = engines.SignalStack.current().start
     network = model.for_inference(engine=engine, dtype=dtype)
     for size, batch in (((64, 96), 1), ((97, 131), 2), ((64, 96), 1)):
         assert_labels(network(frames(size, batch)), eager_scores(model, frames(size, batch)), band)
@@ -340,6 +341,9 @@ def test_engines(model, engine, dtype):
     assert relative_error(first, model(frames((64, 96))).logits) < (1e-5 if dtype == torch.float32 else BF16_ERROR)
     scores(frames((64, 96), seed=1))
     assert torch.equal(first, kept)
+    assert engines.SignalStack.current().start == signal_stack
+    del network, scores  # in the order in which they were made
+    assert engines.SignalStack.current().start == signal_stack
 
 
 class Recorded(cuda_graphs.Graph):
