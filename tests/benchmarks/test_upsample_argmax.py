@@ -102,6 +102,7 @@ def test_every_provider_agrees_in_half_precision(dtype):
         assert benchmark.disagreement(case, name, providers[name](*inputs), expected) is None
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
 def test_compiled_provider_agrees():
     case = Case(*SMALL, "rough")

@@ -180,7 +180,9 @@ def test_schedule_refuses(frames, epochs, message):
         Schedule.of(config, frames)
 
 
-@pytest.mark.parametrize("mode", ["detect", "ohem", "plain"])
+@pytest.mark.parametrize(
+    "mode", ["detect", *(pytest.param(mode, marks=pytest.mark.exhaustive) for mode in ("ohem", "plain"))]
+)
 def test_rows_say_what_the_loss_selects(tiny_config, tmp_path, monkeypatch, mode):
     """Of the main head, the mean over the steps since the last row; plain cross-entropy selects nothing."""
     tiny_config.optim.steps, tiny_config.log_every = 2, 2

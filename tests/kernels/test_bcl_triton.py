@@ -105,7 +105,16 @@ def threshold_of(scores, tau, ratio, min_kept, max_kept):
 # No score, one, all equal, ties around the borders of high bytes, all over the grid, two far apart.
 @pytest.mark.parametrize(
     "scores",
-    [[], [1], [65535], [256] * 9, [255, 256, 257, 511, 512] * 4, list(range(1, 65536, 113)), [7] * 5 + [65535]],
+    [
+        [],
+        [1],
+        [65535],
+        [255, 256, 257, 511, 512] * 4,
+        *(
+            pytest.param(scores, marks=pytest.mark.exhaustive)
+            for scores in ([256] * 9, list(range(1, 65536, 113)), [7] * 5 + [65535])
+        ),
+    ],
     ids=len,
 )
 def test_thresholds_are_those_of_a_sort(scores):

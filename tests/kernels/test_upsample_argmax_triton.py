@@ -145,7 +145,9 @@ def test_classes_that_cannot_win_are_skipped(relaunched, monkeypatch):
     assert len(scored) == 12  # 4 rows of 2 programs: the left one of each meets the border and scores more than one
 
 
-@pytest.mark.parametrize("classes", [1, 2, 150, 256, 257])
+@pytest.mark.parametrize(
+    "classes", [1, 2, *(pytest.param(count, marks=pytest.mark.exhaustive) for count in (150, 256, 257))]
+)
 def test_the_last_class_can_win(relaunched, classes):
     """One and two classes, a chunk cut short, and the largest label of uint8 and the first that needs int16."""
     relaunched(64)

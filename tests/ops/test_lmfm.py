@@ -238,7 +238,9 @@ def test_float64_is_the_reference(device):
     assert_close(lmfm(x.to(device), moved(weights, device)).cpu(), reference(x, weights))
 
 
-@pytest.mark.parametrize("level", ["plain", "v3", "v4"])
+@pytest.mark.parametrize(
+    "level", ["v3", *(pytest.param(level, marks=pytest.mark.exhaustive) for level in ("plain", "v4"))]
+)
 def test_every_level_of_instruction_sets(level):
     """Of those that this processor has; a higher one that it lacks is not chosen, and this repeats a lower one."""
     code = """
