@@ -17,7 +17,10 @@ class ConfigError(ValueError):
 
 
 class DataError(ValueError):
-    """A dataset, image or label file that cannot be used."""
+    """A dataset, image or label file that cannot be used. Names of files are shown printable."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class CheckpointError(ValueError):
@@ -38,6 +41,11 @@ class MissingPackageError(ImportError):
 
 class TrainingError(RuntimeError):
     """A training run that cannot go on, with the step and what to try."""
+
+
+def printable(text: object) -> str:
+    r"""The text with control characters, and bytes of a file name that are no text, as escapes such as \x1b."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def unknown_name(key: str, name: str, known: Iterable[str]) -> str:

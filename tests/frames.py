@@ -20,11 +20,7 @@ def png_bytes(samples: np.ndarray, bits: int, color_type: int, palette: bytes = 
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0))]
     chunks += [(b"PLTE", palette)] if palette else []
     chunks += [(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))), (b"IEND", b"")]
-    body = b"".join(
-        struct.pack(">I", len(payload)) + kind + payload + struct.pack(">I", zlib.crc32(kind + payload))
-        for kind, payload in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + body
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
 
 
 def write_frame(image: Path, label: Path, ids: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -35,3 +31,23 @@ def write_frame(image: Path, label: Path, ids: np.ndarray, seed: int = 0) -> np.
     (write_png if image.suffix == ".png" else write_jpeg)(image, pixels)
     write_png(label, ids)
     return pixels
+
+
+def png_chunk(kind: bytes, payload: bytes) -> bytes:
+    """A chunk of a PNG, checksum included."""
+    return struct.pack(">I", len(payload)) + kind + payload + struct.pack(">I", zlib.crc32(kind + payload))
+
+
+def exif(orientation: int, order: str = ">") -> bytes:
+    """An EXIF block that says an orientation and nothing else: a TIFF file of one field."""
+    head = b"MM" if order == ">" else b"II"
+    field = struct.pack(f"{order}HHIHH", 274, 3, 1, orientation, 0)
+    return head + struct.pack(f"{order}HIH", 42, 8, 1) + field + bytes(4)
+
+
+def with_exif(data: bytes, orientation: int) -> bytes:
+    """A JPEG or PNG with an EXIF orientation."""
+    block = exif(orientation)
+    if data.startswith(b"\x89PNG"):
+        return data[:33] + png_chunk(b"eXIf", block) + data[33:]
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 8) + b"Exif\0\0" + block + data[2:]

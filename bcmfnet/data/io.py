@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -11,55 +14,79 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from bcmfnet.data.headers import JPEG_SIGNATURE, PNG_SIGNATURE, UPRIGHT, Header, parse_header
 from bcmfnet.errors import DataError
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-JPEG_SIGNATURE = b"\xff\xd8"
-GRAY, PALETTE = 0, 3  # PNG colour types
+MAX_PIXELS = 2**26  # 8192 x 8192, whose prediction takes about 5 GB
+MAX_BYTES = 2**30  # of a file
+GRAY, PALETTE, GRAY_ALPHA = 0, 3, 4  # PNG colour types
 # In entropy-coded data a marker is 0xff and a byte that is neither stuffing (00), a restart (d0-d7) nor fill (ff).
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 JPEG_END = 0xD9
+FILE_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """RGB image, uint8 [H, W, 3].
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of a labelled image from its header. Raises DataError as `read_image(path, turn=False)` does."""
+    with _open(path) as file:
+        header = _header(file, path, MAX_PIXELS)
+    _check_image(header, path, turn=False)
+    return header.height, header.width
+
+
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, turn: bool = True) -> np.ndarray:
+    """RGB image, uint8 [H, W, 3], turned upright where its EXIF orientation says so.
+
+    Args:
+        turn: False refuses an image that would be turned, since its label is not.
 
     Raises:
-        DataError: missing, empty, truncated or corrupt file, naming it.
+        DataError: a missing, empty, truncated or corrupt file, one that is not a regular file, one of more than
+            max_pixels or of more than 8 bits a sample; it names the file.
     """
-    data = _read_bytes(path)
-    if data.startswith(PNG_SIGNATURE):
-        _png_chunks(data, path)
-    elif data.startswith(JPEG_SIGNATURE):
+    data, header = _read(path, max_pixels)
+    _check_image(header, path, turn)
+    if header.format == "PNG":
+        data = _png_without_extras(_png_chunks(data, path), keep_exif=header.orientation != UPRIGHT)
+    elif header.format == "JPEG":
         _check_jpeg_is_whole(data, path)
     return _decode(data, cv2.IMREAD_COLOR_RGB, path)
 
 
-def read_label(path: str | Path, color: bool = False) -> np.ndarray:
+def read_label(path: str | Path, color: bool = False, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Label PNG: class ids uint8 [H, W], or with `color` an RGB colour-coded label uint8 [H, W, 3].
 
     Ids are the stored samples: the indices of a palette PNG (OpenCV alone would give its colours), and unscaled
     values of PNGs of 1, 2 and 4 bits.
 
     Raises:
-        DataError: a damaged file, one that is not a PNG, 16 bits a sample, or channels where ids are expected.
+        DataError: a file that read_image would refuse, one that is not a PNG, one that an EXIF orientation turns,
+            16 bits a sample, channels where ids are expected, or one channel where colours are.
     """
-    data = _read_bytes(path)
-    if not data.startswith(PNG_SIGNATURE):
+    data, header = _read(path, max_pixels)
+    if header.format != "PNG":
         raise DataError(f"{path}: expected a PNG label, got another format (lossy ones change class ids)")
     chunks = _png_chunks(data, path)
-    bits, color_type = chunks[0][1][8:10]
-    if bits == 16:
+    if header.bits == 16:
         raise DataError(f"{path}: expected a label of 8 bits a pixel, got 16")
+    if header.orientation != UPRIGHT:
+        raise DataError(f"{path}: expected a label without EXIF orientation, got {header.orientation}")
+    color_type = chunks[0][1][17]
     if color:
-        return _decode(data, cv2.IMREAD_COLOR_RGB, path)
-    if color_type == PALETTE:
-        data = _palette_as_gray(chunks)
-    elif color_type != GRAY:
+        if color_type in (GRAY, GRAY_ALPHA):
+            raise DataError(f"{path}: expected a label of colours, got one channel (class ids?)")
+        return _decode(_png_without_extras(chunks), cv2.IMREAD_COLOR_RGB, path)
+    if color_type not in (GRAY, PALETTE):
         raise DataError(f"{path}: expected a label of one channel (class ids), got colours")
-    label = _decode(data, cv2.IMREAD_GRAYSCALE, path)
-    return label if bits == 8 else label // (255 // (2**bits - 1))
+    label = _decode(_png_of_indices(chunks), cv2.IMREAD_GRAYSCALE, path)
+    return label if header.bits == 8 else label // (255 // (2**header.bits - 1))
 
 
 def write_png(path: str | Path, image: np.ndarray, compression: int = 1) -> None:
@@ -77,61 +104,118 @@ def _write(path: str | Path, ending: str, image: np.ndarray, options: tuple[int,
     Path(path).write_bytes(cv2.imencode(ending, bgr, options)[1])
 
 
-def _read_bytes(path: str | Path) -> bytes:
+def _check_image(header: Header, path: str | Path, turn: bool) -> None:
+    if header.bits > 8:
+        raise DataError(f"{path}: expected an image of 8 bits a sample, got {header.bits}")
+    if not turn and header.orientation != UPRIGHT:
+        raise DataError(
+            f"{path}: EXIF orientation {header.orientation} turns the image and not its label; save it upright, "
+            "without the tag"
+        )
+
+
+def _read(path: str | Path, max_pixels: int) -> tuple[bytes, Header]:
+    """Bytes and header of an image file that is not too large to decode."""
+    with _open(path) as file:
+        header = _header(file, path, max_pixels)
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise DataError(f"{path}: expected a file of at most {MAX_BYTES} bytes, got {size}")
+        file.seek(0)
+        try:
+            return file.read(), header
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _open(path: str | Path) -> io.BufferedReader:
+    """A regular file. A FIFO would wait for a writer for ever, and a device may have no end."""
     try:
-        data = Path(path).read_bytes()
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+        if kind == stat.S_IFREG:
+            return open(path, "rb")
+        reason = f"expected a regular file, got {FILE_KINDS.get(kind, 'something else')}"
+    except OSError as error:
+        reason = error.strerror
+    raise DataError(f"{path}: cannot be read: {reason}")
+
+
+def _header(file: io.BufferedReader, path: str | Path, max_pixels: int) -> Header:
+    """Header of a file that may be decoded."""
+    try:
+        start = file.read(len(PNG_SIGNATURE))
+        header = parse_header(file)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    if not data:
-        raise DataError(f"{path}: the file is empty")
-    return data
+    if header is None:
+        raise DataError(f"{path}: {_what_is_wrong(start)}")
+    if not 0 < header.width * header.height <= max_pixels:
+        raise DataError(f"{path}: expected an image of 1 to {max_pixels} pixels, got {header.width}x{header.height}")
+    return header
+
+
+def _what_is_wrong(start: bytes) -> str:
+    """Of a file without a header, by how it starts."""
+    if not start:
+        return "the file is empty"
+    for signature, name in ((PNG_SIGNATURE, "PNG"), (JPEG_SIGNATURE, "JPEG")):
+        if start.startswith(signature):
+            return f"truncated {name}"
+    return "not an image that can be decoded (corrupt, or not PNG, JPEG, BMP, TIFF or WebP)"
 
 
 def _decode(data: bytes, flags: int, path: str | Path) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
-        image = None
+    except cv2.error as error:
+        raise DataError(f"{path}: cannot be decoded: {' '.join(error.err.split())}") from None
+    except MemoryError:
+        raise DataError(f"{path}: cannot be decoded: not enough memory") from None
     if image is None:
-        raise DataError(f"{path}: not an image that can be decoded (corrupt, or an unknown format)")
+        raise DataError(f"{path}: not an image that can be decoded (corrupt)")
     return image
 
 
-def _png_chunks(data: bytes, path: str | Path) -> list[tuple[bytes, bytes]]:
-    """Chunks (type, payload) of a PNG, after checking each CRC and that the last one is IEND."""
-    chunks = list(_walk_png(data, path))
+Chunk = tuple[bytes, memoryview]
+
+
+def _png_chunks(data: bytes, path: str | Path) -> list[Chunk]:
+    """Kind and bytes of the chunks of a PNG, after checking each CRC and that the last one is IEND."""
+    chunks = list(_walk_png(memoryview(data), path))
     if not chunks or chunks[-1][0] != b"IEND":
         raise DataError(f"{path}: truncated PNG")
-    if chunks[0][0] != b"IHDR" or len(chunks[0][1]) != 13:
+    if chunks[0][0] != b"IHDR" or len(chunks[0][1]) != 25:
         raise DataError(f"{path}: corrupt PNG (no header)")
     return chunks
 
 
-def _walk_png(data: bytes, path: str | Path) -> Iterator[tuple[bytes, bytes]]:
+def _walk_png(data: memoryview, path: str | Path) -> Iterator[Chunk]:
     at = len(PNG_SIGNATURE)
     while at + 12 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, at)
-        if at + 12 + size > len(data):
+        end = at + 12 + size
+        if end > len(data):
             return
-        payload = data[at + 8 : at + 8 + size]
-        if struct.unpack_from(">I", data, at + 8 + size)[0] != zlib.crc32(payload, zlib.crc32(kind)):
+        if struct.unpack_from(">I", data, end - 4)[0] != zlib.crc32(data[at + 4 : end - 4]):
             raise DataError(f"{path}: corrupt PNG (checksum of {kind.decode('latin-1')!r} at byte {at})")
-        yield kind, payload
+        yield kind, data[at:end]
         if kind == b"IEND":
             return
-        at += 12 + size
+        at = end
 
 
-def _palette_as_gray(chunks: list[tuple[bytes, bytes]]) -> bytes:
-    """The same PNG declared gray and without its palette, so that a decoder returns indices."""
-    kept = [(kind, payload) for kind, payload in chunks if kind in (b"IHDR", b"IDAT", b"IEND")]
-    header = bytearray(kept[0][1])
-    header[9] = GRAY
-    kept[0] = (b"IHDR", bytes(header))
-    return PNG_SIGNATURE + b"".join(
-        struct.pack(">I", len(payload)) + kind + payload + struct.pack(">I", zlib.crc32(payload, zlib.crc32(kind)))
-        for kind, payload in kept
-    )
+def _png_without_extras(chunks: list[Chunk], keep_exif: bool = False) -> bytes:
+    """The PNG without profiles and texts, of which libpng would print warnings that name no file."""
+    kept = {b"IHDR", b"PLTE", b"IDAT", b"IEND"} | ({b"eXIf"} if keep_exif else set())
+    return PNG_SIGNATURE + b"".join(chunk for kind, chunk in chunks if kind in kept)
+
+
+def _png_of_indices(chunks: list[Chunk]) -> bytes:
+    """The PNG declared gray and without its palette, so that a decoder returns indices."""
+    header = bytearray(chunks[0][1])
+    header[17] = GRAY
+    struct.pack_into(">I", header, 21, zlib.crc32(header[4:21]))
+    return PNG_SIGNATURE + bytes(header) + b"".join(chunk for kind, chunk in chunks if kind in (b"IDAT", b"IEND"))
 
 
 def _check_jpeg_is_whole(data: bytes, path: str | Path) -> None:
