@@ -5,11 +5,17 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from bcmfnet.data.decode import UNKNOWN, ColorLabels, IdLabels, id_labels
 from bcmfnet.data.io import IMAGE_ENDINGS
-from bcmfnet.data.labels import CITYSCAPES_ROWS, cityscapes_id_to_train_id, get_label_table, make_label_table
+from bcmfnet.data.labels import (
+    CAMVID_VOID_COLORS,
+    CITYSCAPES_ROWS,
+    cityscapes_id_to_train_id,
+    get_label_table,
+    make_label_table,
+)
 from bcmfnet.data.pairs import Dataset, PairedFiles, index_files
 from bcmfnet.data.synthetic import SyntheticStreets
 from bcmfnet.errors import ConfigError, DataError, MissingDataError, unknown_name
@@ -85,18 +91,25 @@ def _camvid_ignore(root: str | Path | None, split: str, strict: bool) -> PairedF
         images = index_files(folder / split, IMAGE_ENDINGS)
         labels = index_files(folder / f"{split}_labels", ("_L.png",))
     _compare_with_camvid(split, len(images))
-    return PairedFiles(split, table, images, labels, ColorLabels(table), strict)
+    return PairedFiles(split, table, images, labels, ColorLabels(table, CAMVID_VOID_COLORS), strict)
 
 
 def _listed_names(path: Path) -> set[str]:
-    """Names of a list: the first word of each line, without folder and ending."""
+    """Names of a list: the first word of each line, without folder (of either slash) and ending; # starts a comment."""
     if not path.is_file():
         raise MissingDataError(f"{path}: expected a list of the split's frames, a name a line, found no file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: expected a list of the split's frames, a name a line: {error}") from None
-    return {Path(line.split()[0]).stem for line in text.splitlines() if line.strip()}
+    return {_frame_name(line.split()[0]) for line in text.splitlines() if line.split("#")[0].strip()}
+
+
+def _frame_name(listed: str) -> str:
+    """Name of a frame that a list gives as a path, spelt as the file system's encoding has it."""
+    name = os.fsdecode(PureWindowsPath(listed).name.encode())
+    ending = next((ending for ending in IMAGE_ENDINGS if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(ending)]
 
 
 def _compare_with_camvid(split: str, frames: int) -> None:

@@ -135,6 +135,31 @@ def _hue_color(i: int) -> RGB:
     return tuple(round(255 * c) for c in rgb)
 
 
+CAMVID_VOID_COLORS: tuple[RGB, ...] = (
+    (64, 128, 64),  # animal
+    (192, 0, 128),  # archway
+    (0, 128, 64),  # bridge
+    (64, 0, 192),  # cart, luggage, pram
+    (192, 128, 64),  # child
+    (128, 0, 192),  # lane marking, driving
+    (192, 0, 64),  # lane marking, not driving
+    (128, 128, 64),  # text
+    (192, 0, 192),  # motorcycle, scooter
+    (128, 64, 64),  # other moving
+    (64, 192, 128),  # parking block
+    (128, 128, 192),  # road shoulder
+    (64, 128, 192),  # SUV, pickup truck
+    (0, 0, 64),  # traffic cone
+    (0, 64, 64),  # traffic light
+    (192, 64, 128),  # train
+    (192, 128, 192),  # truck, bus
+    (64, 0, 64),  # tunnel
+    (192, 192, 0),  # other vegetation
+    (64, 192, 0),  # wall
+    (0, 0, 0),  # void
+)
+"""Colours of the released CamVid labels that are none of the eleven classes."""
+
 _TABLES = {
     table.name: table
     for table in (

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from bcmfnet.data.io import read_image
+from bcmfnet.data.files import list_images
+from bcmfnet.data.io import image_size, read_image
 from bcmfnet.data.labels import LabelTable
 from bcmfnet.errors import DataError, MissingDataError
 
@@ -69,21 +70,29 @@ class PairedFiles:
         return str(self.images[self.names[i]]), str(self.labels[self.names[i]])
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        image = read_image(self.images[self.names[i]], turn=False)
+        return image, self._label_of(i, image.shape[:2])
+
+    def size(self, i: int) -> tuple[int, int]:
+        """(height, width) of image i from its header. Raises DataError for an image that cannot be used."""
+        return image_size(self.images[self.names[i]])
+
+    def label(self, i: int) -> np.ndarray:
+        """Ids of frame i, uint8 [H, W], without decoding its image. Raises DataError."""
+        return self._label_of(i, self.size(i))
+
+    def _label_of(self, i: int, size: tuple[int, int]) -> np.ndarray:
         name = self.names[i]
-        image, label = read_image(self.images[name]), self.decode(self.labels[name])
-        if image.shape[:2] != label.shape:
+        label = self.decode(self.labels[name])
+        if label.shape != size:
             raise DataError(
-                f"{self.labels[name]}: mask of {_size(label)} pixels, but its image {self.images[name]} "
-                f"has {_size(image)} (width x height)"
+                f"{self.labels[name]}: mask of {label.shape[1]}x{label.shape[0]} pixels, but its image "
+                f"{self.images[name]} has {size[1]}x{size[0]} (width x height)"
             )
-        return image, label
+        return label
 
 
-def _size(array: np.ndarray) -> str:
-    return f"{array.shape[1]}x{array.shape[0]}"
-
-
-def index_files(folder: Path, endings: Iterable[str], pattern: str = "*") -> dict[str, Path]:
+def index_files(folder: Path, endings: Sequence[str], pattern: str = "*") -> dict[str, Path]:
     """Files of a folder that match `pattern`, by their name without its ending; case of endings does not matter.
 
     Raises:
@@ -92,10 +101,8 @@ def index_files(folder: Path, endings: Iterable[str], pattern: str = "*") -> dic
     if not folder.is_dir():
         raise MissingDataError(f"{folder}: no such folder")
     found: dict[str, Path] = {}
-    for path in sorted(folder.glob(pattern)):
-        ending = next((e for e in endings if path.name.lower().endswith(e.lower())), None)
-        if ending is None or path.name.startswith(".") or not path.is_file():
-            continue
+    for path in list_images(folder, pattern, endings):
+        ending = next(ending for ending in endings if path.name.lower().endswith(ending.lower()))
         name = path.name[: -len(ending)]
         if name in found:
             raise DataError(f"{path}: a second file for the frame of {found[name]}")

@@ -1,11 +1,15 @@
 import logging
+import os
+import re
 import shutil
 
+import cv2
 import numpy as np
 import pytest
-from frames import write_frame
+from frames import with_exif, write_frame
 
 from bcmfnet.data import build_dataset, check_split_leak, get_label_table, list_datasets, write_png
+from bcmfnet.data.labels import CAMVID_VOID_COLORS
 from bcmfnet.errors import ConfigError, DataError
 
 IDS = (np.arange(12 * 16) % 11).astype(np.uint8).reshape(12, 16)
@@ -54,7 +58,9 @@ def test_ignore_layout_of_the_copies_that_come_split(tmp_path):
 
 
 def test_ignore_layout_as_released(tmp_path):
-    colors, ids = camvid_colors(void=(129, 128, 128))  # one step off sky is not sky
+    colors, ids = camvid_colors(void=(0, 0, 0))
+    colors[0, 0] = 129, 128, 128  # one step off sky is not sky; a stray pixel is void
+    ids[0, 0] = 255
     images, labels = tmp_path / "701_StillsRaw_full", tmp_path / "LabeledApproved_full"
     for name in ("a", "b", "c"):
         write_frame(images / f"{name}.png", labels / f"{name}_L.png", colors)
@@ -68,6 +74,65 @@ def test_ignore_layout_as_released(tmp_path):
     assert "test.txt: expected a list" in refusal("camvid11-ignore", tmp_path, "test")
     (tmp_path / "test.txt").write_text("z")
     assert "no image of the listed frame z" in refusal("camvid11-ignore", tmp_path, "test")
+
+
+def swapped(colors, ids):
+    return colors[..., ::-1]
+
+
+def interpolated(colors, ids):
+    return cv2.resize(cv2.resize(colors, (40, 30), interpolation=cv2.INTER_LINEAR), (96, 72))
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        (swapped, r": 50 % of the pixels have colours outside the table camvid11, most of them \(0, 0, 128\) "),
+        (interpolated, r"[\d.]+ % of the pixels have colours outside the table camvid11, most of them \("),
+        (lambda colors, ids: np.repeat(ids[..., None], 3, 2), r"91\.7 % of the pixels have .* of them \(1, 1, 1\) "),
+        (lambda colors, ids: ids, r"expected a label of colours, got one channel \(class ids\?\)$"),
+    ],
+    ids=["swapped", "interpolated", "ids as grey", "ids"],
+)
+def test_colors_outside_the_table(tmp_path, fault, line):
+    """They would all be void, in silence: channels swapped, labels resized as images are, ids for colours."""
+    ids = np.arange(12, dtype=np.uint8).repeat(6)[:, None].repeat(96, 1)
+    colors = np.array([*get_label_table("camvid11").colors, (0, 0, 0)], np.uint8)[ids]
+    path = tmp_path / "val_labels" / "a_L.png"
+    write_frame(tmp_path / "val" / "a.png", path, np.ascontiguousarray(fault(colors, ids)))
+    found = refusal("camvid11-ignore", tmp_path, "val")
+    assert found.startswith(f"{path}: ") and re.search(line, found), found
+
+
+def test_every_released_colour_of_camvid_is_known(tmp_path):
+    """The release has 32: the eleven classes, and 21 that are void here."""
+    table = get_label_table("camvid11")
+    colors = np.array([*table.colors, *CAMVID_VOID_COLORS], np.uint8)
+    assert len({*map(tuple, colors)}) == 32
+    write_frame(tmp_path / "val" / "a.png", tmp_path / "val_labels" / "a_L.png", colors[None].repeat(3, 0))
+    label = build_dataset("camvid11-ignore", tmp_path, "val").read(0)[1]
+    assert np.array_equal(label, np.array([[*range(11), *[255] * 21]] * 3))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xef\xbb\xbfa\nb.1\n",  # a byte-order mark
+        b"a\r\nb.1\r\n",
+        b"# a comment\na  # another\n\n   # and one\nb.1",
+        b"701_StillsRaw_full\\a.png\nC:\\data\\b.1.PNG\n",
+        b"/data/a.png /data/a_L.png\n./b.1.png ./b.1_L.png\n",
+    ],
+)
+def test_lists_of_other_systems(tmp_path, text):
+    colors, _ = camvid_colors()
+    for name in ("a", "b.1", "c"):
+        write_frame(
+            tmp_path / "701_StillsRaw_full" / f"{name}.png", tmp_path / "LabeledApproved_full" / f"{name}_L.png", colors
+        )
+    (tmp_path / "train.txt").write_bytes(text)
+    dataset = build_dataset("camvid11-ignore", tmp_path, "train")
+    assert [dataset.name(i) for i in range(len(dataset))] == ["a", "b.1"]
 
 
 def test_cityscapes_layout(tmp_path, monkeypatch):
@@ -157,18 +222,46 @@ def test_two_images_for_one_frame(segnet_root):
 def test_hidden_and_other_files_are_passed_over(segnet_root):
     for name in ("._a.png", "notes.txt", "Thumbs.db"):
         (segnet_root / "train" / name).write_bytes(b"x")
+    (segnet_root / "train" / "dir.png").mkdir()
     assert len(build_dataset("camvid11-segnet", segnet_root, "train")) == 3
 
 
-def test_mask_of_another_size(segnet_root):
-    write_png(segnet_root / "trainannot" / "a.png", IDS[:6])
+def test_a_link_to_nowhere_is_a_frame_that_cannot_be_read(segnet_root):
+    for folder in ("train", "trainannot"):
+        os.replace(segnet_root / folder / "b.png", segnet_root / f"{folder}.moved")
+        (segnet_root / folder / "b.png").symlink_to("gone.png")
     line = refusal("camvid11-segnet", segnet_root)
-    assert str(segnet_root / "trainannot" / "a.png") in line and "16x6" in line
-    assert str(segnet_root / "train" / "a.png") in line and "16x12" in line
+    assert line == f"{segnet_root / 'train' / 'b.png'}: cannot be read: No such file or directory"
+
+
+def test_mask_of_another_size(segnet_root):
+    write_png(segnet_root / "trainannot" / "a.png", IDS)
+    line = refusal("camvid11-segnet", segnet_root)
+    assert str(segnet_root / "trainannot" / "a.png") in line and "16x12" in line
+    assert str(segnet_root / "train" / "a.png") in line and "96x72" in line
+
+
+def test_image_that_its_orientation_turns(segnet_root):
+    """A turn by 180 degrees keeps the size, so that nothing else would tell that the label is not turned."""
+    path = segnet_root / "train" / "b.png"
+    path.write_bytes(with_exif(path.read_bytes(), 3))
+    dataset = build_dataset("camvid11-segnet", segnet_root, "train")
+    line = f"{path}: EXIF orientation 3 turns the image and not its label; save it upright, without the tag"
+    for look in (dataset.read, dataset.label, dataset.size):
+        look(0)
+        with pytest.raises(DataError, match=f"^{re.escape(line)}$"):
+            look(1)
+
+
+def test_label_and_size_without_decoding_the_image(segnet_root, monkeypatch):
+    dataset = build_dataset("camvid11-segnet", segnet_root, "train")
+    expected = dataset.read(0)[1]
+    monkeypatch.setattr("bcmfnet.data.pairs.read_image", None)
+    assert dataset.size(0) == (72, 96) and np.array_equal(dataset.label(0), expected)
 
 
 def test_values_outside_the_table(segnet_root):
-    ids = IDS.copy()
+    ids = np.zeros((72, 96), np.uint8)
     ids[0, :3] = 12, 200, 254
     path = segnet_root / "trainannot" / "a.png"
     write_png(path, ids)
