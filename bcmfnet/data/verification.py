@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -13,16 +14,26 @@ import numpy as np
 
 from bcmfnet.data.datasets import build_dataset
 from bcmfnet.data.labels import LabelTable
-from bcmfnet.data.pairs import Dataset, shared_names
-from bcmfnet.errors import DataError
+from bcmfnet.data.messages import DecoderMessages
+from bcmfnet.data.pairs import Dataset, PairedFiles, shared_names
+from bcmfnet.errors import DataError, printable
+
+log = logging.getLogger("bcmfnet.data")
+MIN_SIDE = 64  # pixels of a frame that the networks take
+QUICK_LABELS = 500  # of a split, that are read before a training
+Looked = tuple[tuple[int, int], np.ndarray]  # (height, width), and pixels of each label value
 
 
 @dataclass
 class VerifyReport:
-    """What was found: a line for each problem, and pixels of each label value (int64 [256]) and frames by split."""
+    """What was found: lines of problems, and pixels of each label value (int64 [256]) and frames by split.
+
+    `problems` make a training useless or end it; it can go on in spite of `warnings`.
+    """
 
     table: LabelTable | None = None
     problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     frames: dict[str, int] = field(default_factory=dict)
     pixels: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -43,6 +54,7 @@ class VerifyReport:
         return {
             "ok": self.ok,
             "problems": self.problems,
+            "warnings": self.warnings,
             "splits": {
                 split: {"frames": frames, "class_shares": dict(zip(self._names(), self._shares(split), strict=True))}
                 for split, frames in self.frames.items()
@@ -61,8 +73,10 @@ class VerifyReport:
 def verify(name: str, root: str | Path | None, splits: Iterable[str], **options) -> VerifyReport:
     """Check every frame of the splits of a dataset; see `build_dataset` for the arguments.
 
-    Reports missing pairs, files that cannot be read, masks of another size, values outside the table, and frames
-    that are in two splits. Raises ConfigError only, for arguments that cannot be used.
+    Reports missing pairs, files that cannot be read, images below 64x64 pixels, of more than 8 bits or turned by
+    their EXIF orientation, masks of another size, values and colours outside the table, splits whose labels are void
+    or of one class and void, and frames that are in two splits; as warnings, classes that a split has no pixel of.
+    Raises ConfigError only, for arguments that cannot be used.
     """
     datasets, problems = {}, []
     for split in splits:
@@ -82,21 +96,99 @@ def verify_datasets(datasets: Mapping[str, Dataset]) -> VerifyReport:
         report.table = dataset.table
         report.problems += dataset.unpaired
         report.frames[split], report.pixels[split] = len(dataset), np.zeros(256, np.int64)
-        with ThreadPoolExecutor() as pool:
-            for found in pool.map(lambda i, dataset=dataset: _count(dataset, i), range(len(dataset))):
-                if isinstance(found, DataError):
-                    report.problems.append(str(found))
-                else:
-                    report.pixels[split] += found
+        looked, said = _look(dataset, lambda i, dataset=dataset: _counted(dataset.read(i)[1]))
+        report.warnings += said
+        for found in looked:
+            if isinstance(found, str):
+                report.problems.append(found)
+            else:
+                report.pixels[split] += found
+        problems, warnings = _judge(dataset, split, report.pixels[split])
+        report.problems += problems
+        report.warnings += warnings
     for (a, first), (b, second) in combinations(datasets.items(), 2):
-        report.problems += [f"{name}: in {a} and in {b}" for name in shared_names(first, second)]
+        report.problems += [printable(f"{name}: in {a} and in {b}") for name in shared_names(first, second)]
     return report
 
 
-def _count(dataset: Dataset, i: int) -> np.ndarray | DataError:
-    """Pixels of each label value of a frame, int64 [256], or what is wrong with it."""
-    try:
-        _, label = dataset.read(i)
-    except DataError as error:
-        return error
-    return np.bincount(label.ravel(), minlength=256)
+def check_before_training(datasets: Iterable[Dataset]) -> None:
+    """Refuse files that `verify` would call a problem, at a cost of seconds: no image is decoded.
+
+    Looks at the header of every image and at up to 500 label maps a split, spread evenly over it. Logs what verify
+    would warn of. Raises DataError with the first problem.
+    """
+    for dataset in datasets:
+        if not isinstance(dataset, PairedFiles):
+            continue
+        every = -(-len(dataset) // QUICK_LABELS)
+
+        def look(i: int, dataset: PairedFiles = dataset, every: int = every) -> Looked:
+            return _counted(dataset.label(i)) if i % every == 0 else (dataset.size(i), np.zeros(256, np.int64))
+
+        found, said = _look(dataset, look)
+        pixels = sum((counts for counts in found if not isinstance(counts, str)), np.zeros(256, np.int64))
+        judged, warnings = _judge(dataset, dataset.split, pixels)
+        problems = [line for line in found if isinstance(line, str)] + judged
+        if problems:
+            more = f" (and {len(problems) - 1} more, which `bcmfnet data verify` lists)" if problems[1:] else ""
+            raise DataError(problems[0] + more)
+        if every > 1:
+            log.info("%s: looked at one in %d label maps; `bcmfnet data verify` looks at all", dataset.split, every)
+        for line in said + (warnings if every == 1 else []):
+            log.warning("%s", line)
+
+
+def _counted(label: np.ndarray) -> Looked:
+    return label.shape, np.bincount(label.ravel(), minlength=256)
+
+
+def _look(dataset: Dataset, look: Callable[[int], Looked]) -> tuple[list[np.ndarray | str], list[str]]:
+    """For each frame the pixels of each value of its labels, int64 [256], or a line of what is wrong with it.
+
+    The second list has a line for each message of a decoder. Frames are looked at in threads, so those that were under
+    way when there was one are looked at once more, one by one.
+    """
+    suspects = []
+
+    def checked(i: int) -> np.ndarray | str:
+        said = messages.size
+        try:
+            (height, width), pixels = look(i)
+        except DataError as error:
+            return str(error)
+        except Exception as error:  # a frame that asks for too much memory, say, does not end the check of the others
+            return printable(f"{dataset.files(i)[0]}: {type(error).__name__}: {error}")
+        finally:
+            if messages.size > said:
+                suspects.append(i)
+        if min(height, width) < MIN_SIDE:
+            expected = f"expected an image of at least {MIN_SIDE}x{MIN_SIDE} pixels"
+            return printable(f"{dataset.files(i)[0]}: {expected}, got {width}x{height}")
+        return pixels
+
+    with DecoderMessages() as messages, messages.kept():
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(checked, range(len(dataset))))
+        lines = []
+        messages.new()
+        for i in sorted(suspects):
+            checked(i)
+            lines += [printable(f"{dataset.files(i)[0]}: {line}") for line in messages.new()]
+    return found, lines
+
+
+def _judge(dataset: Dataset, split: str, pixels: np.ndarray) -> tuple[list[str], list[str]]:
+    """Problems and warnings of a split by the pixels of each of its label values; none where no label was read."""
+    table, classes = dataset.table, pixels[: dataset.table.num_classes]
+    present, void = np.flatnonzero(classes), pixels[table.ignore_index]
+    if not pixels.any():
+        return [], []
+    labels = f"{dataset.files(0)[-1]} and all other labels of {split}"
+    if not present.size:
+        return [printable(f"{labels}: expected a pixel of a class, got void ({table.ignore_index}) alone")], []
+    if present.size == 1 and void:
+        share = f"{table.classes[present[0]]} and {100 * void / pixels.sum():.3g} % void ({table.ignore_index})"
+        hint = f"; masks of 0 and {table.ignore_index} need a 1 for the foreground" if present[0] == 0 else ""
+        return [printable(f"{labels}: expected pixels of two classes, got {share}{hint}")], []
+    absent = [name for name, count in zip(table.classes, classes, strict=True) if not count]
+    return [], [f"{split}: no pixel of {', '.join(absent)}"] if absent else []

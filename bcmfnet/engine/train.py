@@ -20,6 +20,7 @@ from bcmfnet.data import (
     IMAGENET_STD,
     TrainTransform,
     build_dataset,
+    check_before_training,
     check_split_leak,
     normalize,
     train_loader,
@@ -84,10 +85,14 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False) -> TrainRe
 
 
 def build_datasets(data: DataConfig) -> tuple[Any, Any]:
-    """The training and the validation set of a configuration. Raises DataError when they share a frame."""
+    """The training and the validation set of a configuration.
+
+    Raises DataError when they share a frame, or have what no training can use.
+    """
     splits = (data.train_split, data.val_split)
     train_set, val_set = (build_dataset(data.name, data.root, split, **data.options(split)) for split in splits)
     check_split_leak(train_set, val_set)
+    check_before_training((train_set, val_set))
     return train_set, val_set
 
 

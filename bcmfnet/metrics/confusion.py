@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bcmfnet.errors import DataError
 from bcmfnet.metrics._common import mean_of_present, ratio, valid_labels
 
 
@@ -61,7 +62,14 @@ class ConfusionMatrix:
         return class_iou(self.matrix)
 
     def miou(self) -> float:
-        """Mean IoU over the classes present in the prediction or the ground truth."""
+        """Mean IoU over the classes present in the prediction or the ground truth.
+
+        Raises DataError when there is none: the set has no valid pixel.
+        """
+        if not self.matrix.any():
+            raise DataError(
+                f"mIoU: expected a pixel of a class in the set, got ignored ones ({self.ignore_index}) alone"
+            )
         return mean_of_present(self.iou())
 
     def pixel_accuracy(self) -> float:

@@ -8,6 +8,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from frames import write_frame
 
 
 @pytest.fixture
@@ -138,6 +139,9 @@ def test_data_verify_names_every_problem(bcmfnet, tmp_path):
     argv = ("data", "verify", "--data.name", "camvid11-segnet", "--data.root", tmp_path)
     good = bcmfnet(*argv)
     assert good.code == 0 and good.out.endswith("no problem found\n")
+    absent = "sky, building, pole, pavement, tree, sign, fence, car, pedestrian, bicyclist"
+    assert [line for line in good.out.splitlines() if line.startswith("warning: ")] == [
+        f"warning: train: no pixel of {absent}", f"warning: val: no pixel of {absent}"]  # fmt: skip
     cv2.imwrite(str(tmp_path / "trainannot" / "a.png"), np.full((72, 96), 77, np.uint8))
     cv2.imwrite(str(tmp_path / "trainannot" / "b.png"), np.full((72, 95), 3, np.uint8))
     (tmp_path / "trainannot" / "c.png").unlink()
@@ -158,6 +162,40 @@ def test_train_on_a_wrong_label_names_the_file(bcmfnet, tmp_path):
     assert result.code == 1
     line = result.err.splitlines()[-1]
     assert "13" in line and ".png" in line and "Traceback" not in result.err
+
+
+def test_train_on_what_verify_refuses_ends_before_its_first_step(bcmfnet, tmp_path):
+    """Masks of 0 and 255: the foreground would be void, and the network would learn one class."""
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            mask = np.zeros((72, 96), np.uint8)
+            mask[:36] = 255
+            path = tmp_path / "data" / split / "masks" / f"{split}_{name}.png"
+            write_frame(path.parents[1] / "images" / path.name, path, mask)
+    data = ("--data.name", "folder", "--data.root", tmp_path / "data", "--data.num-classes", 2)
+    line = (
+        "{} and all other labels of {}: expected pixels of two classes, got class0 and 50 % void (255); masks of 0 and "
+    )
+    line += "255 need a 1 for the foreground"
+    first = tmp_path / "data" / "train" / "masks" / "train_a.png"
+    flags = ("--data.crop", 64, 64, "--data.batch-size", 2, "--data.workers", 0, "--optim.steps", 1)
+    result = bcmfnet("train", *data, *flags, "--output-dir", tmp_path / "run")
+    assert (result.code, result.err) == (1, f"bcmfnet: {line.format(first, 'train')}\n")
+    assert not (tmp_path / "run").exists()
+    verified = bcmfnet("data", "verify", *data)
+    second = tmp_path / "data" / "val" / "masks" / "val_a.png"
+    assert verified.code == 1
+    assert verified.out.splitlines()[-3:] == [line.format(first, "train"), line.format(second, "val"), "2 problems"]
+
+
+def test_evaluate_on_a_split_without_a_valid_pixel_is_an_error(bcmfnet, weights, tmp_path):
+    mask = np.full((72, 96), 255, np.uint8)
+    write_frame(tmp_path / "val" / "images" / "a.png", tmp_path / "val" / "masks" / "a.png", mask)
+    data = ("--data.name", "folder", "--data.root", tmp_path, "--data.workers", 0)
+    result = bcmfnet("evaluate", "--weights", weights, *data, "--output-dir", tmp_path / "out")
+    expected = "mIoU: expected a pixel of a class in the set, got ignored ones (255) alone"
+    assert (result.code, result.out, result.err) == (1, "", f"bcmfnet: {expected}\n")
+    assert not (tmp_path / "out").exists()
 
 
 def test_env_as_text_and_json(bcmfnet):
