@@ -5,33 +5,42 @@ from __future__ import annotations
 from pathlib import Path
 
 from bcmfnet.cli.options import CommonOptions, InferenceOptions
+from bcmfnet.errors import ConfigError, printable
 
 
 def predict(
-    source: str,
+    source: list[str],
     /,
     *,
     weights: Path,
+    max_pixels: int = 2**26,
     inference: InferenceOptions = InferenceOptions(),
     common: CommonOptions = CommonOptions(),
 ) -> int:
     """Write label ids, colours and an overlay for each image.
 
+    Images keep their folders below SOURCE, and are turned upright where their EXIF orientation says so. One that cannot
+    be predicted is reported and the others go on; the exit code is then 1.
+
     Parameters
     ----------
     source
-        An image file, a folder of images, or a quoted glob.
+        Image files, folders of images, or globs such as 'frames/**/*.png'.
     weights
         Weights file (.safetensors), or the folder of a run, whose best weights are taken.
+    max_pixels
+        Largest image that is read; the memory that a prediction takes grows with it.
     """
     common.start_logging()
     from bcmfnet.engine.inference import LabelPredictor, label_table
     from bcmfnet.engine.predict import find_images, predict
 
-    images = find_images(source)
+    if max_pixels < 1:
+        raise ConfigError(f"max_pixels: expected at least 1, got {max_pixels}")
+    frames = find_images(source)
     predictor, metadata = LabelPredictor.from_weights(weights, inference.device, inference.amp)
     table = label_table(metadata, weights)
     with inference.folder("predict") as folder:
-        result = predict(predictor, table, images, folder)
-    print(f"{result.done} of {len(images)} images written to {folder}")
+        result = predict(predictor, table, frames, folder, max_pixels)
+    print(f"{result.done} of {len(frames)} images written to {printable(folder)}")
     return 1 if result.failed else 0

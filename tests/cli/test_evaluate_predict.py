@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import pytest
 from frames import write_frame
+
+from bcmfnet.cli.predict import predict
+from bcmfnet.data.io import MAX_PIXELS
 
 
 @pytest.fixture
@@ -65,6 +72,17 @@ def test_predict_takes_a_file_and_a_glob(bcmfnet, weights, frames, tmp_path):
     assert bcmfnet("predict", frames / "*.jpg", "--weights", weights, "--output-dir", tmp_path / "2").code == 0
     written = sorted(path.name for path in (tmp_path / "2").glob("b_*"))
     assert written == ["b_color.png", "b_labelIds.png", "b_overlay.jpg"]
+
+
+def test_predict_takes_several_files_and_a_bound_on_pixels(bcmfnet, weights, frames, tmp_path):
+    """Several files are what a shell makes of a glob; b.jpg has 80x64 pixels, a.png more."""
+    sources = (frames / "a.png", frames / "b.jpg")
+    result = bcmfnet("predict", *sources, "--weights", weights, "--max-pixels", 80 * 64, "--output-dir", tmp_path / "1")
+    assert (result.code, result.out) == (1, f"1 of 2 images written to {tmp_path / '1'}\n")
+    assert result.err == f"{frames / 'a.png'}: expected an image of 1 to 5120 pixels, got 97x65\n"
+    result = bcmfnet("predict", *sources, "--weights", weights, "--max-pixels", 0)
+    assert (result.code, result.err) == (2, "bcmfnet: --max-pixels: expected at least 1, got 0\n")
+    assert inspect.signature(predict).parameters["max_pixels"].default == MAX_PIXELS
 
 
 def test_predict_goes_on_past_an_unreadable_file(bcmfnet, weights, frames, tmp_path):
@@ -150,6 +168,26 @@ def test_data_verify_names_every_problem(bcmfnet, tmp_path):
     assert bad.code == 1
     for words in ("value 77", "95", "c.png", "a: in train and in val"):
         assert any(words in line for line in bad.out.splitlines()), words
+
+
+def test_data_verify_in_an_ascii_locale(tmp_path):
+    """Names of files that are not ASCII are found by a list in UTF-8, and shown in escapes."""
+    for name in ("Straße", "Brücke"):
+        color = np.full((72, 96, 3), 128, np.uint8)
+        write_frame(
+            tmp_path / "701_StillsRaw_full" / f"{name}.png", tmp_path / "LabeledApproved_full" / f"{name}_L.png", color
+        )
+    (tmp_path / "LabeledApproved_full" / "Brücke_L.png").write_bytes(b"")
+    (tmp_path / "train.txt").write_text("Straße\n", encoding="utf-8-sig")
+    (tmp_path / "val.txt").write_text("Brücke", encoding="utf-8")
+    argv = ("data", "verify", "--data.name", "camvid11-ignore", "--data.root", str(tmp_path))
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    result = subprocess.run(
+        [sys.executable, "-m", "bcmfnet", *argv], capture_output=True, text=True, env=os.environ | locale
+    )
+    path = f"{tmp_path}/LabeledApproved_full/Br\\udcc3\\udcbccke_L.png"
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert result.stdout.splitlines()[-2:] == [f"{path}: the file is empty", "1 problems"]
 
 
 def test_train_on_a_wrong_label_names_the_file(bcmfnet, tmp_path):

@@ -1,0 +1,216 @@
+"""Which files a prediction takes, where it writes, and that a frame that fails ends no other; any network will do."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from frames import with_exif
+
+from bcmfnet.data import get_label_table
+from bcmfnet.engine.predict import find_images, predict
+from bcmfnet.errors import ConfigError
+
+PNG = cv2.imencode(".png", np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8))[1].tobytes()
+ENDINGS = ("_color.png", "_labelIds.png", "_overlay.jpg")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to work in, so that names can be relative."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(*names: str, data: bytes = PNG) -> None:
+    for name in names:
+        os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
+        with open(name, "wb") as file:
+            file.write(data)
+
+
+def run(*sources: str, folder: str = "out", network=lambda images: torch.zeros(images[:, 0].shape), **options):
+    """Predict with a network that gives label maps; the result, and the rows that were written."""
+    os.makedirs(folder, exist_ok=True)
+    table = get_label_table("camvid11")
+    images = find_images(sources)
+    path = Path(folder)
+    result = predict(lambda frames: network(frames).byte(), table, images, path, **options)
+    return result, [json.loads(line) for line in (path / "predictions.jsonl").read_text().splitlines()]
+
+
+def written(folder: str = "out") -> list[str]:
+    """Names of the frames whose three files are below a folder; and nothing else is."""
+    paths = [os.path.join(at, name) for at, _, names in os.walk(folder) for name in names]
+    files = sorted(os.path.relpath(path, folder) for path in paths)
+    files.remove("predictions.jsonl")
+    stems = sorted({name.rsplit("_", 1)[0] for name in files})
+    assert files == sorted(stem + ending for stem in stems for ending in ENDINGS)
+    return stems
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        (["F"], ["a", "b"]),
+        (["F/x"], ["a", "c"]),
+        (["F/a.png", "F/b.png"], ["a", "b"]),  # as a shell gives a glob
+        (["F/x/a.png"], ["a"]),
+        (["F/a.png", "F/x/a.png"], ["a", "x/a"]),
+        (["F/x/*.png"], ["a", "c"]),
+        (["F/*/*.png"], ["x/a", "x/c", "y/a"]),
+        (["F/**/*.png"], ["a", "b", "x/a", "x/c", "y/a"]),
+        (["F/**"], ["a", "b", "x/a", "x/c", "y/a"]),
+        (["F/x", "F/y"], ["x/a", "x/c", "y/a"]),
+        (["F", "F/a.png", "./F/../F/a.png"], ["a", "b"]),
+        (["F/x/[a].png"], ["a"]),
+        (["G/[a].png"], ["[a]"]),  # a file of that very name
+    ],
+    ids=" ".join,
+)
+def test_frames_keep_their_folders_below_the_source(here, sources, expected):
+    write("F/a.png", "F/b.png", "F/x/a.png", "F/x/c.png", "F/y/a.png", "G/[a].png")
+    result, rows = run(*sources)
+    assert written() == expected
+    assert (result.done, result.failed, len(rows)) == (len(expected), [], len(expected))
+
+
+def test_hidden_files_and_folders_of_such_a_name_are_no_frames(here):
+    write("F/a.png")
+    write("F/._a.png", data=b"\0\5\26\7")
+    os.mkdir("F/dir.png")
+    assert [str(frame.path) for frame in find_images(["F"])] == ["F/a.png"]
+    assert [str(frame.path) for frame in find_images(["F/**"])] == ["F/a.png"]
+
+
+def test_predictions_are_not_predicted_again(here, caplog):
+    write("F/a.png", "F/x/b.png")
+    caplog.set_level("INFO", "bcmfnet.predict")
+    for _ in range(3):
+        assert run("F/**/*.png", folder="F")[0].done == 2
+    for _ in range(2):  # below the folder of the rows too, and where only they are in the folder
+        assert run("F/**/*.*", folder="F/x/out")[0].done == 2
+    assert "left out 6 files of an earlier prediction in F" in caplog.messages
+    (frame,) = find_images(["F/a_color.png"])  # but where one is asked for by name
+    assert str(frame.path) == "F/a_color.png"
+
+
+def test_a_users_own_file_of_such_a_name_is_a_frame(here):
+    write("F/a_color.png")
+    run("F")
+    assert written() == ["a_color"]
+
+
+def test_no_frame_is_replaced(here):
+    write("F/a.png", "F/a_color.png")
+    os.symlink("F", "link")
+    line = "^output_dir: expected a folder where F/a.png would not replace F/a_color.png, got {}$"
+    for folder in ("F", "link"):
+        with pytest.raises(ConfigError, match=line.format(folder)):
+            run("F", folder=folder)
+    assert sorted(os.listdir("F")) == ["a.png", "a_color.png"]
+
+
+@pytest.mark.parametrize("sources", [["F"], ["F/a.png", "F/a.jpg"], ["F/**"]], ids=" ".join)
+def test_frames_that_would_write_the_same_files_are_refused(here, sources):
+    write("F/a.jpg", "F/a.png")
+    with pytest.raises(
+        ConfigError, match="^SOURCE: F/a.... and F/a.... would write the same files; predict them apart$"
+    ):
+        find_images(sources)
+
+
+@pytest.mark.parametrize("source", ["none", "none/*.png", "F", "F/x.png/y", "a" * 300, "F/**/*.gif", "**/**/**"])
+def test_a_source_without_images(here, source):
+    os.mkdir("F")
+    with pytest.raises(ConfigError) as caught:
+        find_images([source])
+    expected = f"expected an image file, a folder of images or a glob, found no image at {source}"
+    assert str(caught.value) == f"SOURCE: {expected}"
+
+
+def test_links_in_circles_end(here):
+    write("F/x/a.png", "F/y/b.png")
+    for number in range(6):
+        os.symlink("..", f"F/x/up{number}")
+        os.symlink("..", f"F/y/up{number}")
+    run("F/**/*.png")
+    assert written() == ["x/a", "y/b"]
+
+
+@pytest.fixture
+def faulty(here):
+    """Frames that cannot be predicted, each with its line, and one before and one after them that can."""
+    write("F/a.png", "F/z.png")
+    os.mkfifo("F/fifo.png")
+    os.symlink("/dev/zero", "F/zero.png")
+    os.symlink("gone", "F/dangling.png")
+    long = "l" * 246 + ".png"
+    write(f"F/{long}")
+    write("F/small.png", data=cv2.imencode(".png", np.zeros((63, 80, 3), np.uint8))[1].tobytes())
+    write("F/bomb.png", data=PNG[:16] + struct.pack(">II", 17000, 17000) + PNG[24:])
+    write("F/\x1b[31mred\nline.png", data=b"no image")
+    return {
+        "F/\\x1b[31mred\\nline.png": "not an image that can be decoded (corrupt, or not PNG, JPEG, BMP, TIFF or WebP)",
+        "F/bomb.png": "expected an image of 1 to 67108864 pixels, got 17000x17000",
+        "F/dangling.png": "cannot be read: No such file or directory",
+        "F/fifo.png": "cannot be read: expected a regular file, got a FIFO",
+        f"F/{long}": "its prediction cannot be written: File name too long",
+        "F/small.png": "expected an image of at least 64x64 pixels, got 80x63",
+        "F/zero.png": "cannot be read: expected a regular file, got a device",
+    }
+
+
+def test_whatever_is_wrong_with_a_frame_is_said_of_it_and_the_others_go_on(faulty, caplog):
+    result, rows = run("F")
+    lines = [f"{name}: {reason}" for name, reason in faulty.items()]
+    assert (result.done, result.failed) == (2, lines) and caplog.messages == lines
+    assert [row["error"] for row in rows if "error" in row] == lines
+    assert [row["file"] for row in rows] == [str(frame.path) for frame in find_images(["F"])]
+    assert written() == ["a", "z"]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("much"), RuntimeError("not enough memory:\n you tried to allocate 9 GB")]
+)
+def test_a_network_that_fails_on_a_frame_goes_on_with_the_next(here, error):
+    def network(images):
+        calls.append(images)
+        if len(calls) == 2:
+            raise error
+        return torch.zeros(images[:, 0].shape)
+
+    calls = []
+    write("a.png", "b.png", "c.png")
+    result, _ = run("*.png", network=network)
+    text = " ".join(str(error).split())
+    assert result.failed == [f"b.png: {type(error).__name__}: {text}"] and written() == ["a", "c"]
+
+
+def test_a_bound_on_pixels(here):
+    write("a.png")
+    assert run("a.png", max_pixels=64 * 80)[0].done == 1
+    result, _ = run("a.png", max_pixels=64 * 80 - 1)
+    assert result.failed == ["a.png: expected an image of 1 to 5119 pixels, got 80x64"]
+
+
+def test_messages_of_decoders_name_their_file(here, caplog, capfd):
+    data = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8))[1].tobytes()
+    write("a.jpg", "c.jpg", data=data)
+    write("b.jpg", data=data[: len(data) // 2] + b"\xff\xd9")
+    assert run("*.jpg")[0].done == 3
+    assert caplog.messages == ["b.jpg: Corrupt JPEG data: premature end of data segment"]
+    assert capfd.readouterr().err == ""
+
+
+def test_an_image_is_turned_as_its_orientation_says(here):
+    write("a.png", data=with_exif(PNG, 6))
+    _, rows = run("a.png")
+    assert (rows[0]["width"], rows[0]["height"]) == (64, 80)
+    assert cv2.imread("out/a_labelIds.png", cv2.IMREAD_UNCHANGED).shape == (80, 64)
