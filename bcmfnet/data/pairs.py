@@ -13,6 +13,8 @@ from bcmfnet.data.io import image_size, read_image
 from bcmfnet.data.labels import LabelTable
 from bcmfnet.errors import DataError, MissingDataError
 
+MIN_SIDE = 64  # pixels of a frame that the networks take
+
 
 class Dataset(Protocol):
     """What training, evaluation and verification ask of a dataset."""
@@ -110,6 +112,12 @@ def index_files(folder: Path, endings: Sequence[str], pattern: str = "*") -> dic
     if not found:
         raise DataError(f"{folder}: no file that ends in {', '.join(endings)}")
     return found
+
+
+def check_frame_size(path: str | Path, height: int, width: int) -> None:
+    """Raise DataError for a frame that is smaller than the networks take."""
+    if min(height, width) < MIN_SIDE:
+        raise DataError(f"{path}: expected an image of at least {MIN_SIDE}x{MIN_SIDE} pixels, got {width}x{height}")
 
 
 def check_split_leak(a: Dataset, b: Dataset) -> None:

@@ -15,18 +15,17 @@ import numpy as np
 from bcmfnet.data.datasets import build_dataset
 from bcmfnet.data.labels import LabelTable
 from bcmfnet.data.messages import DecoderMessages
-from bcmfnet.data.pairs import Dataset, PairedFiles, shared_names
+from bcmfnet.data.pairs import Dataset, PairedFiles, check_frame_size, shared_names
 from bcmfnet.errors import DataError, printable
 
 log = logging.getLogger("bcmfnet.data")
-MIN_SIDE = 64  # pixels of a frame that the networks take
 QUICK_LABELS = 500  # of a split, that are read before a training
 Looked = tuple[tuple[int, int], np.ndarray]  # (height, width), and pixels of each label value
 
 
 @dataclass
 class VerifyReport:
-    """What was found: lines of problems, and pixels of each label value (int64 [256]) and frames by split.
+    """What was found: printable lines of problems, and pixels of each label value (int64 [256]) and frames by split.
 
     `problems` make a training useless or end it; it can go on in spite of `warnings`.
     """
@@ -107,7 +106,8 @@ def verify_datasets(datasets: Mapping[str, Dataset]) -> VerifyReport:
         report.problems += problems
         report.warnings += warnings
     for (a, first), (b, second) in combinations(datasets.items(), 2):
-        report.problems += [printable(f"{name}: in {a} and in {b}") for name in shared_names(first, second)]
+        report.problems += [f"{name}: in {a} and in {b}" for name in shared_names(first, second)]
+    report.problems, report.warnings = ([*map(printable, lines)] for lines in (report.problems, report.warnings))
     return report
 
 
@@ -135,7 +135,7 @@ def check_before_training(datasets: Iterable[Dataset]) -> None:
         if every > 1:
             log.info("%s: looked at one in %d label maps; `bcmfnet data verify` looks at all", dataset.split, every)
         for line in said + (warnings if every == 1 else []):
-            log.warning("%s", line)
+            log.warning("%s", printable(line))
 
 
 def _counted(label: np.ndarray) -> Looked:
@@ -153,17 +153,15 @@ def _look(dataset: Dataset, look: Callable[[int], Looked]) -> tuple[list[np.ndar
     def checked(i: int) -> np.ndarray | str:
         said = messages.size
         try:
-            (height, width), pixels = look(i)
+            size, pixels = look(i)
+            check_frame_size(dataset.files(i)[0], *size)
         except DataError as error:
             return str(error)
         except Exception as error:  # a frame that asks for too much memory, say, does not end the check of the others
-            return printable(f"{dataset.files(i)[0]}: {type(error).__name__}: {error}")
+            return f"{dataset.files(i)[0]}: {type(error).__name__}: {error}"
         finally:
             if messages.size > said:
                 suspects.append(i)
-        if min(height, width) < MIN_SIDE:
-            expected = f"expected an image of at least {MIN_SIDE}x{MIN_SIDE} pixels"
-            return printable(f"{dataset.files(i)[0]}: {expected}, got {width}x{height}")
         return pixels
 
     with DecoderMessages() as messages, messages.kept():
@@ -173,7 +171,7 @@ def _look(dataset: Dataset, look: Callable[[int], Looked]) -> tuple[list[np.ndar
         messages.new()
         for i in sorted(suspects):
             checked(i)
-            lines += [printable(f"{dataset.files(i)[0]}: {line}") for line in messages.new()]
+            lines += [f"{dataset.files(i)[0]}: {line}" for line in messages.new()]
     return found, lines
 
 
@@ -185,10 +183,10 @@ def _judge(dataset: Dataset, split: str, pixels: np.ndarray) -> tuple[list[str],
         return [], []
     labels = f"{dataset.files(0)[-1]} and all other labels of {split}"
     if not present.size:
-        return [printable(f"{labels}: expected a pixel of a class, got void ({table.ignore_index}) alone")], []
+        return [f"{labels}: expected a pixel of a class, got void ({table.ignore_index}) alone"], []
     if present.size == 1 and void:
         share = f"{table.classes[present[0]]} and {100 * void / pixels.sum():.3g} % void ({table.ignore_index})"
         hint = f"; masks of 0 and {table.ignore_index} need a 1 for the foreground" if present[0] == 0 else ""
-        return [printable(f"{labels}: expected pixels of two classes, got {share}{hint}")], []
+        return [f"{labels}: expected pixels of two classes, got {share}{hint}"], []
     absent = [name for name, count in zip(table.classes, classes, strict=True) if not count]
     return [], [f"{split}: no pixel of {', '.join(absent)}"] if absent else []

@@ -11,6 +11,7 @@ import torch
 
 from bcmfnet.data import eval_loader
 from bcmfnet.data.labels import LabelTable
+from bcmfnet.data.pairs import check_frame_size
 from bcmfnet.engine.inference import LabelPredictor
 from bcmfnet.engine.progress import progress_bar
 from bcmfnet.metrics import BoundaryMetrics, BoundaryScores, ConfusionMatrix
@@ -71,6 +72,7 @@ def evaluate(
             for batch in eval_loader(dataset, batch_size=1, workers=workers):
                 if should_stop:
                     return None
+                check_frame_size(batch.files[0][0], *batch.images.shape[-2:])
                 start = time.perf_counter()
                 labels = predictor(batch.images).cpu()
                 seconds += time.perf_counter() - start

@@ -19,10 +19,10 @@ from bcmfnet.data.files import list_images
 from bcmfnet.data.io import MAX_PIXELS, read_image, write_jpeg, write_png
 from bcmfnet.data.labels import LabelTable, cityscapes_train_id_to_id
 from bcmfnet.data.messages import DecoderMessages
+from bcmfnet.data.pairs import check_frame_size
 from bcmfnet.engine.inference import LabelPredictor
 from bcmfnet.engine.progress import progress_bar
 from bcmfnet.errors import ConfigError, DataError, printable
-from bcmfnet.models.ddrnet import MIN_SIZE
 from bcmfnet.viz import colorize, overlay
 
 log = logging.getLogger("bcmfnet.predict")
@@ -164,9 +164,7 @@ def _predict_one(
     with messages.kept():
         image = read_image(frame.path, max_pixels)
     height, width = image.shape[:2]
-    if min(height, width) < MIN_SIZE:
-        expected = f"expected an image of at least {MIN_SIZE}x{MIN_SIZE} pixels"
-        raise DataError(f"{frame.path}: {expected}, got {width}x{height}")
+    check_frame_size(frame.path, height, width)
     start = time.perf_counter()
     labels = predictor(torch.from_numpy(image).permute(2, 0, 1)[None])[0].cpu().numpy()
     seconds = time.perf_counter() - start

@@ -16,6 +16,8 @@ from frames import write_frame
 
 from bcmfnet.cli.predict import predict
 from bcmfnet.data.io import MAX_PIXELS
+from bcmfnet.data.pairs import MIN_SIDE
+from bcmfnet.models.ddrnet import MIN_SIZE
 
 
 @pytest.fixture
@@ -234,6 +236,16 @@ def test_evaluate_on_a_split_without_a_valid_pixel_is_an_error(bcmfnet, weights,
     expected = "mIoU: expected a pixel of a class in the set, got ignored ones (255) alone"
     assert (result.code, result.out, result.err) == (1, "", f"bcmfnet: {expected}\n")
     assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_names_a_frame_that_is_too_small(bcmfnet, weights, tmp_path):
+    path = tmp_path / "val" / "images" / "a.png"
+    write_frame(path, tmp_path / "val" / "masks" / "a.png", np.zeros((48, 96), np.uint8))
+    data = ("--data.name", "folder", "--data.root", tmp_path, "--data.workers", 0)
+    result = bcmfnet("evaluate", "--weights", weights, *data, "--output-dir", tmp_path / "out")
+    expected = f"{path}: expected an image of at least 64x64 pixels, got 96x48"
+    assert (result.code, result.err) == (1, f"bcmfnet: {expected}\n")
+    assert MIN_SIDE == MIN_SIZE
 
 
 def test_env_as_text_and_json(bcmfnet):

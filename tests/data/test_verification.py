@@ -190,6 +190,12 @@ def test_messages_of_decoders_name_their_file(segnet_root, capfd):
     assert report.ok and capfd.readouterr().err == ""
 
 
+def test_names_are_shown_printable(segnet_root):
+    os.rename(segnet_root / "train" / "b.png", segnet_root / "train" / "b\x1b[31m\n.png")
+    problems = verify("camvid11-segnet", segnet_root, ["train"]).problems
+    assert problems[0] == f"{segnet_root}/train/b\\x1b[31m\\n.png: image without mask"
+
+
 def test_kept_messages_and_pythons_own(capfd):
     with DecoderMessages() as messages:
         os.write(2, b"before\n")
