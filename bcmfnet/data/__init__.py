@@ -11,7 +11,7 @@ _HOMES = {
     "pairs": ("Dataset", "PairedFiles", "check_split_leak"),
     "synthetic": ("SyntheticStreets",),
     "transforms": ("IMAGENET_MEAN", "IMAGENET_STD", "EvalTransform", "TrainTransform", "normalize"),
-    "verification": ("VerifyReport", "check_before_training", "verify", "verify_datasets"),
+    "verification": ("VerifyReport", "verify", "verify_datasets"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from bcmfnet.data.transforms import TrainTransform as TrainTransform
     from bcmfnet.data.transforms import normalize as normalize
     from bcmfnet.data.verification import VerifyReport as VerifyReport
-    from bcmfnet.data.verification import check_before_training as check_before_training
     from bcmfnet.data.verification import verify as verify
     from bcmfnet.data.verification import verify_datasets as verify_datasets
 else:

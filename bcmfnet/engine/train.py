@@ -20,11 +20,11 @@ from bcmfnet.data import (
     IMAGENET_STD,
     TrainTransform,
     build_dataset,
-    check_before_training,
     check_split_leak,
     normalize,
     train_loader,
 )
+from bcmfnet.data.verification import check_before_training
 from bcmfnet.engine import report
 from bcmfnet.engine.checkpoint import TrainState, read_checkpoint, restore, save_checkpoint
 from bcmfnet.engine.config import DataConfig, LossConfig, TrainConfig, to_toml

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from frames import with_exif, write_frame
 
-from bcmfnet.data import build_dataset, check_before_training, pairs, verification, verify, verify_datasets, write_png
+from bcmfnet.data import build_dataset, pairs, verification, verify, verify_datasets, write_png
 from bcmfnet.data.messages import DecoderMessages
+from bcmfnet.data.verification import check_before_training
 from bcmfnet.errors import ConfigError, DataError
 
 
