@@ -83,9 +83,9 @@ def find_images(sources: Sequence[str]) -> list[Frame]:
 def _images_of(source: str) -> tuple[Path, list[Path]]:
     """The folder that the images of a source are in, at whatever depth, and the images."""
     path = Path(source)
-    if os.path.isdir(path):
+    if os.path.isdir(source):
         return path, _without_predictions(path, list_images(path))
-    if os.path.lexists(path):
+    if os.path.lexists(source):
         return path.parent, [path]
     fixed = next((n for n, part in enumerate(path.parts) if glob.has_magic(part)), None)
     if fixed is None:

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 
 import cv2
@@ -9,7 +10,6 @@ import pytest
 from frames import with_exif, write_frame
 
 from bcmfnet.data import build_dataset, pairs, verification, verify, verify_datasets, write_png
-from bcmfnet.data.messages import DecoderMessages
 from bcmfnet.data.verification import check_before_training
 from bcmfnet.errors import ConfigError, DataError
 
@@ -197,13 +197,32 @@ def test_names_are_shown_printable(segnet_root):
     assert problems[0] == f"{segnet_root}/train/b\\x1b[31m\\n.png: image without mask"
 
 
-def test_kept_messages_and_pythons_own(capfd):
-    with DecoderMessages() as messages:
-        os.write(2, b"before\n")
-        with messages.kept():
-            os.write(2, b"kept\nkept\n")
-            print("of Python", file=sys.stderr)
-        assert messages.new() == ["kept"] and messages.new() == []
-        os.write(2, b"after\n")
-    print("at the end", file=sys.stderr)
-    assert capfd.readouterr().err == "before\nof Python\nafter\nat the end\n"
+def test_kept_messages_and_pythons_own():
+    """In a process of its own, whose sys.stderr writes to descriptor 2, as decoders do."""
+    program = """
+import os, sys
+from bcmfnet.data.messages import DecoderMessages
+with DecoderMessages() as messages:
+    os.write(2, b"before\\n")
+    with messages.kept():
+        os.write(2, b"kept\\nkept\\n")
+        print("of Python", file=sys.stderr)
+    print(messages.new(), messages.new())
+    os.write(2, b"after\\n")
+print("at the end", file=sys.stderr)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout == "['kept'] []\n"
+    assert result.stderr == "before\nof Python\nafter\nat the end\n"
+
+
+def test_messages_where_standard_error_is_closed():
+    program = """
+from bcmfnet.data.messages import DecoderMessages
+with DecoderMessages() as messages, messages.kept():
+    print(messages.size, messages.new())
+"""
+    result = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, program], stdout=subprocess.PIPE, text=True
+    )
+    assert (result.returncode, result.stdout) == (0, "0 []\n")

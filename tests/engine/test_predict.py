@@ -126,7 +126,7 @@ def test_frames_that_would_write_the_same_files_are_refused(here, sources):
         find_images(sources)
 
 
-@pytest.mark.parametrize("source", ["none", "none/*.png", "F", "F/x.png/y", "a" * 300, "F/**/*.gif", "**/**/**"])
+@pytest.mark.parametrize("source", ["", "none", "none/*.png", "F", "F/x.png/y", "a" * 300, "F/**/*.gif", "**/**/**"])
 def test_a_source_without_images(here, source):
     os.mkdir("F")
     with pytest.raises(ConfigError) as caught:
