@@ -54,7 +54,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, turn: bool = True
     data, header = _read(path, max_pixels)
     _check_image(header, path, turn)
     if header.format == "PNG":
-        data = _png_without_extras(_png_chunks(data, path), keep_exif=header.orientation != UPRIGHT)
+        data = _png_without_extras(data, _png_chunks(data, path), keep_exif=header.orientation != UPRIGHT)
     elif header.format == "JPEG":
         _check_jpeg_is_whole(data, path)
     return _decode(data, cv2.IMREAD_COLOR_RGB, path)
@@ -82,7 +82,7 @@ def read_label(path: str | Path, color: bool = False, max_pixels: int = MAX_PIXE
     if color:
         if color_type in (GRAY, GRAY_ALPHA):
             raise DataError(f"{path}: expected a label of colours, got one channel (class ids?)")
-        return _decode(_png_without_extras(chunks), cv2.IMREAD_COLOR_RGB, path)
+        return _decode(_png_without_extras(data, chunks), cv2.IMREAD_COLOR_RGB, path)
     if color_type not in (GRAY, PALETTE):
         raise DataError(f"{path}: expected a label of one channel (class ids), got colours")
     label = _decode(_png_of_indices(chunks), cv2.IMREAD_GRAYSCALE, path)
@@ -204,9 +204,11 @@ def _walk_png(data: memoryview, path: str | Path) -> Iterator[Chunk]:
         at = end
 
 
-def _png_without_extras(chunks: list[Chunk], keep_exif: bool = False) -> bytes:
+def _png_without_extras(data: bytes, chunks: list[Chunk], keep_exif: bool = False) -> bytes:
     """The PNG without profiles and texts, of which libpng would print warnings that name no file."""
     kept = {b"IHDR", b"PLTE", b"IDAT", b"IEND"} | ({b"eXIf"} if keep_exif else set())
+    if all(kind in kept for kind, _ in chunks):
+        return data
     return PNG_SIGNATURE + b"".join(chunk for kind, chunk in chunks if kind in kept)
 
 
