@@ -114,28 +114,35 @@ def verify_datasets(datasets: Mapping[str, Dataset]) -> VerifyReport:
 def check_before_training(datasets: Iterable[Dataset]) -> None:
     """Refuse files that `verify` would call a problem, at a cost of seconds: no image is decoded.
 
-    Looks at the header of every image and at up to 500 label maps a split, spread evenly over it. Logs what verify
-    would warn of. Raises DataError with the first problem.
+    Looks at the header of every image and at up to 500 label maps a split, spread evenly over it; at all of them where
+    these have no two classes. Logs what verify would warn of. Raises DataError with the first problem.
     """
     for dataset in datasets:
-        if not isinstance(dataset, PairedFiles):
-            continue
-        every = -(-len(dataset) // QUICK_LABELS)
+        if isinstance(dataset, PairedFiles):
+            _check_one_in(-(-len(dataset) // QUICK_LABELS), dataset)
 
-        def look(i: int, dataset: PairedFiles = dataset, every: int = every) -> Looked:
-            return _counted(dataset.label(i)) if i % every == 0 else (dataset.size(i), np.zeros(256, np.int64))
 
-        found, said = _look(dataset, look)
-        pixels = sum((counts for counts in found if not isinstance(counts, str)), np.zeros(256, np.int64))
-        judged, warnings = _judge(dataset, dataset.split, pixels)
-        problems = [line for line in found if isinstance(line, str)] + judged
-        if problems:
-            more = f" (and {len(problems) - 1} more, which `bcmfnet data verify` lists)" if problems[1:] else ""
-            raise DataError(problems[0] + more)
-        if every > 1:
-            log.info("%s: looked at one in %d label maps; `bcmfnet data verify` looks at all", dataset.split, every)
-        for line in said + (warnings if every == 1 else []):
-            log.warning("%s", printable(line))
+def _check_one_in(every: int, dataset: PairedFiles) -> None:
+    """Check each `every`-th label map of a split, and the headers of all its images."""
+
+    def look(i: int) -> Looked:
+        return _counted(dataset.label(i)) if i % every == 0 else (dataset.size(i), np.zeros(256, np.int64))
+
+    found, said = _look(dataset, look)
+    problems = [line for line in found if isinstance(line, str)]
+    pixels = sum((counts for counts in found if not isinstance(counts, str)), np.zeros(256, np.int64))
+    judged, warnings = _judge(dataset, dataset.split, pixels)
+    if every > 1:
+        if judged and not problems:
+            return _check_one_in(1, dataset)
+        log.info("%s: looked at one in %d label maps; `bcmfnet data verify` looks at all", dataset.split, every)
+        judged = warnings = []
+    problems += judged
+    if problems:
+        more = f" (and {len(problems) - 1} more, which `bcmfnet data verify` lists)" if problems[1:] else ""
+        raise DataError(problems[0] + more)
+    for line in said + warnings:
+        log.warning("%s", printable(line))
 
 
 def _counted(label: np.ndarray) -> Looked:

@@ -160,6 +160,21 @@ def test_the_quick_look_reads_a_part_of_the_labels_and_every_header(segnet_root,
     assert str(caught.value) == f"{path}: the file is empty (and 1 more, which `bcmfnet data verify` lists)"
 
 
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_where_the_quick_look_sees_one_class_all_labels_are_read(segnet_root, monkeypatch, everywhere):
+    """A rare foreground may be in the labels between: here in b, where a and c have one class and void."""
+    monkeypatch.setattr(verification, "QUICK_LABELS", 2)
+    one = np.full((72, 96), 255, np.uint8)
+    one[:18] = 0
+    for name in "abc" if everywhere else "ac":
+        write_png(segnet_root / "trainannot" / f"{name}.png", one)
+    dataset = build_dataset("camvid11-segnet", segnet_root, "train")
+    if not everywhere:
+        return check_before_training([dataset])
+    with pytest.raises(DataError, match="expected pixels of two classes, got sky and 75 % void"):
+        check_before_training([dataset])
+
+
 def test_drawn_frames_are_not_looked_at(monkeypatch):
     monkeypatch.setattr("bcmfnet.data.SyntheticStreets.read", None)
     check_before_training([build_dataset("synthetic", length=4)])
