@@ -100,7 +100,7 @@ def _webp(file: BinaryIO) -> Header | None:
     size, orientation = None, UPRIGHT
     for kind, at in _riff_chunks(file):
         if kind == b"VP8X":
-            size = tuple(1 + int.from_bytes(_at(file, at + offset, 3), "little") for offset in (4, 7))
+            size = size or tuple(1 + int.from_bytes(_at(file, at + offset, 3), "little") for offset in (4, 7))
         elif kind == b"VP8 ":
             size = size or tuple(side & 0x3FFF for side in _unpack(file, at + 6, "<HH"))
         elif kind == b"VP8L":
@@ -153,7 +153,7 @@ def _tiff_fields(file: BinaryIO, start: int) -> dict[int, int]:
             room = struct.calcsize(order + offset)
             fits = values * struct.calcsize(order + TIFF_TYPES[kind]) <= room
             where = inline if fits else start + _unpack(file, inline, order + offset)[0]
-            fields[tag] = _unpack(file, where, order + TIFF_TYPES[kind])[0]
+            fields.setdefault(tag, _unpack(file, where, order + TIFF_TYPES[kind])[0])  # decoders pass over a second one
         at = inline + struct.calcsize(order + offset)
     return fields
 

@@ -66,6 +66,14 @@ def test_tiff_of_both_byte_orders_and_offset_sizes(order, big):
     assert parse_header(io.BytesIO(data)) == Header("TIFF", 70000, 300, 16, 6)
 
 
+def test_the_first_of_two_fields_counts():
+    """As it does for decoders: a second, smaller size would get past a bound on pixels."""
+    data = tiff("<", False, 70000, 300, 8, 1).replace(
+        struct.pack("<HHII", 274, 3, 1, 1), struct.pack("<HHII", 256, 4, 1, 9)
+    )
+    assert parse_header(io.BytesIO(data)).width == 70000
+
+
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 @pytest.mark.parametrize("ending", [".jpg", ".png"])
 def test_orientation(ending, orientation):
