@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from bcmfnet.cli.options import CommonOptions, InferenceOptions
 from bcmfnet.errors import ConfigError, printable
 
 
 def predict(
-    source: list[str],
-    /,
-    *,
+    *source: Annotated[str, Parameter(required=True)],
     weights: Path,
     max_pixels: int = 2**26,
     inference: InferenceOptions = InferenceOptions(),

@@ -79,7 +79,8 @@ def test_predict_takes_a_file_and_a_glob(bcmfnet, weights, frames, tmp_path):
 def test_predict_takes_several_files_and_a_bound_on_pixels(bcmfnet, weights, frames, tmp_path):
     """Several files are what a shell makes of a glob; b.jpg has 80x64 pixels, a.png more."""
     sources = (frames / "a.png", frames / "b.jpg")
-    result = bcmfnet("predict", *sources, "--weights", weights, "--max-pixels", 80 * 64, "--output-dir", tmp_path / "1")
+    options = ("--weights", weights, "--max-pixels", 80 * 64, "--output-dir", tmp_path / "1")
+    result = bcmfnet("predict", sources[0], *options, sources[1])
     assert (result.code, result.out) == (1, f"1 of 2 images written to {tmp_path / '1'}\n")
     assert result.err == f"{frames / 'a.png'}: expected an image of 1 to 5120 pixels, got 97x65\n"
     result = bcmfnet("predict", *sources, "--weights", weights, "--max-pixels", 0)
