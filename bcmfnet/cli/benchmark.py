@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from bcmfnet.cli.options import CommonOptions, print_table
+from bcmfnet.engine.bounds import Between
 
 
 def benchmark(
@@ -16,8 +17,8 @@ def benchmark(
     device: str = "cpu",
     case: str = "*",
     providers: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
-    threads: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (),
-    seconds: float = 1.0,
+    threads: Annotated[tuple[int, ...], Parameter(consume_multiple=True), Between(1, 4096)] = (),
+    seconds: Annotated[float, Between(0, 3600, "(]")] = 1.0,
     output: Path | None = None,
     json_output: Annotated[bool, Parameter(name="--json")] = False,
     common: CommonOptions = CommonOptions(),

@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from bcmfnet.cli.options import CommonOptions, print_table
+from bcmfnet.engine.config import PATH
 
 app = App(name="data", help="Look after datasets.")
 
@@ -16,7 +17,7 @@ app = App(name="data", help="Look after datasets.")
 def verify(
     *,
     data_name: Annotated[str, Parameter(name="--data.name")],
-    data_root: Annotated[str, Parameter(name="--data.root")] = "",
+    data_root: Annotated[str, Parameter(name="--data.root"), PATH] = "",
     num_classes: Annotated[int | None, Parameter(name="--data.num-classes")] = None,
     splits: Annotated[tuple[str, ...], Parameter(name="--data.splits")] = ("train", "val"),
     json_output: Annotated[bool, Parameter(name="--json")] = False,

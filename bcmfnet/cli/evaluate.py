@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from bcmfnet.cli.options import CommonOptions, DataOptions, InferenceOptions, print_table
+from bcmfnet.engine.bounds import Between
 
 
 def evaluate(
@@ -16,7 +17,7 @@ def evaluate(
     weights: Path,
     data: DataOptions = DataOptions(),
     inference: InferenceOptions = InferenceOptions(),
-    min_miou: float | None = None,
+    min_miou: Annotated[float | None, Between(0, 100)] = None,
     json_output: Annotated[bool, Parameter(name="--json")] = False,
     common: CommonOptions = CommonOptions(),
 ) -> int:

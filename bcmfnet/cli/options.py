@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import re
+import reprlib
 import sys
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from types import NoneType
+from typing import Annotated, Any, Literal, TextIO, get_args
 
-from cyclopts import App, Argument, ArgumentCollection, Parameter
+from cyclopts import UNSET, App, Argument, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
-from bcmfnet.engine.config import DataConfig, TrainConfig, preset
+from bcmfnet.engine.bounds import as_utf8, check_numbers, number_type
+from bcmfnet.engine.config import PATH, DataConfig, OptionalPath, TrainConfig, Workers, preset
 from bcmfnet.errors import ConfigError
 
 EXCLUSIVE = ("steps", "epochs")
 SECTIONS = {field.name for field in fields(TrainConfig) if field.default_factory is not MISSING}
 PRESET = "preset"
+MAX_BYTES, MAX_DEPTH = 2**20, 3
+"""Of a configuration file: bytes to read at most, and how deep its values are nested."""
+YAML_TAGS = ("null", "bool", "int", "float", "str", "timestamp", "seq", "map")
+NONE = ("none", "null")
+SWITCH = {"on": "true", "off": "false"}
 KEYS = {"dataset": "data.name", "model": "model.name"}
 """Option of a key that is not the option's own name."""
 
@@ -54,7 +64,7 @@ class CommonOptions:
 class InferenceOptions:
     """Where weights run, and where the results go."""
 
-    output_dir: str | None = None
+    output_dir: OptionalPath = None
     """Folder for the results; without it runs/VERB/NAME[-N]."""
     name: str | None = None
     """Name of the folder under runs/VERB; without it the verb."""
@@ -69,7 +79,7 @@ class InferenceOptions:
         """The folder for the results, for the time of the code inside; see `engine.run_folder`."""
         from bcmfnet.engine.run_folder import run_folder
 
-        return run_folder(verb, self.output_dir, self.name or verb, self.exist_ok)
+        return run_folder(verb, self.output_dir, self.name, self.exist_ok)
 
 
 @Parameter(name="data")
@@ -79,16 +89,12 @@ class DataOptions:
 
     name: str | None = None
     """Dataset; without it the one that the weights were trained on."""
-    root: str = ""
+    root: Annotated[str, PATH] = ""
     """Folder of the dataset; generated data needs none."""
     split: str | None = None
     """Split; without it the validation split of the weights."""
-    workers: int = 1
+    workers: Workers = 1
     """Loader processes; 0 loads in the main process."""
-
-    def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ConfigError(f"data.workers: expected at least 0, got {self.workers}")
 
     def build(self, metadata: dict[str, Any], weights: Path) -> Any:
         """The dataset, where nothing is said the one of a weights file's metadata."""
@@ -124,25 +130,31 @@ class OverlayConfig:
     """Fill what the flags leave open: from the file of --config, and below it from --preset or the run to --resume.
 
     An option that is set twice is taken from the upper layer; optim.steps in one layer also hides optim.epochs in the
-    layers below it, and the reverse. The file may name its preset (`preset = "camvid"`). The arguments of the last
-    command line stay in `arguments`, for `name_as_typed`.
+    layers below it, and the reverse. The file may name its preset (`preset = "camvid"`). Then the words of every
+    option, typed or filled in, are checked and made what its type is read from (see `_prepare`). The arguments of the
+    last command line stay in `arguments`, for `name_as_typed`.
     """
 
     arguments: Iterable[Argument] = ()
 
     def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         self.arguments = arguments
+        if any(argument.name == "--preset" for argument in arguments):
+            self._overlay(app, commands, arguments)
+        for argument in arguments:
+            if not argument.children:
+                _prepare(argument)
+
+    def _overlay(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         named = {argument.name: argument for argument in arguments}
-        if "--preset" not in named:
-            return
         path, run = _token(named, "--config"), _token(named, "--resume")
         if run is not None and (path or _token(named, "--preset")):
             raise ConfigError("resume: expected no --preset and no --config, the run has its own configuration")
-        file = read_config("config", Path(path)) if path is not None else {}
+        file = read_config("config", Path(_local_path(path))) if path is not None else {}
         given = {key for key in EXCLUSIVE if named[f"--optim.{key}"].tokens}
         _fill(_hide(file, given), path, app, commands, arguments)
         if run is not None:
-            source = str(Path(run) / "config.toml")
+            source = str(Path(_local_path(run)) / "config.toml")
             values = read_config("resume", Path(source))
         else:
             source, name = PRESET, _token(named, "--preset")
@@ -156,6 +168,43 @@ def _fill(values: dict[str, Any], source: str | None, app: App, commands: tuple[
     for command in reversed(commands):
         values = {command: values}
     Dict(values, source=source)(app, commands, arguments)
+
+
+def _prepare(argument: Argument) -> None:
+    """Check the numbers of an option, and make its paths and switches what they stand for.
+
+    Numbers are checked here because cyclopts rounds 1.5 to an integer, and because options of a verb alone are in no
+    dataclass that checks itself.
+    """
+    annotation = argument.field_info.annotation
+    words = [token.value for token in argument.tokens if token.implicit_value is UNSET]
+    kind = number_type(annotation)
+    if kind is not None:
+        optional = NoneType in get_args(argument.hint)
+        numbers = [_parsed(word) for word in words if not (optional and word.lower() in NONE)]
+        check_numbers(_setting(argument), annotation, numbers, numbers[0] if len(numbers) == 1 else tuple(numbers))
+    elif argument.hint is bool:
+        _replace_words(argument, lambda word: SWITCH.get(word.lower(), word))
+    elif argument.hint in (Path, Path | None) or PATH in getattr(annotation, "__metadata__", ()):
+        _replace_words(argument, _local_path)
+
+
+def _parsed(word: str) -> int | float | str:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(word)
+    return word
+
+
+def _replace_words(argument: Argument, replace: Callable[[str], str]) -> None:
+    argument.tokens[:] = [token.evolve(value=replace(token.value)) for token in argument.tokens]
+
+
+def _local_path(text: str) -> str:
+    """A path with `~` replaced, in the encoding of this system's file names, whatever the locale is."""
+    with contextlib.suppress(UnicodeError):
+        text = os.fsdecode(as_utf8(text).encode("utf-8"))
+    return os.path.expanduser(text)
 
 
 def _token(named: dict[str, Any], name: str) -> str | None:
@@ -173,22 +222,34 @@ def _hide(values: dict[str, Any], above: set[str]) -> dict[str, Any]:
 def read_config(key: str, path: Path) -> dict[str, Any]:
     """Nested values of a TOML or YAML file, the value of option `key`. Raises ConfigError where it has none."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{key}: expected a configuration at {path}: {error.strerror}") from None
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"{key}: expected a configuration at {path}, got a file of more than {MAX_BYTES} bytes")
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{key}: expected UTF-8 text in {path}: {error}") from None
     try:
-        values = _parse_yaml(text) if path.suffix in (".yaml", ".yml") else tomllib.loads(text)
+        values = _parse_yaml(text) if path.suffix in (".yaml", ".yml") else tomllib.loads(text.replace("\r\n", "\n"))
     except ValueError as error:
         raise ConfigError(f"{key}: expected TOML or YAML in {path}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{key}: expected options in {path}, got a deep nest of values") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{key}: expected sections of options in {path}, got {type(values).__name__}")
-    for section in SECTIONS & values.keys():
-        if not isinstance(values[section], dict):
-            raise ConfigError(f"[{section}]: expected a section of options in {path}, got {values[section]!r}")
     for flag in {"config", "resume"} & values.keys():
         raise ConfigError(f"{key}: expected no {flag} in {path}, it is for the command line alone")
+    for name, value in values.items():
+        if name in SECTIONS and not isinstance(value, dict):
+            raise ConfigError(f"[{name}]: expected a section of options in {path}, got {reprlib.repr(value)}")
+        for option, inner in value.items() if isinstance(value, dict) else ((name, value),):
+            if isinstance(inner, dict) or (isinstance(inner, list) and any(isinstance(v, dict | list) for v in inner)):
+                raise ConfigError(
+                    f"{option} in {path}: expected a value or a list of values, got {reprlib.repr(inner)}"
+                )
     return values
 
 
@@ -198,9 +259,32 @@ def _parse_yaml(text: str) -> Any:
     except ImportError:
         raise ValueError("YAML needs PyYAML (pip install PyYAML), TOML needs nothing") from None
     try:
-        return yaml.safe_load(text) or {}
+        node = yaml.compose(text, yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
+    return {} if node is None else _words(node)
+
+
+def _words(node: Any, depth: int = 0) -> Any:
+    """Scalars of a YAML document as the words that they are: `off` is no boolean here, and 010 no octal number."""
+    where = f"line {node.start_mark.line + 1}"
+    if depth > MAX_DEPTH:
+        raise ValueError(f"a deep nest of values, {where}")
+    if node.tag.removeprefix("tag:yaml.org,2002:") not in YAML_TAGS:
+        raise ValueError(f"tag {node.tag}, {where}")
+    if node.id == "scalar":
+        return None if node.tag.endswith(":null") else node.value
+    if node.id == "sequence":
+        return [_words(item, depth + 1) for item in node.value]
+    values: dict[str, Any] = {}
+    for key, value in node.value:
+        name = key.value if key.id == "scalar" else f"a {key.id}"
+        if key.id != "scalar" or name in values:
+            raise ValueError(
+                f"{name} as a key{' for the second time' * (name in values)}, line {key.start_mark.line + 1}"
+            )
+        values[name] = _words(value, depth + 1)
+    return values
 
 
 def name_as_typed(message: str, arguments: Iterable[Argument]) -> str:

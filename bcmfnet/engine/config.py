@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import os
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from bcmfnet.engine.bounds import Between, as_utf8, check_fields
 from bcmfnet.errors import ConfigError, unknown_name
 
 LossMode = Literal["detect", "detect0", "paper", "paper0", "ohem", "plain"]
+PATH = "path"
+"""Annotation of an option that is the path of a file or folder."""
+OptionalPath = Annotated[str | None, PATH]
+MAX_WORKERS, MAX_STEPS, MAX_EPOCHS, MAX_SIDE = 1024, 10**9, 10**6, 2**14
+Workers = Annotated[int, Between(0, MAX_WORKERS)]
 
 
 def _require(ok: bool, key: str, expected: str, got: object) -> None:
@@ -24,40 +30,32 @@ class DataConfig:
 
     name: str = "synthetic"
     """Dataset: synthetic, camvid11-segnet, camvid11-ignore, cityscapes or folder."""
-    root: str = ""
+    root: Annotated[str, PATH] = ""
     """Folder of the dataset; generated data needs none."""
     train_split: str = "train"
     """Split to train on."""
     val_split: str = "val"
     """Split to evaluate on."""
-    num_classes: int | None = None
+    num_classes: Annotated[int | None, Between(2, 254)] = None
     """Number of classes of a folder dataset; the other datasets know theirs."""
-    length: int | None = None
+    length: Annotated[int | None, Between(8, 10**7)] = None
     """Number of generated training frames, an eighth of it to validate on; synthetic only."""
-    crop: tuple[int, int] = (256, 512)
+    crop: Annotated[tuple[int, int], Between(64, MAX_SIDE)] = (256, 512)
     """Height and width of a training crop, pixels."""
-    scale: tuple[float, float] = (0.5, 2.0)
+    scale: Annotated[tuple[float, float], Between(0.01, 100)] = (0.5, 2.0)
     """Range of the random scale."""
-    flip: float = 0.5
+    flip: Annotated[float, Between(0, 1)] = 0.5
     """Probability of a horizontal flip."""
-    jitter: float = 0.4
+    jitter: Annotated[float, Between(0, 1, "[)")] = 0.4
     """Strength of the brightness, contrast and saturation jitter; 0 is off."""
-    batch_size: int = 8
-    """Frames per training step and process, at least 2."""
-    workers: int = 2
+    batch_size: Annotated[int, Between(2, 2**16)] = 8
+    """Frames per training step and process; batch normalisation needs two."""
+    workers: Workers = 2
     """Loader processes; 0 loads in the main process."""
 
     def __post_init__(self) -> None:
-        _require(min(self.crop) >= 64, "data.crop", "height and width >= 64", self.crop)
-        _require(0 < self.scale[0] <= self.scale[1] < math.inf, "data.scale", "0 < low <= high < inf", self.scale)
-        _require(0 <= self.flip <= 1, "data.flip", "a probability", self.flip)
-        _require(0 <= self.jitter < 1, "data.jitter", "0 <= jitter < 1", self.jitter)
-        _require(self.batch_size >= 2, "data.batch_size", "at least 2 (BN sees a 1x1 map)", self.batch_size)
-        _require(self.workers >= 0, "data.workers", "at least 0", self.workers)
-        _require(
-            self.num_classes is None or 2 <= self.num_classes <= 254, "data.num_classes", "2 to 254", self.num_classes
-        )
-        _require(self.length is None or self.length >= 8, "data.length", "at least 8", self.length)
+        check_fields(self, "data.")
+        _require(self.scale[0] <= self.scale[1], "data.scale", "the lower one first", self.scale)
 
     def options(self, split: str) -> dict[str, int]:
         """What a dataset of that name takes besides its root and split."""
@@ -75,8 +73,11 @@ class ModelConfig:
     """Model: bcmfnet or ddrnet23_slim."""
     aux: bool = True
     """Train with the auxiliary head."""
-    pretrained: str | None = None
+    pretrained: OptionalPath = None
     """Weights to start from: a file of ours, the folder of a run, or an official DDRNet-23-slim checkpoint."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "model.")
 
 
 @dataclass
@@ -85,27 +86,24 @@ class LossConfig:
 
     mode: LossMode = "detect"
     """Reading of the loss; plain is cross-entropy, ohem is OHEM (threshold and min_kept alone select)."""
-    boundary_weight: float = 1.0
+    boundary_weight: Annotated[float, Between(0, 10**6)] = 1.0
     """Weight of the boundary term (lambda)."""
-    step: int = 1
+    step: Annotated[int, Between(1, MAX_SIDE)] = 1
     """Flip step, pixels."""
-    nms: int = 1
+    nms: Annotated[int, Between(1, 2 * MAX_SIDE + 1)] = 1
     """Side of the suppression window, odd pixels; 1 is off, the paper's presets have 3."""
-    threshold: float = 0.3567
+    threshold: Annotated[float, Between(0, 10**6)] = 0.3567
     """Score from which a candidate is hard (tau), nats."""
-    ratio: float = 0.0
+    ratio: Annotated[float, Between(0, 1)] = 0.0
     """Share of the candidates that is selected at least; the paper's presets have 1/16."""
-    min_kept: int = 0
+    min_kept: Annotated[int, Between(0, 2**31 - 1)] = 0
     """Number of candidates in a batch that is selected at least."""
-    aux_weight: float = 0.4
+    aux_weight: Annotated[float, Between(0, 10**6)] = 0.4
     """Weight of the auxiliary head's loss."""
 
     def __post_init__(self) -> None:
-        _require(self.step >= 1, "loss.step", "at least 1", self.step)
-        _require(self.nms >= 1 and self.nms % 2 == 1, "loss.nms", "an odd number", self.nms)
-        _require(0 <= self.ratio <= 1, "loss.ratio", "0 to 1", self.ratio)
-        for key in ("boundary_weight", "threshold", "min_kept", "aux_weight"):
-            _require(getattr(self, key) >= 0, f"loss.{key}", "at least 0", getattr(self, key))
+        check_fields(self, "loss.")
+        _require(self.nms % 2 == 1, "loss.nms", "an odd number", self.nms)
 
 
 @dataclass
@@ -114,31 +112,25 @@ class OptimConfig:
 
     name: Literal["sgd", "adamw"] = "sgd"
     """Optimiser."""
-    lr: float = 0.01
+    lr: Annotated[float, Between(0, 1000, "(]")] = 0.01
     """Learning rate at the end of the warm-up."""
-    momentum: float = 0.9
+    momentum: Annotated[float, Between(0, 1, "[)")] = 0.9
     """Momentum (SGD), or the first beta (AdamW)."""
-    weight_decay: float = 5e-4
+    weight_decay: Annotated[float, Between(0, 1000)] = 5e-4
     """Weight decay."""
     decay_1d: bool = True
     """Decay biases and normalisation parameters too, as the published recipes do."""
-    power: float = 0.9
+    power: Annotated[float, Between(0, 100)] = 0.9
     """Power of the polynomial decay."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, Between(0, MAX_STEPS)] = 0
     """Steps of linear warm-up."""
-    epochs: float | None = None
+    epochs: Annotated[float | None, Between(0, MAX_EPOCHS, "(]")] = None
     """Length of the run in epochs; this or steps."""
-    steps: int | None = None
+    steps: Annotated[int | None, Between(1, MAX_STEPS)] = None
     """Length of the run in optimiser steps; this or epochs."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.lr < math.inf, "optim.lr", "more than 0", self.lr)
-        _require(0 <= self.momentum < 1, "optim.momentum", "0 <= momentum < 1", self.momentum)
-        _require(0 <= self.weight_decay < math.inf, "optim.weight_decay", "at least 0", self.weight_decay)
-        _require(0 <= self.power < math.inf, "optim.power", "at least 0", self.power)
-        _require(self.warmup_steps >= 0, "optim.warmup_steps", "at least 0", self.warmup_steps)
-        _require(self.steps is None or self.steps >= 1, "optim.steps", "at least 1", self.steps)
-        _require(self.epochs is None or 0 < self.epochs < math.inf, "optim.epochs", "more than 0", self.epochs)
+        check_fields(self, "optim.")
 
 
 @dataclass
@@ -149,7 +141,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    seed: int = 0
+    seed: Annotated[int, Between(0, 2**63 - 1)] = 0
     """Seed of the weights, the order of the frames and their augmentation."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     """Mixed precision; auto is bf16 where the device computes in it, else off."""
@@ -157,15 +149,15 @@ class TrainConfig:
     """cpu, cuda or cuda:N; auto is the GPU where there is one."""
     compile: bool = False
     """Compile the model with torch.compile."""
-    val_every: float = 1.0
+    val_every: Annotated[float, Between(0, MAX_EPOCHS, "(]")] = 1.0
     """Epochs between evaluations; the last step is always evaluated."""
-    log_every: int = 10
+    log_every: Annotated[int, Between(1, MAX_STEPS)] = 10
     """Steps between rows of metrics.jsonl."""
+    keep: Annotated[int, Between(1, 1000)] = 2
+    """Checkpoints that are kept; where the last one is damaged, the one before it is resumed."""
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, "seed", "at least 0", self.seed)
-        _require(0 < self.val_every < math.inf, "val_every", "more than 0", self.val_every)
-        _require(self.log_every >= 1, "log_every", "at least 1", self.log_every)
+        check_fields(self)
         _require(
             not (self.optim.steps and self.optim.epochs),
             "optim.steps, optim.epochs",
@@ -176,6 +168,16 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values; what is unset (None) is left out."""
         return _without_none(dataclasses.asdict(self))
+
+    def with_absolute_paths(self) -> TrainConfig:
+        """The same configuration for any working folder."""
+        data = dataclasses.replace(self.data, root=_absolute(self.data.root))
+        model = dataclasses.replace(self.model, pretrained=_absolute(self.model.pretrained))
+        return dataclasses.replace(self, data=data, model=model)
+
+
+def _absolute(path: Any) -> Any:
+    return os.path.abspath(os.path.expanduser(path)) if path else path
 
 
 def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
@@ -231,10 +233,21 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def to_toml(values: dict[str, Any]) -> str:
-    """TOML text of a nested dict of plain values: scalars first, then one table for each section."""
+    """TOML text, all of it ASCII, of a nested dict of plain values: scalars first, then a table for each section."""
     scalars = {key: value for key, value in values.items() if not isinstance(value, dict)}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in scalars.items()]
+    lines = [f"{key} = {_toml_value(value)}" for key, value in scalars.items()]
     for section, table in values.items():
         if isinstance(table, dict):
-            lines += ["", f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+            lines += ["", f"[{section}]", *(f"{key} = {_toml_value(value)}" for key, value in table.items())]
     return "\n".join(lines).strip() + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    return f'"{"".join(map(_toml_character, as_utf8(value)))}"' if isinstance(value, str) else json.dumps(value)
+
+
+def _toml_character(character: str) -> str:
+    """JSON has no escape of eight digits, and leaves DEL as it is."""
+    if " " <= character <= "~":
+        return f"\\{character}" if character in '"\\' else character
+    return f"\\u{ord(character):04x}" if character <= "\uffff" else f"\\U{ord(character):08x}"
