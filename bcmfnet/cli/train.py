@@ -9,14 +9,15 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from bcmfnet.cli.options import CommonOptions, TrainOptions, print_table
-from bcmfnet.engine.config import TrainConfig, to_toml
+from bcmfnet.engine.config import OptionalPath, TrainConfig, to_toml
+from bcmfnet.errors import ConfigError
 
 
 def train(
     *,
     preset: str = "synthetic",
     config: Path | None = None,
-    output_dir: str | None = None,
+    output_dir: OptionalPath = None,
     name: str | None = None,
     exist_ok: bool = False,
     resume: Path | None = None,
@@ -43,7 +44,8 @@ def train(
     exist_ok
         Write into an output folder that has something in it.
     resume
-        A run folder to go on from, with its own configuration where no flag says otherwise.
+        A run folder to go on from, with its own configuration. Flags may change where, how long, how fast and with
+        which decay it trains on, and what it writes; what it has started with cannot change.
     dry_run
         Print the resolved configuration and stop.
     json_output
@@ -54,13 +56,17 @@ def train(
         print(to_toml(cfg.to_dict()), end="")
         return 0
     from bcmfnet.engine.evaluate import scores_table
-    from bcmfnet.engine.run_folder import run_folder
+    from bcmfnet.engine.run_folder import owned, run_folder
     from bcmfnet.engine.train import train
 
     if resume is not None:
-        result = train(cfg, resume, resume=True)
+        for key, value in {"output_dir": output_dir, "name": name, "exist_ok": exist_ok or None}.items():
+            if value is not None:
+                raise ConfigError(f"{key}: expected none with --resume, the run has its folder, got {value!r}")
+        with owned(resume, "resume"):
+            result = train(cfg, resume, resume=True)
     else:
-        with run_folder("train", output_dir, name or preset, exist_ok) as folder:
+        with run_folder("train", output_dir, name, exist_ok, default_name=preset) as folder:
             result = train(cfg, folder)
     if json_output:
         print(json.dumps({"folder": str(result.folder), **result.evaluation.to_dict()}, indent=2))

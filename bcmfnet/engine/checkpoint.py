@@ -1,9 +1,13 @@
-"""The training state of a run: written whole or not at all, read back with weights_only."""
+"""The training state of a run: written whole or not at all with its digest, read back with weights_only."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
+import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +16,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bcmfnet.data import Dataset
+from bcmfnet.engine.config import TrainConfig
 from bcmfnet.errors import CheckpointError, ConfigError, MissingFileError
 from bcmfnet.models.weights import check_same_tensors, checked, replace_file
 
-FORMAT = 1
-SAME = ("model.name", "model.aux", "optim.name", "optim.decay_1d")
-"""Options without which the tensors of a checkpoint have no meaning."""
+log = logging.getLogger("bcmfnet.checkpoint")
+FORMAT = 2
+LAST = "checkpoints/last.pt"
+"""Where the folder of a run has its last checkpoint."""
+MAY_CHANGE = {
+    "where it runs": ("device", "amp", "compile", "data.root", "data.workers"),
+    "how long and how fast": ("optim.steps", "optim.epochs", "optim.lr", "optim.warmup_steps", "optim.power"),
+    "what each step reads of the optimiser's options": ("optim.momentum", "optim.weight_decay"),
+    "what is written": ("val_every", "log_every", "keep"),
+}
+"""Options that a resumed run may have other values of; it obeys them from its first step on. Any other would make it
+a run that started differently, and is refused."""
+SEAL = b"sha256:"
+DIGITS = 2 * hashlib.sha256().digest_size
+
+
+class DamagedFileError(CheckpointError):
+    """A file whose content is not what was written."""
 
 
 @dataclass
@@ -25,12 +46,21 @@ class TrainState:
     """Where a run stands.
 
     step is the number of optimiser steps done; evaluated the step of the last evaluation; best_miou the best
-    validation mIoU so far (NaN before the first).
+    validation mIoU so far (NaN before the first); frames tells the frames of the run from those of any other.
     """
 
     step: int = 0
     evaluated: int = 0
     best_miou: float = float("nan")
+    frames: str = ""
+
+
+def name_frames(train_set: Dataset, val_set: Dataset) -> str:
+    """The number of frames and a digest of their names in order, without the folders that they are in."""
+    digest = hashlib.sha256()
+    for dataset in (train_set, val_set):
+        digest.update("".join(f"{dataset.name(i)}\n" for i in range(len(dataset))).encode(errors="surrogateescape"))
+    return f"{len(train_set)} to train on and {len(val_set)} to validate on, names {digest.hexdigest()[:12]}"
 
 
 def save_checkpoint(
@@ -41,7 +71,10 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> None:
-    """Write the state of a run. Raises CheckpointError on a full disk, and the previous checkpoint stays."""
+    """Write the state of a run, and keep as many checkpoints as the configuration says.
+
+    Raises CheckpointError on a full disk, and the previous checkpoint stays.
+    """
     payload = {
         "format": FORMAT,
         "state": vars(state),
@@ -52,42 +85,143 @@ def save_checkpoint(
         "rng": torch.get_rng_state(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _keep_earlier(path, config["keep"])
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be kept: {error.strerror}") from error
+    replace_file(path, sealed(payload))
+
+
+def sealed(payload: dict[str, Any]) -> bytes:
+    """The bytes of a checkpoint: what torch.save writes, and in the comment that ends a zip file the SHA-256 of all
+    that precedes it. torch.load reads such a file, but checks nothing: a flipped bit of a tensor is another number."""
     buffer = io.BytesIO()
     torch.save(payload, buffer)
-    replace_file(path, buffer.getbuffer())
+    content = buffer.getvalue()[:-2] + (len(SEAL) + DIGITS).to_bytes(2, "little") + SEAL
+    return content + _digest(content)
+
+
+def _digest(content: bytes | memoryview) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
+
+
+def earlier_checkpoints(path: Path) -> list[Path]:
+    """Checkpoints that were kept beside the last one, the newest first."""
+    found = {}
+    for other in path.parent.glob(f"{path.stem}-*{path.suffix}"):
+        with contextlib.suppress(ValueError):
+            found[int(other.stem.removeprefix(f"{path.stem}-"))] = other
+    return [found[number] for number in sorted(found)]
+
+
+def _keep_earlier(path: Path, keep: int) -> None:
+    """Make room for a checkpoint: the last one becomes number 1, number 1 becomes number 2, and so on.
+
+    The last one also stays in its place until it is replaced, except on file systems without hard links.
+    """
+    earlier = earlier_checkpoints(path)
+    if not path.exists() or (earlier and earlier[0].samefile(path)):  # the former save came no further than this
+        return
+    for surplus in earlier[max(0, keep - 2) :]:
+        surplus.unlink()
+    places = [path.with_stem(f"{path.stem}-{number}") for number in range(1, keep)]
+    for source, target in reversed(list(zip(earlier, places[1:], strict=False))):
+        os.replace(source, target)
+    if places:
+        try:
+            os.link(path, places[0])
+        except OSError:
+            os.replace(path, places[0])
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what save_checkpoint wrote. Raises MissingFileError, or CheckpointError for a truncated or foreign file."""
+    """Read what save_checkpoint wrote.
+
+    Raises MissingFileError; DamagedFileError for a file that is not as it was written, or is none of ours; and
+    CheckpointError for one that cannot be read.
+    """
     if not path.is_file():
         raise MissingFileError(f"{path}: expected a training checkpoint, found no file")
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
+        content = memoryview(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    body, digest = content[:-DIGITS], bytes(content[-DIGITS:])
+    if bytes(body[-len(SEAL) :]) != SEAL:
+        raise DamagedFileError(
+            f"{path}: no training checkpoint, or only the beginning of one: it ends without a digest"
+        )
+    if digest != _digest(body):
+        raise DamagedFileError(f"{path}: damaged, its digest is not the one that was written with it")
+    try:
+        payload = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises almost anything on bytes that are not a checkpoint
         raise CheckpointError(f"{path}: not a readable training checkpoint: {_first_line(error)}") from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: expected a training checkpoint of format {FORMAT}; weights alone do not resume")
+        raise CheckpointError(f"{path}: expected a training checkpoint of format {FORMAT}")
     return payload
 
 
+@dataclass
+class Checkpoint:
+    """A checkpoint that was read, and the file it is from."""
+
+    path: Path
+    payload: dict[str, Any]
+
+
+def last_checkpoint(folder: Path) -> Checkpoint:
+    """The last checkpoint of a run; where it is damaged or missing the one before it, with a warning."""
+    last = folder / LAST
+    problem: CheckpointError | None = None
+    for path in (last, *earlier_checkpoints(last)):
+        try:
+            checkpoint = Checkpoint(path, read_checkpoint(path))
+        except (DamagedFileError, MissingFileError) as error:
+            problem = problem or error
+            continue
+        if problem:
+            log.warning("%s; the run goes on from %s", problem, path.name)
+        return checkpoint
+    assert problem is not None
+    raise problem
+
+
+def check_options(checkpoint: Checkpoint, config: TrainConfig) -> list[str]:
+    """What changes of the options, a line each. Raises ConfigError for options that the run cannot go on with."""
+    free = {key for keys in MAY_CHANGE.values() for key in keys}
+    saved = checked(checkpoint.path, checkpoint.payload, "config", "sections of options", _is_dict)
+    before, now = _options(TrainConfig().to_dict()) | _options(saved), _options(config.to_dict())
+    changed = sorted(key for key in before.keys() | now.keys() if _plain(before.get(key)) != _plain(now.get(key)))
+    refused = [key for key in changed if key not in free]
+    if refused:
+        keys, expected, got = (", ".join(words) for words in zip(
+            *((key, repr(before.get(key)), repr(now.get(key))) for key in refused), strict=True
+        ))  # fmt: skip
+        raise ConfigError(f"{keys}: expected {expected}, as {checkpoint.path} has it, got {got}")
+    return [f"{key}: {now.get(key)!r}, before {before.get(key)!r}" for key in changed]
+
+
+def _options(sections: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    options = {}
+    for key, value in sections.items():
+        options |= _options(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return options
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def restore(
-    path: Path,
-    payload: dict[str, Any],
-    config: dict[str, Any],
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
+    checkpoint: Checkpoint, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
 ) -> TrainState:
-    """Put the state of the checkpoint read from `path` into model, optimiser, loss scale and random generator.
+    """Put the state of a checkpoint into model, optimiser, loss scale and random generator.
 
     The optimiser's options stay those of the configuration. Nothing is changed where an error is raised: ConfigError
-    for another model, optimiser or precision than the checkpoint's, CheckpointError for a part that is not whole.
+    for another precision than the checkpoint's, CheckpointError for a part that is not whole.
     """
-    for key in SAME:
-        section, name = key.split(".")
-        saved = checked(path, payload, f"config.{key}", "an option", lambda value: value is not None)
-        if saved != config[section][name]:
-            raise ConfigError(f"{key}: expected {saved!r}, as {path} has it, got {config[section][name]!r}")
+    path, payload = checkpoint.path, checkpoint.payload
     state = _train_state(path, payload)
     check_same_tensors(path, model.state_dict(), checked(path, payload, "model", "tensors", _is_dict))
     moments = _optimizer_state(path, payload, optimizer)
@@ -109,7 +243,8 @@ def _train_state(path: Path, payload: dict[str, Any]) -> TrainState:
     best = checked(
         path, payload, "state.best_miou", "nan or 0 to 1", lambda v: type(v) is float and not (v < 0 or v > 1)
     )
-    return TrainState(count("step"), count("evaluated"), best)
+    frames = checked(path, payload, "state.frames", "text", lambda v: isinstance(v, str))
+    return TrainState(count("step"), count("evaluated"), best, frames)
 
 
 def _optimizer_state(path: Path, payload: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[int, Any]:

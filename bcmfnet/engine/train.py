@@ -26,7 +26,17 @@ from bcmfnet.data import (
 )
 from bcmfnet.data.verification import check_before_training
 from bcmfnet.engine import report
-from bcmfnet.engine.checkpoint import TrainState, read_checkpoint, restore, save_checkpoint
+from bcmfnet.engine.checkpoint import (
+    LAST,
+    Checkpoint,
+    TrainState,
+    check_options,
+    earlier_checkpoints,
+    last_checkpoint,
+    name_frames,
+    restore,
+    save_checkpoint,
+)
 from bcmfnet.engine.config import DataConfig, LossConfig, TrainConfig, to_toml
 from bcmfnet.engine.environment import describe_environment
 from bcmfnet.engine.evaluate import Evaluation, amp_name, evaluate
@@ -35,9 +45,9 @@ from bcmfnet.engine.optim import Schedule, build_optimizer
 from bcmfnet.engine.progress import Progress, progress_bar
 from bcmfnet.engine.run_folder import MetricsLog, write_json, write_text
 from bcmfnet.engine.runtime import Interrupted, StopRequest, autocast, resolve_amp, resolve_device, stop_on_signals
-from bcmfnet.errors import ConfigError, TrainingError
+from bcmfnet.errors import CheckpointError, ConfigError, TrainingError
 from bcmfnet.models import count_parameters, create_model, model_from_weights, save_weights
-from bcmfnet.models.weights import BEST
+from bcmfnet.models.weights import BEST, read_weights
 from bcmfnet.nn import BoundaryCorrectedLoss, UpsampledCrossEntropy
 from bcmfnet.viz import require_matplotlib
 
@@ -57,10 +67,15 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False) -> TrainRe
     """Train as configured and leave everything in the folder.
 
     With resume, go on from the folder's last checkpoint: the weights end bit for bit where an uninterrupted run
-    ends. Raises ConfigError, DataError, CheckpointError or TrainingError, MissingPackageError where matplotlib is not
-    installed; Interrupted after a signal, once the state is saved.
+    ends, unless one of the options that may change is another (`checkpoint.MAY_CHANGE`). The caller owns the folder
+    (`run_folder.owned`). Raises ConfigError, DataError, CheckpointError or TrainingError, MissingPackageError where
+    matplotlib is not installed; Interrupted after a signal, once the state is saved.
     """
     require_matplotlib("the curves of a run")
+    config = config.with_absolute_paths()
+    checkpoint = last_checkpoint(folder) if resume else None
+    if checkpoint is not None:
+        check_options(checkpoint, config)
     device = resolve_device(config.device)
     amp = resolve_amp(config.amp, device)
     train_set, val_set = build_datasets(config.data)
@@ -75,7 +90,7 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False) -> TrainRe
     model.to(device, memory_format=torch.channels_last)
     run = _Run(config, folder, model, plan, device, amp, train_set, val_set)
     with _log_file(folder), stop_on_signals() as stop:
-        run.start(resume)
+        run.start(checkpoint)
         run.loop(stop)
         evaluation = None if stop else run.finish(stop)
         if evaluation is None:
@@ -123,24 +138,21 @@ class _Run:
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "checkpoints" / "last.pt"
+        return self.folder / LAST
 
     @property
     def best_weights(self) -> Path:
         return self.folder / BEST
 
-    def start(self, resume: bool) -> None:
-        """Take up the last checkpoint, or write down what the run is made of."""
-        if resume:
-            path, config = self.checkpoint, self.config.to_dict()
-            self.state = restore(path, read_checkpoint(path), config, self.model, self.optimizer, self.scaler)
-            if self.state.step > self.plan.steps:
-                done = f"at least the {self.state.step} steps that the run has done"
-                key = "optim.steps" if self.config.optim.steps else "optim.epochs"
-                raise ConfigError(f"{key}: expected {done}, got {self.plan.steps}")
-            self.metrics = MetricsLog(self.folder, keep_until=self.state.step)
-            log.info("resume at step %d of %d", self.state.step, self.plan.steps)
+    def start(self, checkpoint: Checkpoint | None) -> None:
+        """Take up a checkpoint, or start anew; then write down what the run is made of."""
+        frames = name_frames(self.train_set, self.val_set)
+        if checkpoint is not None:
+            self._take_up(checkpoint, frames)
         else:
+            for path in (self.checkpoint, *earlier_checkpoints(self.checkpoint)):
+                path.unlink(missing_ok=True)
+            self.state.frames = frames
             self.metrics = MetricsLog(self.folder)
         write_text(self.folder / "config.toml", to_toml(self.config.to_dict()))
         write_json(self.folder / "env.json", describe_environment())
@@ -149,6 +161,33 @@ class _Run:
         log.info("%s: %d frames, %d to validate on", self.config.data.name, len(self.train_set), len(self.val_set))
         batch = self.config.data.batch_size
         log.info("%d steps of %d frames on %s in %s", self.plan.steps, batch, self.device, amp_name(self.amp))
+
+    def _take_up(self, checkpoint: Checkpoint, frames: str) -> None:
+        """Go on from a checkpoint. Nothing is written where it is refused."""
+        self.state = state = restore(checkpoint, self.model, self.optimizer, self.scaler)
+        if state.frames != frames:
+            expected = f"the frames of {checkpoint.path} ({state.frames})"
+            raise ConfigError(f"data.root: expected {expected}, got others ({frames})")
+        if state.step > self.plan.steps:
+            key = "optim.steps" if self.config.optim.steps else "optim.epochs"
+            done = f"at least the {state.step} steps that the run has done"
+            raise ConfigError(f"{key}: expected {done}, got {self.plan.steps}")
+        if checkpoint.path != self.checkpoint:
+            checkpoint.path.replace(self.checkpoint)
+        if state.evaluated and not self._has_best_weights():
+            state.best_miou, state.evaluated = math.nan, min(state.evaluated, state.step - 1)
+        self.metrics = MetricsLog(self.folder, state)
+        log.info("resume at step %d of %d", state.step, self.plan.steps)
+        for change in check_options(checkpoint, self.config):
+            log.info("from here on %s", change)
+
+    def _has_best_weights(self) -> bool:
+        try:
+            read_weights(self.best_weights)
+        except CheckpointError as error:
+            log.warning("%s; the best weights from here on take their place", error)
+            return False
+        return True
 
     def loop(self, stop: StopRequest) -> None:
         """Train to the next evaluation, evaluate, save; until the last step or a request to stop."""
@@ -318,7 +357,9 @@ def _log_file(folder: Path) -> Iterator[None]:
     """Send the package's log to train.log in the folder as well, from INFO on where nobody set a level."""
     logger = logging.getLogger("bcmfnet")
     level = logger.level
-    handler = logging.FileHandler(folder / "train.log", delay=True)  # made by a run that starts, not by one refused
+    handler = logging.FileHandler(
+        folder / "train.log", encoding="utf-8", delay=True
+    )  # made by a run that starts, not by one refused
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(level or logging.INFO)

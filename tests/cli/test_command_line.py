@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import subprocess
 import sys
-import tempfile
 from typing import Literal, get_origin
 
 import pytest
 import torch
+from cyclopts import Token
 from tiny import TINY
 
 from bcmfnet.cli import app as command_line
 from bcmfnet.cli.app import app, run
+from bcmfnet.cli.options import _prepare
+from bcmfnet.engine import run_folder
+from bcmfnet.engine.bounds import bounds_of, number_type
 from bcmfnet.models import create_model, save_weights
 from bcmfnet.models.ddrnet import DualResolutionNet
 
@@ -64,18 +68,88 @@ def test_help_shows_no_default_that_a_preset_overrules(bcmfnet, verb):
 def wrong_values():
     for verb in VERBS:
         for argument in options(verb):
+            count = max(1, argument.token_count()[0])
             if argument.hint is bool:
                 yield verb, argument.name, (f"{argument.name}=x",)
+            elif kind := number_type(argument.field_info.annotation):
+                wrong = ("x", "nan", "inf", "1e23", "9" * 30, *(["2.5", "3.0"] if kind is int else []))
+                yield from ((verb, argument.name, (argument.name, *count * [word])) for word in wrong)
             elif argument.hint is not str and "Path" not in str(argument.hint) and "str" not in str(argument.hint):
-                yield verb, argument.name, (argument.name, *("x" for _ in range(max(1, argument.token_count()[0]))))
+                yield verb, argument.name, (argument.name, *count * ["x"])
 
 
-@pytest.mark.parametrize(("verb", "flag", "words"), [*wrong_values()], ids=str)
-def test_a_value_of_another_type_is_one_line_that_names_the_flag(bcmfnet, verb, flag, words):
-    result = bcmfnet(*verb, *REQUIRED.get(verb[0], ()), *words)
-    assert (result.code, result.out) == (2, "")
-    assert re.match(rf'bcmfnet: Invalid value ("x" )?for {re.escape(flag)}[:.]', result.err), result.err
-    assert result.err.count("\n") == 1
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_a_value_of_another_type_or_out_of_bounds_is_one_line_that_names_the_flag(bcmfnet, verb):
+    for _, flag, words in filter(lambda found: found[0] == verb, wrong_values()):
+        result = bcmfnet(*verb, *REQUIRED.get(verb[0], ()), *words)
+        assert (result.code, result.out) == (2, ""), words
+        named = re.escape(flag)
+        assert re.match(rf'bcmfnet: (Invalid value ("x" )?for {named}[:.]|{named}: )', result.err), result.err
+        assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb[0] != "data"], ids=" ".join)
+def test_every_number_has_bounds_that_hold_its_default(verb):
+    for argument in options(verb):
+        if number_type(argument.field_info.annotation):
+            bounds, default = bounds_of(argument.field_info.annotation), argument.field_info.default
+            assert bounds is not None, argument.name
+            values = default if isinstance(default, tuple) else (default,)
+            assert all(value in bounds for value in values if value is not None), argument.name
+
+
+@pytest.mark.parametrize("name", ["a/b", "../../x", "..", ".", "", "/x", "a\nb", "a\x1b"])
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict", "loss"])
+def test_a_name_that_is_no_folders_name_is_refused(bcmfnet, as_it_is, trained, tmp_path, monkeypatch, verb, name):
+    """With and without --output-dir, which it would otherwise be dropped for."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").touch()
+    weights = (*(["a.png"] if verb == "predict" else []), "--weights", trained)
+    options = (*TINY, "--optim.steps", 1) if verb == "train" else weights
+    for more in ((), ("--output-dir", "out")):
+        result = bcmfnet(verb, *options, "--name", name, *more)
+        shown = repr(name)
+        assert (result.code, result.err) == (2, f"bcmfnet: --name: expected the name of a folder, got {shown}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_a_name_beside_an_output_folder_is_refused(bcmfnet, as_it_is, trained, tmp_path, verb):
+    options = (*TINY, "--optim.steps", 1) if verb == "train" else ("--weights", trained)
+    result = bcmfnet(verb, *options, "--name", "a", "--output-dir", tmp_path / "out")
+    expected = "--name: expected it or --output-dir, since both name the folder, got 'a'"
+    assert (result.code, result.err) == (2, f"bcmfnet: {expected}\n")
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict", "loss"])
+def test_a_folder_that_another_process_owns_is_refused(bcmfnet, as_it_is, trained, tmp_path, verb):
+    (tmp_path / "a.png").touch()
+    weights = (*([tmp_path / "a.png"] if verb == "predict" else []), "--weights", trained)
+    options = (*TINY, "--optim.steps", 1) if verb == "train" else weights
+    folder = tmp_path / "out"
+    with run_folder.run_folder(verb, str(folder), None):
+        for more in ((), ("--exist-ok",)):
+            result = bcmfnet(verb, *options, "--output-dir", folder, *more)
+            owner = f"process {os.getpid()} on {platform.node()}"
+            expected = f"--output-dir: expected a folder that nobody writes to, got {folder}, owned by {owner}"
+            assert (result.code, result.err) == (2, f"bcmfnet: {expected}\n")
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_every_path_may_begin_with_the_home_folder(bcmfnet, monkeypatch, tmp_path, verb):
+    """`--option=~/x` reaches the program as it is: a shell expands `~` at the beginning of a word alone."""
+    home, leaves = tmp_path / "home", options(verb)
+    monkeypatch.setenv("HOME", str(home))
+    paths = [
+        argument
+        for argument in leaves
+        if "Path" in str(argument.hint) or re.search("root|dir|pretrained", argument.name)
+    ]
+    for argument in paths:
+        argument.tokens[:] = [Token(value="~/x y", source="cli")]
+        _prepare(argument)
+        assert [token.value for token in argument.tokens] == [f"{home}/x y"], argument.name
 
 
 def test_wrong_values_are_found_in_every_verb():
@@ -103,7 +177,8 @@ def test_wrong_values_are_found_in_every_verb():
      "--data.root: expected a folder, found none at {no}"),
     (["evaluate", "--weights", "{run}", "--data.name", "camvid11-segnet", "--data.root", "{dir}"], 2,
      "{dir}/val: no such folder"),
-    (["evaluate", "--weights", "{run}", "--data.workers", "-1"], 2, "--data.workers: expected at least 0, got -1"),
+    (["evaluate", "--weights", "{run}", "--data.workers", "-1"], 2,
+     "--data.workers: expected an integer from 0 to 1024, got -1"),
     (["evaluate", "--weights", "{run}", "--device", "gpu"], 2, "--device: expected auto, cpu, cuda or cuda:N, got"),
     (["evaluate", "--weights", "{run}", "--device", "cuda:99"], 2, "--device: expected "),
     (["evaluate", "--weights", "{run}", "--device", "cpu", "--amp", "fp16"], 2, "--amp: expected bf16 or off on a CPU"),
@@ -197,10 +272,10 @@ def test_matplotlib_is_asked_for_at_the_start(bcmfnet, monkeypatch, tmp_path, ve
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused_at_the_start(bcmfnet, as_it_is, monkeypatch, trained, tmp_path):
-    def refuse(dir):
+    def refuse(path, key):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(run_folder, "_lock", refuse)
     train = ("train", *TINY, "--optim.steps", 1)
     for verb in (train, ("evaluate", "--weights", trained), ("loss", "--weights", trained)):
         result = bcmfnet(*verb, "--output-dir", tmp_path)
