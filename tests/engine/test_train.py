@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bcmfnet.engine import train as engine
-from bcmfnet.engine.checkpoint import read_checkpoint
+from bcmfnet.engine.checkpoint import LAST, earlier_checkpoints, read_checkpoint, save_checkpoint, sealed
 from bcmfnet.engine.config import PRESETS, DataConfig, LossConfig, TrainConfig
 from bcmfnet.engine.optim import Schedule
 from bcmfnet.engine.runtime import Interrupted
@@ -138,7 +138,8 @@ def test_full_disk_keeps_the_previous_checkpoint(tiny_config, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (None, "found no file"), (b"", "not a readable"), (b"PK\x03\x04 half a zip", "not a readable"),
+    (None, "found no file"), (b"", "no training checkpoint, or only the beginning of one"),
+    (b"PK\x03\x04 half a zip", "no training checkpoint, or only the beginning of one"),
 ])  # fmt: skip
 def test_unreadable_checkpoint_is_refused(tmp_path, content, message):
     if content is not None:
@@ -151,12 +152,103 @@ def test_truncated_and_foreign_checkpoints_are_refused(tiny_config, tmp_path):
     tiny_config.optim.steps = 1
     engine.train(tiny_config, tmp_path)
     path = tmp_path / "checkpoints" / "last.pt"
+    (earlier,) = earlier_checkpoints(path)
+    earlier.unlink()
     path.write_bytes(path.read_bytes()[:100_000])
-    with pytest.raises(CheckpointError, match="not a readable training checkpoint"):
+    with pytest.raises(CheckpointError, match="no training checkpoint, or only the beginning of one"):
         engine.train(tiny_config, tmp_path, resume=True)
     torch.save({"state_dict": {}}, path)
-    with pytest.raises(CheckpointError, match="weights alone do not resume"):
+    with pytest.raises(CheckpointError, match="no training checkpoint, or only the beginning of one"):
         read_checkpoint(path)
+    path.write_bytes(sealed({"state_dict": {}}))
+    with pytest.raises(CheckpointError, match="expected a training checkpoint of format 2"):
+        read_checkpoint(path)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL where nothing that is left to do on the way out would write."""
+
+
+def killed_after_evaluation(config, folder, step):
+    """A run that ends after an evaluation of a step is written down and before the state that knows of it is saved."""
+
+    def save(path, state, *others):
+        if state.evaluated == step:
+            raise Killed
+        save_checkpoint(path, state, *others)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(engine, "save_checkpoint", save)
+        engine.train(config, folder)
+
+
+def warnings_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_killed_run_whose_files_are_damaged_ends_as_one_that_was_not(tiny_config, tmp_path, caplog):
+    """Its last checkpoint is taken from the one before, its rows stand once, and its best weights are found again."""
+    config = dataclasses.replace(tiny_config, val_every=0.5)
+    config.optim.steps = 4
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    engine.train(config, whole)
+    killed_after_evaluation(config, parts, step=2)
+    assert [row["step"] for row in rows_of(parts) if "miou" in row] == [2]
+
+    last, metrics, best = parts / LAST, parts / "metrics.jsonl", parts / "weights" / "best.safetensors"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    metrics.write_text(metrics.read_text() + "\0\0\0\n")
+    best.unlink()
+    caplog.clear()
+    engine.train(config, parts, resume=True)
+    assert_equal_state(weights_of(whole), weights_of(parts))
+    expected = [row | {"images_per_s": 0} for row in rows_of(whole)]
+    assert [row | {"images_per_s": 0} for row in rows_of(parts)] == expected
+    assert (parts / "results.csv").read_text() == (whole / "results.csv").read_text()
+    assert model_from_weights(best)[1] == model_from_weights(whole / "weights" / "best.safetensors")[1]
+    assert warnings_of(caplog) == [
+        f"{last}: damaged, its digest is not the one that was written with it; the run goes on from last-1.pt",
+        f"{metrics}, line 4: expected a JSON object, got '\\x00\\x00\\x00'; "
+        "left out with what else is damaged, 1 of 4 lines",
+    ]
+
+
+def test_a_run_that_lost_its_best_weights_and_its_rows_can_be_finished(tiny_config, tmp_path, caplog):
+    tiny_config.optim.steps = 1
+    first = engine.train(tiny_config, tmp_path)
+    best, metrics = tmp_path / "weights" / "best.safetensors", tmp_path / "metrics.jsonl"
+    evaluation = rows_of(tmp_path)[-1]
+    for path in (best, metrics, tmp_path / "results.csv"):
+        path.unlink()
+    best.write_bytes(b"damaged")
+    again = engine.train(tiny_config, tmp_path, resume=True)
+    assert again.evaluation.to_dict()["iou"] == first.evaluation.to_dict()["iou"]
+    assert rows_of(tmp_path) == [evaluation]
+    assert model_from_weights(best)[1]["val_miou"] == evaluation["miou"]
+    warnings = warnings_of(caplog)
+    assert [message.partition(": ")[0] for message in warnings] == [str(best), str(metrics)]
+    assert warnings[0].endswith("; the best weights from here on take their place")
+
+
+def test_a_new_run_in_an_old_folder_does_not_keep_its_checkpoints(tiny_config, tmp_path):
+    """Or a damaged checkpoint of the new run would be followed by one of the old."""
+    tiny_config.optim.steps = 1
+    (tmp_path / "checkpoints").mkdir()
+    for number in range(1, 4):
+        (tmp_path / "checkpoints" / f"last-{number}.pt").write_bytes(b"old")
+    (tmp_path / LAST).write_bytes(b"old")
+    engine.train(tiny_config, tmp_path)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["last-1.pt", "last.pt"]
+    assert all(read_checkpoint(tmp_path / "checkpoints" / name) for name in names)
 
 
 def test_schedule_warms_up_and_decays():
