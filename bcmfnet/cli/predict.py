@@ -8,13 +8,15 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from bcmfnet.cli.options import CommonOptions, InferenceOptions
-from bcmfnet.errors import ConfigError, printable
+from bcmfnet.engine.bounds import Between
+from bcmfnet.engine.config import PATH
+from bcmfnet.errors import printable
 
 
 def predict(
-    *source: Annotated[str, Parameter(required=True)],
+    *source: Annotated[str, Parameter(required=True), PATH],
     weights: Path,
-    max_pixels: int = 2**26,
+    max_pixels: Annotated[int, Between(1, 2**31 - 1)] = 2**26,
     inference: InferenceOptions = InferenceOptions(),
     common: CommonOptions = CommonOptions(),
 ) -> int:
@@ -36,8 +38,6 @@ def predict(
     from bcmfnet.engine.inference import LabelPredictor, label_table
     from bcmfnet.engine.predict import find_images, predict
 
-    if max_pixels < 1:
-        raise ConfigError(f"max_pixels: expected at least 1, got {max_pixels}")
     frames = find_images(source)
     predictor, metadata = LabelPredictor.from_weights(weights, inference.device, inference.amp)
     table = label_table(metadata, weights)

@@ -84,7 +84,7 @@ def test_predict_takes_several_files_and_a_bound_on_pixels(bcmfnet, weights, fra
     assert (result.code, result.out) == (1, f"1 of 2 images written to {tmp_path / '1'}\n")
     assert result.err == f"{frames / 'a.png'}: expected an image of 1 to 5120 pixels, got 97x65\n"
     result = bcmfnet("predict", *sources, "--weights", weights, "--max-pixels", 0)
-    assert (result.code, result.err) == (2, "bcmfnet: --max-pixels: expected at least 1, got 0\n")
+    assert (result.code, result.err) == (2, "bcmfnet: --max-pixels: expected an integer from 1 to 2147483647, got 0\n")
     assert inspect.signature(predict).parameters["max_pixels"].default == MAX_PIXELS
 
 
