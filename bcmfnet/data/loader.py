@@ -6,20 +6,19 @@ numbers and no worker has state to keep.
 
 from __future__ import annotations
 
-import os
-import signal
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from bcmfnet.data.pairs import Dataset
 from bcmfnet.data.transforms import EvalTransform, TrainTransform
+from bcmfnet.data.workers import FULL_SHM, PATIENCE, POLL, WorkerStream, start_worker
 from bcmfnet.errors import ConfigError, DataError
 
 ORDER, AUGMENTATION = 0, 1  # keys that keep the two kinds of random streams apart
@@ -94,6 +93,9 @@ class TrainSamples:
         rng = stream(self.seed, AUGMENTATION, epoch, index)
         return _load(self.dataset, index, lambda image, label: self.transform(image, label, rng))
 
+    def files(self, key: tuple[int, int]) -> tuple[str, ...]:
+        return self.dataset.files(key[1])
+
     def __len__(self) -> int:
         return len(self.dataset)
 
@@ -106,6 +108,9 @@ class EvalSamples:
 
     def __getitem__(self, index: int) -> Sample | DataError:
         return _load(self.dataset, index, EvalTransform())
+
+    def files(self, index: int) -> tuple[str, ...]:
+        return self.dataset.files(index)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -131,23 +136,50 @@ def collate(samples: Sequence[Sample | DataError]) -> Batch | DataError:
                 f"{names[0]}: {label.shape[1]}x{label.shape[0]} pixels in one batch with {labels[0].shape[1]}x"
                 f"{labels[0].shape[0]} of {files[0][0]}; frames of several sizes need batch_size 1"
             )
-    return Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), list(files))
+    batch = Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), list(files))
+    if (worker := get_worker_info()) is not None:
+        # On its way to the parent a batch goes to shared memory anyway; where that fails there, torch only prints.
+        try:
+            batch.images.share_memory_()
+            batch.labels.share_memory_()
+        except RuntimeError as error:
+            full = "No space left" in str(error)
+            return DataError(FULL_SHM.format(workers=worker.num_workers) if full else f"shared memory: {error}")
+    return batch
 
 
 class BatchLoader:
-    """Iterates over batches and raises here the DataError that a worker met. `len` is the batches of an epoch."""
+    """Iterates over batches and raises here the DataError that a worker met. `len` is the batches of an epoch.
 
-    def __init__(self, loader: DataLoader) -> None:
-        self.loader = loader
+    Args:
+        should_stop: asked for its truth while a batch of a worker is waited for; the batches end where it is true.
+        patience: seconds without a batch from the workers after which a DataError is raised; a warning comes before.
+    """
+
+    def __init__(self, loader: DataLoader, should_stop: object = False, patience: float = PATIENCE) -> None:
+        self.loader, self.should_stop, self.patience = loader, should_stop, patience
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self.loader:
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
+        with contextlib.closing(self._results()) as results:
+            for batch in results:
+                if isinstance(batch, DataError):
+                    raise batch
+                yield batch
+
+    def _results(self) -> Iterator[Batch | DataError]:
+        if self.loader.num_workers == 0:
+            yield from self.loader
+            return
+        with contextlib.closing(WorkerStream(self.loader, self.patience)) as stream:
+            for keys in self.loader.batch_sampler:
+                files = [self.loader.dataset.files(key)[0] for key in keys]
+                batch = stream.next(self.should_stop, files)
+                if batch is None:
+                    return
+                yield batch
 
 
 def train_loader(
@@ -160,8 +192,12 @@ def train_loader(
     start: tuple[int, int] = (0, 0),
     rank: int = 0,
     world_size: int = 1,
+    should_stop: object = False,
+    patience: float = PATIENCE,
 ) -> BatchLoader:
     """Endless batches of augmented frames, from batch start[1] of epoch start[0] on; short batches are dropped.
+
+    should_stop and patience are `BatchLoader`'s.
 
     Raises:
         ConfigError: batch_size < 2 (BatchNorm on the 1x1 map needs two values), or a dataset smaller than a batch.
@@ -177,33 +213,31 @@ def train_loader(
         )
     epoch, batches = start
     sampler = EpochSampler(len(dataset), seed, True, rank, world_size, epoch, batches * batch_size, batch_size)
-    return _loader(TrainSamples(dataset, transform, seed), batch_size, workers, sampler)
+    loader = _loader(TrainSamples(dataset, transform, seed), batch_size, workers, sampler)
+    return BatchLoader(loader, should_stop, patience)
 
 
-def eval_loader(dataset: Dataset, *, batch_size: int = 1, workers: int = 0) -> BatchLoader:
-    """Every frame once and in order. A batch_size above 1 needs frames of one size (DataError)."""
+def eval_loader(
+    dataset: Dataset, *, batch_size: int = 1, workers: int = 0, should_stop: object = False, patience: float = PATIENCE
+) -> BatchLoader:
+    """Every frame once and in order. A batch_size above 1 needs frames of one size (DataError).
+
+    should_stop and patience are `BatchLoader`'s.
+    """
     if batch_size < 1:
         raise ConfigError(f"batch_size: expected at least 1, got {batch_size}")
-    return _loader(EvalSamples(dataset), batch_size, workers, None)
+    return BatchLoader(_loader(EvalSamples(dataset), batch_size, workers, None), should_stop, patience)
 
 
-def _loader(samples: TrainSamples | EvalSamples, batch_size: int, workers: int, sampler: Sampler | None) -> BatchLoader:
-    return BatchLoader(
-        DataLoader(
-            samples,
-            batch_size=batch_size,
-            sampler=sampler,
-            num_workers=workers,
-            collate_fn=collate,
-            worker_init_fn=_start_worker,
-            pin_memory=torch.cuda.is_available(),
-        )
+def _loader(samples: TrainSamples | EvalSamples, batch_size: int, workers: int, sampler: Sampler | None) -> DataLoader:
+    return DataLoader(
+        samples,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=start_worker,
+        timeout=POLL if workers else 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else each loader would draw from the generator whose state a run saves
     )
-
-
-def _start_worker(worker: int) -> None:
-    """One thread a worker, and no signals: Ctrl-C reaches the whole process group, but the parent alone acts on it."""
-    cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()

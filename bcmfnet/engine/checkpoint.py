@@ -29,7 +29,7 @@ MAY_CHANGE = {
     "where it runs": ("device", "amp", "compile", "data.root", "data.workers"),
     "how long and how fast": ("optim.steps", "optim.epochs", "optim.lr", "optim.warmup_steps", "optim.power"),
     "what each step reads of the optimiser's options": ("optim.momentum", "optim.weight_decay"),
-    "what is written": ("val_every", "log_every", "keep"),
+    "what is written": ("val_every", "log_every", "save_every_minutes", "keep"),
 }
 """Options that a resumed run may have other values of; it obeys them from its first step on. Any other would make it
 a run that started differently, and is refused."""

@@ -153,6 +153,8 @@ class TrainConfig:
     """Epochs between evaluations; the last step is always evaluated."""
     log_every: Annotated[int, Between(1, MAX_STEPS)] = 10
     """Steps between rows of metrics.jsonl."""
+    save_every_minutes: Annotated[float, Between(0, 10**6)] = 10.0
+    """Minutes after which the state is saved, also between evaluations; what a run that is killed can lose."""
     keep: Annotated[int, Between(1, 1000)] = 2
     """Checkpoints that are kept; where the last one is damaged, the one before it is resumed."""
 

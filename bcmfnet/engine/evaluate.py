@@ -69,9 +69,9 @@ def evaluate(
     seconds, frames = 0.0, 0
     try:
         with progress_bar("evaluate", len(dataset)) as progress:
-            for batch in eval_loader(dataset, batch_size=1, workers=workers):
+            for batch in eval_loader(dataset, batch_size=1, workers=workers, should_stop=should_stop):
                 if should_stop:
-                    return None
+                    break
                 check_frame_size(batch.files[0][0], *batch.images.shape[-2:])
                 start = time.perf_counter()
                 labels = predictor(batch.images).cpu()
@@ -84,6 +84,8 @@ def evaluate(
                 progress.advance()
     finally:
         model.train(training)
+    if frames < len(dataset):
+        return None
     scores = edges.compute() if edges is not None else None
     return Evaluation(table, confusion, scores, frames, frames / seconds if seconds else math.nan)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class Progress:
@@ -19,10 +19,10 @@ class Progress:
         """Show a text at the end of the bar."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def progress_bar(label: str, total: int, done: int = 0) -> Iterator[Progress]:
     """Show a bar on standard error while the code inside runs, if standard error is a terminal."""
-    if not sys.stderr.isatty():
+    if not _on_terminal():
         yield Progress()
         return
     from rich.console import Console
@@ -36,16 +36,26 @@ def progress_bar(label: str, total: int, done: int = 0) -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total, completed=done, note="")
+    bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(label, total=total, completed=done, note="")
 
-        class Visible(Progress):
-            visible = True
+    class Visible(Progress):
+        visible = True
 
-            def advance(self) -> None:
-                bar.advance(task)
+        def advance(self) -> None:
+            bar.advance(task)
 
-            def note(self, text: str) -> None:
-                bar.update(task, note=text)
+        def note(self, text: str) -> None:
+            bar.update(task, note=text)
 
+    bar.start()
+    try:
         yield Visible()
+    finally:
+        with contextlib.suppress(OSError):  # the terminal may have been closed meanwhile
+            bar.stop()
+
+
+def _on_terminal() -> bool:
+    """Whether standard error is a terminal; a process started without one has None or a closed file."""
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()

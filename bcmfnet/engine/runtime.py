@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
 import torch
 
+from bcmfnet.data.workers import STOP_SIGNALS
 from bcmfnet.errors import ConfigError
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,10 +69,11 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Set once SIGINT, SIGTERM or SIGUSR1 has come; a second SIGINT interrupts at once."""
+    """True once a signal of STOP_SIGNALS has come; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._held = self._pending = False
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -80,19 +83,45 @@ class StopRequest:
         return 130 if self.signal is signal.SIGINT else 143
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+        elif number == signal.SIGINT:
+            self._pending = True
+            self._interrupt()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Put a KeyboardInterrupt off to the end of the code inside, which is done whole or not at all."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        if self._pending and not self._held:
+            self._pending = False
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a request that the loop reads between two steps."""
+    """Turn the first signal of STOP_SIGNALS into a request that the loop reads between two steps.
+
+    Outside the main thread Python hands out no signals: there the request is never set. SIGHUP stays ignored where
+    it is, since that is what nohup asks for.
+    """
     request = StopRequest()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    previous = {number: signal.signal(number, request.handle) for number in numbers}
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        if previous.get(getattr(signal, "SIGHUP", None)) is signal.SIG_IGN:
+            del previous[signal.SIGHUP]
+    for number in previous:
+        signal.signal(number, request.handle)
     try:
         yield request
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ from bcmfnet.viz import require_matplotlib
 
 log = logging.getLogger("bcmfnet.train")
 
+ADVICE = "try a lower --optim.lr, a longer --optim.warmup-steps or --amp off"
+
 
 @dataclass
 class TrainResult:
@@ -69,7 +71,8 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False) -> TrainRe
     With resume, go on from the folder's last checkpoint: the weights end bit for bit where an uninterrupted run
     ends, unless one of the options that may change is another (`checkpoint.MAY_CHANGE`). The caller owns the folder
     (`run_folder.owned`). Raises ConfigError, DataError, CheckpointError or TrainingError, MissingPackageError where
-    matplotlib is not installed; Interrupted after a signal, once the state is saved.
+    matplotlib is not installed; Interrupted after a signal, once the state is saved. Whatever else ends the run, the
+    last finished step is saved first. Signals reach the main thread alone, so a run in another is not stopped by them.
     """
     require_matplotlib("the curves of a run")
     config = config.with_absolute_paths()
@@ -88,11 +91,11 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False) -> TrainRe
         pretrained=config.model.pretrained if not resume else None,
     )
     model.to(device, memory_format=torch.channels_last)
-    run = _Run(config, folder, model, plan, device, amp, train_set, val_set)
     with _log_file(folder), stop_on_signals() as stop:
+        run = _Run(config, folder, model, plan, device, amp, train_set, val_set, stop)
         run.start(checkpoint)
-        run.loop(stop)
-        evaluation = None if stop else run.finish(stop)
+        run.loop()
+        evaluation = None if stop else run.finish()
         if evaluation is None:
             message = f"stopped by {stop.signal.name} at step {run.state.step}; go on with --resume {folder}"
             raise Interrupted(message, stop.exit_code)
@@ -124,17 +127,22 @@ class _Run:
         amp: torch.dtype | None,
         train_set: Any,
         val_set: Any,
+        stop: StopRequest,
     ) -> None:
         self.config, self.folder, self.plan = config, folder, plan
         self.device, self.amp = device, amp
         self.train_set, self.val_set = train_set, val_set
+        self.stop = stop
         self.model = model
         self.forward = torch.compile(model) if config.compile else model
         self.criterion = build_loss(config.loss, train_set.table.ignore_index).to(device)
         self.optimizer = build_optimizer(model, config.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
-        self.predictor = LabelPredictor(self.forward, IMAGENET_MEAN, IMAGENET_STD, device, amp)
         self.state = TrainState()
+        self.undo = _Undo(model)
+        self.meter = _Meter(config.data.batch_size)
+        self.progress = Progress()
+        self.saved_step, self.saved_at = 0, time.monotonic()
 
     @property
     def checkpoint(self) -> Path:
@@ -176,6 +184,7 @@ class _Run:
             checkpoint.path.replace(self.checkpoint)
         if state.evaluated and not self._has_best_weights():
             state.best_miou, state.evaluated = math.nan, min(state.evaluated, state.step - 1)
+        self.saved_step = state.step
         self.metrics = MetricsLog(self.folder, state)
         log.info("resume at step %d of %d", state.step, self.plan.steps)
         for change in check_options(checkpoint, self.config):
@@ -189,25 +198,46 @@ class _Run:
             return False
         return True
 
-    def loop(self, stop: StopRequest) -> None:
+    def loop(self) -> None:
         """Train to the next evaluation, evaluate, save; until the last step or a request to stop."""
-        with progress_bar("train", self.plan.steps, self.state.step) as progress:
-            stream = self._batches()
-            while True:
-                self.save()
-                if stop or self.state.evaluated == self.plan.steps:
-                    return
-                boundary = self.plan.next_evaluation(self.state.step)
-                if self._evaluation_is_due():
-                    self.evaluate(stop)
-                else:
-                    self.train_until(boundary, stream, stop, progress)
+        with (
+            progress_bar("train", self.plan.steps, self.state.step) as self.progress,
+            contextlib.closing(self._batches()) as stream,
+        ):
+            try:
+                self._train_and_evaluate(stream)
+            except (TrainingError, CheckpointError):  # the state cannot be saved, or is not worth it
+                raise
+            except BaseException:
+                self._save_finished()
+                raise
+
+    def _train_and_evaluate(self, stream: Iterator[Any]) -> None:
+        while True:
+            self.save()
+            if self.stop or self.state.evaluated == self.plan.steps:
+                return
+            if self._evaluation_is_due():
+                self.evaluate()
+            else:
+                self.train_until(self.plan.next_evaluation(self.state.step), stream)
+
+    def _save_finished(self) -> None:
+        """Save the last finished step while what broke the loop is on its way."""
+        try:
+            self.undo.take_back()
+            self.save()
+        except Exception as error:
+            text = "step %d could not be saved (%s); go on from step %d with --resume %s"
+            log.error(text, self.state.step, error, self.saved_step, self.folder)
+        else:
+            log.warning("step %d is saved; go on with --resume %s", self.state.step, self.folder)
 
     def _evaluation_is_due(self) -> bool:
         step = self.state.step
         return step > self.state.evaluated and (step % self.plan.evaluate_every == 0 or step == self.plan.steps)
 
-    def _batches(self) -> Iterator[Any]:
+    def _batches(self) -> Generator[Any]:
         data = self.config.data
         transform = TrainTransform(
             crop=data.crop, scale=data.scale, flip=data.flip, jitter=data.jitter,
@@ -215,30 +245,33 @@ class _Run:
         )  # fmt: skip
         loader = train_loader(
             self.train_set, transform, batch_size=data.batch_size, seed=self.config.seed, workers=data.workers,
-            start=divmod(self.state.step, self.plan.steps_per_epoch),
+            start=divmod(self.state.step, self.plan.steps_per_epoch), should_stop=self.stop,
         )  # fmt: skip
         return iter(loader)
 
-    def train_until(self, boundary: int, stream: Iterator[Any], stop: StopRequest, progress: Progress) -> None:
+    def train_until(self, boundary: int, stream: Iterator[Any]) -> None:
         """Train up to a step, or until a stop is requested."""
         self.model.train()
-        meter = _Meter(self.config.data.batch_size)
-        while self.state.step < boundary and not stop:
-            batch = next(stream)
-            lr = self.plan.lr(self.state.step)
-            meter.add(self.state.step + 1, self.train_step(batch, lr), batch.files)
-            self.state.step += 1
-            if self.state.step % self.config.log_every == 0 or self.state.step == boundary or stop:
-                self._record(meter, lr, progress)
-            progress.advance()
+        self.meter = _Meter(self.config.data.batch_size)
+        while self.state.step < boundary and not self.stop:
+            batch = next(stream, None)
+            if batch is None:
+                return
+            self.train_step(batch)
+            if self.state.step % self.config.log_every == 0:
+                self._record()
+            self.progress.advance()
+            if time.monotonic() - self.saved_at >= 60 * self.config.save_every_minutes:
+                self.save()
 
-    def train_step(self, batch: Any, lr: float) -> Tensor:
-        """One step of the optimiser; the loss and figures of the main head's selection, detached, on the device."""
+    def train_step(self, batch: Any) -> None:
+        """One step of the optimiser: done and counted, or nothing that `undo` cannot take back."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = self.plan.lr(self.state.step)
         images = batch.images.to(self.device, non_blocking=True)
         images = normalize(images, IMAGENET_MEAN, IMAGENET_STD, torch.channels_last)
         labels = batch.labels.to(self.device, non_blocking=True)
+        self.undo.keep()
         with autocast(self.device, self.amp):
             output = self.forward(images)
         loss, stats = self.criterion(output.logits, labels, return_stats=True)
@@ -246,24 +279,32 @@ class _Run:
             loss = loss + self.config.loss.aux_weight * self.criterion(output.aux, labels)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        figures = () if self.config.loss.mode == "plain" else stats.selection().values()
-        return torch.stack([loss.detach(), *figures])
+        selection = () if self.config.loss.mode == "plain" else stats.selection().values()
+        figures = torch.stack([loss.detach(), *selection])
+        with self.stop.held():
+            self.undo.seal()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.state.step += 1
+            self.undo.drop()
+            self.meter.add(self.state.step, figures, batch.files)
 
-    def _record(self, meter: _Meter, lr: float, progress: Progress) -> None:
-        figures, rate = meter.read()
-        loss = figures["loss"]
+    def _record(self) -> None:
+        """Write down the steps since the last row. Raises TrainingError for a loss not finite."""
+        if not self.meter.steps:
+            return
+        figures, rate = self.meter.read(self.saved_step)
+        loss, lr = figures["loss"], self.plan.lr(self.state.step - 1)
         step, epoch = self.state.step, self.state.step / self.plan.steps_per_epoch
         self.metrics.add({"step": step, "epoch": epoch, **figures, "lr": lr, "images_per_s": rate})
-        level = logging.DEBUG if progress.visible else logging.INFO
+        level = logging.DEBUG if self.progress.visible else logging.INFO
         log.log(level, "step %d/%d  loss %.4f  lr %.2e  %.1f images/s", step, self.plan.steps, loss, lr, rate)
-        progress.note(f"loss {loss:.3f}  {rate:.1f} images/s")
+        self.progress.note(f"loss {loss:.3f}  {rate:.1f} images/s")
 
-    def evaluate(self, stop: StopRequest) -> None:
-        """Evaluate the current weights, and keep them where they are the best so far."""
-        workers = self.config.data.workers
-        result = evaluate(self.predictor, self.val_set, workers=workers, boundary=False, should_stop=stop)
+    def evaluate(self) -> None:
+        """Evaluate the current weights in the form that `finish` does, and keep them where they are the best so far."""
+        workers, predictor = self.config.data.workers, self._predictor(self.model)
+        result = evaluate(predictor, self.val_set, workers=workers, boundary=False, should_stop=self.stop)
         if result is None:
             return
         scores = result.to_dict()
@@ -277,10 +318,26 @@ class _Run:
             save_weights(self.best_weights, self.model, self._metadata(result.miou))
         self.state.evaluated = self.state.step
 
+    def _predictor(self, model: nn.Module) -> LabelPredictor:
+        network = model.for_inference(dtype=self.amp or torch.float32, output="logits")
+        return LabelPredictor(network, IMAGENET_MEAN, IMAGENET_STD, self.device, amp=None)
+
     def save(self) -> None:
-        """Save the state to go on from, and the current weights."""
+        """Save the state to go on from, and the current weights. Raises TrainingError where they are not finite."""
+        self._record()
+        self._check_weights()
         save_checkpoint(self.checkpoint, self.state, self.config.to_dict(), self.model, self.optimizer, self.scaler)
         save_weights(self.folder / "weights" / "last.safetensors", self.model, self._metadata(None))
+        self.saved_step, self.saved_at = self.state.step, time.monotonic()
+
+    def _check_weights(self) -> None:
+        """A loss is computed before the update of its step, so a finite one says nothing of what the update left."""
+        for name, tensor in self.model.state_dict().items():
+            if not tensor.isfinite().all():
+                raise TrainingError(
+                    f"{name}: expected finite weights, got nan or inf after step {self.state.step}; {ADVICE}; "
+                    f"{_intact(self.saved_step)}"
+                )
 
     def _metadata(self, miou: float | None) -> dict[str, Any]:
         """What a weights file says of itself; no path of this machine goes out with the weights."""
@@ -296,17 +353,52 @@ class _Run:
             "config": config,
         }
 
-    def finish(self, stop: StopRequest) -> Evaluation | None:
+    def finish(self) -> Evaluation | None:
         """Evaluate the best weights in full and draw the run; None when stopped on the way."""
         model, _ = model_from_weights(self.best_weights, self.device)
-        model = model.for_inference(dtype=self.amp or torch.float32, output="logits")
-        predictor = LabelPredictor(model, IMAGENET_MEAN, IMAGENET_STD, self.device, amp=None)
-        evaluation = evaluate(predictor, self.val_set, workers=self.config.data.workers, should_stop=stop)
+        predictor = self._predictor(model)
+        evaluation = evaluate(predictor, self.val_set, workers=self.config.data.workers, should_stop=self.stop)
         if evaluation is None:
             return None
         write_json(self.folder / "evaluation.json", evaluation.to_dict())
         report.draw_run(self.folder, self.metrics.rows, evaluation, predictor, self.val_set)
         return evaluation
+
+
+class _Undo:
+    """What a step changes before its update, to take it back where the step is not finished.
+
+    That is the running statistics of batch norm and the random generator. Only the update changes weights, and one
+    that was broken off half-way cannot be taken back.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.buffers = list(model.buffers())
+        self.copies = [buffer.clone() for buffer in self.buffers]
+        self.step = "finished"
+
+    def keep(self) -> None:
+        """A step begins."""
+        torch._foreach_copy_(self.copies, self.buffers)
+        self.rng = torch.get_rng_state()
+        self.step = "begun"
+
+    def seal(self) -> None:
+        """Its update begins."""
+        self.step = "sealed"
+
+    def drop(self) -> None:
+        """The step is finished."""
+        self.step = "finished"
+
+    def take_back(self) -> None:
+        """Go back to the end of the last finished step. Raises TrainingError where there is no way back."""
+        if self.step == "sealed":
+            raise TrainingError("its successor's update was broken off half-way")
+        if self.step == "begun":
+            torch._foreach_copy_(self.buffers, self.copies)
+            torch.set_rng_state(self.rng)
+            self.step = "finished"
 
 
 class _Meter:
@@ -327,19 +419,23 @@ class _Meter:
         self.figures.append(figures)
         self.steps.append((step, files))
 
-    def read(self) -> tuple[dict[str, float], float]:
+    def read(self, saved_step: int) -> tuple[dict[str, float], float]:
         """Mean figures and images per second since the last reading. Raises TrainingError for a loss not finite."""
         rows = torch.stack(self.figures).tolist()
         for (value, *_), (step, files) in zip(rows, self.steps, strict=True):
             if not math.isfinite(value):
                 raise TrainingError(
                     f"loss: expected a finite number, got {value} at step {step}, on {', '.join(f[0] for f in files)}; "
-                    "try a lower --optim.lr, a longer --optim.warmup-steps or --amp off; the last checkpoint is intact"
+                    f"{ADVICE}; {_intact(saved_step)}"
                 )
         rate = len(rows) * self.batch_size / (time.perf_counter() - self.start)
         self._reset()
         means = (sum(column) / len(rows) for column in zip(*rows, strict=True))
         return dict(zip(self.NAMES, means, strict=False)), rate
+
+
+def _intact(saved_step: int) -> str:
+    return f"the last checkpoint, of step {saved_step}, is intact"
 
 
 def build_loss(config: LossConfig, ignore_index: int) -> BoundaryCorrectedLoss:

@@ -1,6 +1,12 @@
+import multiprocessing
 import os
+import re
 import signal
+import subprocess
+import sys
+import time
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +15,11 @@ import torch
 from bcmfnet.data import EpochSampler, SyntheticStreets, TrainTransform, build_dataset, eval_loader, train_loader
 from bcmfnet.data.labels import make_label_table
 from bcmfnet.data.loader import AUGMENTATION, stream
+from bcmfnet.data.workers import STOP_SIGNALS
 from bcmfnet.errors import ConfigError, DataError
 
 TRANSFORM = TrainTransform((64, 64))
+posix = pytest.mark.skipif(os.name != "posix", reason="no signals to a process")
 STREETS = SyntheticStreets(11, size=(64, 96))  # 11: two batches of 4 and a rest of 3 that is dropped
 
 
@@ -123,7 +131,7 @@ def test_eval_loader_gives_each_frame_once_in_order(workers):
 
 
 class Probe:
-    """Frames of growing size; a label tells what signals and process group its reader has."""
+    """Frames of growing size; a label tells how many of the signals that stop a run its reader ignores."""
 
     table = make_label_table("probe", 4)
     split, unpaired = "val", ()
@@ -138,8 +146,7 @@ class Probe:
         return (f"probe{i}",)
 
     def read(self, i):
-        ignores = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-        state = ignores + 2 * (os.getpgrp() == os.getpid())
+        state = sum(signal.getsignal(number) == signal.SIG_IGN for number in STOP_SIGNALS)
         return np.zeros((4 + i, 6, 3), np.uint8), np.full((4 + i, 6), state, np.uint8)
 
 
@@ -149,12 +156,109 @@ def test_eval_loader_takes_frames_of_several_sizes_one_by_one():
         list(eval_loader(Probe(), batch_size=2))
 
 
-@pytest.mark.skipif(not hasattr(os, "setpgrp"), reason="no process groups on this system")
 def test_workers_leave_signals_to_the_parent():
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
     try:
         for batch in eval_loader(Probe(), workers=1):
-            assert (batch.labels == 3).all(), "a worker in the parent's group, or one that dies of Ctrl-C"
+            assert (batch.labels == len(STOP_SIGNALS)).all(), "a worker that dies of Ctrl-C"
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+class Signalled(Probe):
+    """Frames whose reader sends itself a signal at the second one."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def read(self, i):
+        if i == 1:
+            os.kill(os.getpid(), self.number)
+        return np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.uint8)
+
+
+@posix
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_stop_signal_to_a_worker_changes_nothing(number):
+    assert [batch.files for batch in eval_loader(Signalled(number), workers=1)] == [[(f"probe{i}",)] for i in range(3)]
+
+
+@posix
+def test_killed_worker_is_one_clear_error_and_no_signal_handler_raises():
+    before = signal.getsignal(signal.SIGCHLD)
+    with pytest.raises(DataError, match=r"loader: expected 1 processes, got one \(pid \d+\) ended by SIGKILL; where "):
+        list(eval_loader(Signalled(signal.SIGKILL), workers=1))
+    assert signal.getsignal(signal.SIGCHLD) is before
+    with pytest.raises(DataError, match="/dev/shm: expected room for the batches of 1 loader processes, got a full "):
+        list(eval_loader(Signalled(signal.SIGBUS), workers=1))
+
+
+@posix
+def test_silent_worker_is_named_then_ends_the_loader(caplog):
+    with pytest.raises(
+        DataError, match=r"loader: no batch for 2 s from processes \d+, which read probe1; data.workers"
+    ):
+        list(eval_loader(Signalled(signal.SIGSTOP), workers=1, patience=2))
+    (warning,) = caplog.messages
+    assert re.fullmatch(r"loader: no batch for 1 s from processes \d+, which read probe1; still waiting", warning)
+    assert not multiprocessing.active_children()
+
+
+@posix
+def test_stop_is_honoured_while_a_worker_hangs():
+    start = time.monotonic()
+    batches = list(eval_loader(Signalled(signal.SIGSTOP), workers=1, should_stop=After(3)))
+    assert [batch.files for batch in batches] == [[("probe0",)]] and time.monotonic() - start < 60
+    assert not multiprocessing.active_children()
+
+
+class After:
+    """Becomes true some seconds from now."""
+
+    def __init__(self, seconds):
+        self.at = time.monotonic() + seconds
+
+    def __bool__(self):
+        return time.monotonic() > self.at
+
+
+def test_full_shared_memory_is_one_clear_error(monkeypatch):
+    def full(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    expected = "expected room for the batches of 1 loader processes, got a full file system; try --data.workers 0"
+    with pytest.raises(DataError, match=f"/dev/shm: {expected}"):
+        list(eval_loader(Probe(), workers=1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch's own watch ends them after some seconds")
+def test_workers_end_with_a_killed_parent(tmp_path):
+    """Also one that is stopped, which would never look for its parent."""
+    script = (
+        "import os, signal, sys; sys.path.insert(0, sys.argv[1]); from test_loader import Signalled, eval_loader\n"
+        "for batch in eval_loader(Signalled(signal.SIGSTOP), workers=1):\n"
+        "    from multiprocessing import active_children; print(active_children()[0].pid, flush=True)\n"
+    )
+    command = [sys.executable, "-c", script, str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        worker = int(process.stdout.readline())
+        process.kill()
+    deadline = time.monotonic() + 10
+    while _lives(worker):
+        assert time.monotonic() < deadline, "the worker outlived its parent"
+        time.sleep(0.05)
+
+
+def _lives(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_loaders_leave_the_random_generator_alone():
+    before = torch.get_rng_state()
+    take(1, workers=1)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -38,10 +39,9 @@ def stop_after(monkeypatch, step, number):
     original = engine._Run.train_step
 
     def train_step(run, *args):
-        loss = original(run, *args)
-        if run.state.step + 1 == step:
+        original(run, *args)
+        if run.state.step == step:
             os.kill(os.getpid(), number)
-        return loss
 
     monkeypatch.setattr(engine._Run, "train_step", train_step)
 
@@ -62,7 +62,7 @@ def test_run_leaves_everything_in_its_folder(tiny_config, tmp_path):
     best = max(row["miou"] for row in rows if "miou" in row)
     model, metadata = model_from_weights(tmp_path / "weights" / "best.safetensors")
     assert metadata["val_miou"] == best
-    assert result.evaluation.miou == pytest.approx(best, abs=1e-4)  # for_inference rounds ties its own way
+    assert result.evaluation.miou == best
     assert metadata["label_table"]["classes"] == list(result.evaluation.table.classes)
 
 
@@ -111,15 +111,98 @@ def test_same_seed_same_weights_other_seed_others(tiny_config, tmp_path):
 
 
 def test_nan_loss_stops_with_step_files_and_advice(tiny_config, tmp_path, monkeypatch):
-    original = engine._Run.train_step
+    original = engine._Meter.add
     monkeypatch.setattr(
-        engine._Run, "train_step",
-        lambda run, *args: original(run, *args) * (float("nan") if run.state.step == 4 else 1.0),
+        engine._Meter, "add",
+        lambda meter, step, figures, files: original(meter, step, figures * (float("nan") if step == 5 else 1), files),
     )  # fmt: skip
-    message = r"got nan at step 5, on synthetic:\S+, synthetic:\S+; try a lower --optim.lr"
+    message = r"got nan at step 5, on synthetic:\S+, synthetic:\S+; try .*; the last checkpoint, of step 4, is intact"
     with pytest.raises(TrainingError, match=message):
         engine.train(tiny_config, tmp_path)
     assert read_checkpoint(tmp_path / "checkpoints" / "last.pt")["state"]["step"] == 4
+
+
+class Broken(Exception):
+    """What breaks a run in these tests."""
+
+
+def break_off(*args, **options):
+    raise Broken
+
+
+def break_step(patch, step, where):
+    """Break a step off at a place of it: in its forward, once batch norm has moved, or in its update."""
+    if where == "update":
+        original = torch.optim.AdamW.step
+
+        def update(optimizer, *args, **options):
+            original(optimizer, *args, **options)
+            if optimizer.state[optimizer.param_groups[0]["params"][0]]["step"] == step:
+                raise Broken
+
+        patch.setattr(torch.optim.AdamW, "step", update)
+        return
+    original = engine._Meter.add
+
+    def add(meter, done, *args):
+        original(meter, done, *args)
+        if done == step - 1:
+            patch.setattr(engine.BoundaryCorrectedLoss, "forward", break_off)
+
+    patch.setattr(engine._Meter, "add", add)
+
+
+def test_broken_step_leaves_the_state_of_the_last_finished_one(tiny_config, tmp_path, monkeypatch, caplog):
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    engine.train(dataclasses.replace(tiny_config, log_every=4), tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Broken):
+        break_step(patch, 3, "forward")
+        engine.train(dataclasses.replace(tiny_config, log_every=4), tmp_path / "parts")
+    assert f"step 2 is saved; go on with --resume {tmp_path / 'parts'}" in caplog.messages
+    assert read_checkpoint(tmp_path / "parts" / "checkpoints" / "last.pt")["state"]["step"] == 2
+    engine.train(tiny_config, tmp_path / "parts", resume=True)
+    assert_equal_state(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
+
+
+def test_half_an_update_is_not_saved(tiny_config, tmp_path, monkeypatch, caplog):
+    with pytest.raises(Broken):
+        break_step(monkeypatch, 2, "update")
+        engine.train(tiny_config, tmp_path)
+    message = "step 1 could not be saved (its successor's update was broken off half-way); go on from step 0 with"
+    assert caplog.messages[-1].startswith(message)
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.pt")["state"]["step"] == 0
+
+
+def test_spoiled_weights_are_not_saved(tiny_config, tmp_path, monkeypatch):
+    """The loss of step 4 is finite, its update is not: it is the state that an evaluation would save."""
+    original = torch.optim.AdamW.step
+
+    def update(optimizer, *args, **options):
+        original(optimizer, *args, **options)
+        first = optimizer.param_groups[0]["params"][0]
+        if optimizer.state[first]["step"] == 4:
+            first.data[0] = float("inf")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", update)
+    message = r"expected finite weights, got nan or inf after step 4; .*; the last checkpoint, of step 0, is intact"
+    with pytest.raises(TrainingError, match=message):
+        engine.train(tiny_config, tmp_path)
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.pt")["state"]["step"] == 0
+
+
+def test_state_is_saved_every_few_minutes(tiny_config, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(engine, "save_checkpoint", lambda path, state, *rest: saved.append(state.step))
+    tiny_config.optim.steps, tiny_config.save_every_minutes = 3, 0
+    engine.train(tiny_config, tmp_path)
+    assert saved == [0, 1, 2, 3, 3, 3]  # each step, then before and after the evaluation
+
+
+def test_training_in_a_thread_is_training(tiny_config, tmp_path):
+    tiny_config.optim.steps = 1
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(engine.train, tiny_config, tmp_path).result().steps == 1
 
 
 def test_full_disk_keeps_the_previous_checkpoint(tiny_config, tmp_path, monkeypatch):
