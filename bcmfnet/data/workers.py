@@ -45,7 +45,7 @@ def start_worker(worker: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         parent = multiprocessing.parent_process()
-        if parent is not None and os.getppid() != parent.pid:  # it ended before the line above
+        if parent is not None and not parent.is_alive():  # it ended before the line above
             os._exit(1)
 
 
@@ -59,19 +59,21 @@ class WorkerStream:
         self.patience = patience
         with _stop_signals_blocked():
             try:
-                iterator = iter(loader)
+                # Kept here: the workers of a later loader drop what other threads than theirs hold, and an iterator
+                # that is dropped ends the workers that it shares with the original.
+                self.iterator = iter(loader)
             except OSError as error:
                 got = error.strerror or error
                 raise DataError(
                     f"data.workers: expected to start {loader.num_workers} loader processes, got {got}; "
                     "try --data.workers 0"
                 ) from error
-        self.workers = iterator._workers
+        self.workers = self.iterator._workers
         self.results: queue.Queue[tuple[bool, Any]] = queue.Queue(1)
         self.ended = threading.Event()
         self._sigchld = _silence_sigchld()
         self._kill = weakref.finalize(self, _kill, os.getpid(), self.workers)
-        self.thread = threading.Thread(target=_receive, args=(iterator, self.results, self.ended), daemon=True)
+        self.thread = threading.Thread(target=_receive, args=(self.iterator, self.results, self.ended), daemon=True)
         self.thread.start()
 
     def next(self, should_stop: object, files: Sequence[str]) -> Any:
@@ -120,6 +122,7 @@ class WorkerStream:
         with contextlib.suppress(queue.Empty):
             self.results.get_nowait()
         self.thread.join(5 * POLL)
+        self.iterator._shutdown_workers()
         if self._sigchld is not None:
             signal.signal(signal.SIGCHLD, self._sigchld)
 
