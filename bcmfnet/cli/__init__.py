@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -9,6 +10,9 @@ from typing import NoReturn
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code; `bcmfnet --help` lists them."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by who started us: the next file to be opened would take its place
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     from bcmfnet.cli.app import run
 
     sys.exit(run(sys.argv[1:] if argv is None else list(argv)))

@@ -20,7 +20,7 @@ from bcmfnet.cli.loss import loss
 from bcmfnet.cli.options import OverlayConfig, name_argument, name_as_typed
 from bcmfnet.cli.predict import predict
 from bcmfnet.cli.train import train
-from bcmfnet.errors import ConfigError
+from bcmfnet.errors import ConfigError, printable
 
 OK, FAILURE, USAGE, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 130, 141
 LONGEST, SHOWN_END = 600, 150  # characters of an error's line, and of its end where the middle is left out
@@ -96,5 +96,5 @@ def _nobody_reads() -> bool:
 
 def _say(message: str, code: int) -> int:
     with contextlib.suppress(BrokenPipeError):
-        print(f"bcmfnet: {message}", file=sys.stderr)
+        print(f"bcmfnet: {printable(message)}", file=sys.stderr)
     return code

@@ -233,6 +233,13 @@ def test_a_long_list_of_names_is_cut(bcmfnet, tmp_path):
     assert line == f"frames: expected one of {first} or another 288, got 'f7'; did you mean 'f7x'?"
 
 
+@pytest.mark.parametrize(("closed", "verb", "code"), [(">&- 2>&-", "config show", 0), ("2>&-", "config shwo", 2)])
+def test_closed_standard_streams_change_no_exit_code(closed, verb, code):
+    """As daemons and cron start programs; what would go to standard error goes nowhere, not to standard output."""
+    run = subprocess.run(["sh", "-c", f'"$0" -P -m bcmfnet {verb} {closed}', sys.executable], capture_output=True)
+    assert (run.returncode, run.stdout, run.stderr) == (code, b"", b"")
+
+
 @pytest.mark.parametrize("argv", [["env"], ["env", "--json"], ["config", "show"], ["train", "--help"], ["--version"]])
 def test_a_closed_pipe_ends_a_verb_in_silence(bcmfnet, monkeypatch, capfd, argv):
     reader, writer = os.pipe()
