@@ -4,8 +4,8 @@ from bcmfnet.models.bcmfnet import BCMFNet
 from bcmfnet.models.count import count_multiply_adds, count_parameters, multiply_adds_by_module
 from bcmfnet.models.ddrnet import DDRNet23Slim, SegmentationOutput
 from bcmfnet.models.pretrained import LoadReport, load_pretrained
-from bcmfnet.models.registry import create_model, list_models, model_from_weights
-from bcmfnet.models.weights import read_weights, save_weights
+from bcmfnet.models.registry import create_model, list_models, model_from_weights, save_weights
+from bcmfnet.models.weights import read_weights
 
 __all__ = [
     "BCMFNet",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bcmfnet.errors import CheckpointError
 from bcmfnet.models.ddrnet import DualResolutionNet
-from bcmfnet.models.weights import read_weights, unwrapped
+from bcmfnet.models.weights import check_same_tensors, read_weights, unwrapped
 
 logger = logging.getLogger("bcmfnet.models")
 
@@ -79,11 +79,8 @@ def load_pretrained(model: DualResolutionNet, path: str | PathLike) -> LoadRepor
         part, same_shape = _part(key), own[key].shape == state[key].shape
         if part in new_heads or (part == "context" and not same_shape):
             continue
-        if not same_shape:
-            raise CheckpointError(
-                f"{path}: {key} is {list(state[key].shape)}, expected {list(own[key].shape)}: weights of another model?"
-            )
         fitting[key] = state[key]
+    check_same_tensors(path, {key: own[key] for key in fitting}, fitting)
     model.load_state_dict(fitting, strict=False)
 
     unused = tuple(key for key in state if key not in fitting)

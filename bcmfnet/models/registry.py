@@ -1,19 +1,29 @@
-"""Models by name or from a weights file."""
+"""Models by name, to a weights file and from one."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Mapping
 from os import PathLike
 from typing import Unpack
 
 import torch
+from torch import Tensor, nn
 
 from bcmfnet.errors import CheckpointError, ConfigError
 from bcmfnet.models.bcmfnet import BCMFNet
 from bcmfnet.models.ddrnet import DDRNet23Slim, DualResolutionNet
 from bcmfnet.models.pretrained import load_pretrained
-from bcmfnet.models.weights import check_same_tensors, checked, read_weights
+from bcmfnet.models.weights import (
+    check_same_tensors,
+    check_values,
+    checked,
+    read_weights,
+    unwrapped,
+    unwrapped_model,
+    write_weights,
+)
 from bcmfnet.nn.context import ContextOptions
 
 MODELS: dict[str, type[DDRNet23Slim]] = {"bcmfnet": BCMFNet, "ddrnet23_slim": DDRNet23Slim}
@@ -69,6 +79,47 @@ def create_model(
     return model
 
 
+def save_weights(path: str | PathLike, model: nn.Module, metadata: Mapping | None = None) -> None:
+    """Write a model's state dict as safetensors; a former file stays until the new one is complete.
+
+    The model within DataParallel, DistributedDataParallel, AveragedModel, torch.compile and wrappers that keep it as
+    `model` or `module` is what is saved.
+
+    Args:
+        metadata: JSON values to keep beside the weights, e.g. label_table, mean, std. A model that
+            `create_model` did not build needs `model` and `num_classes` in it.
+
+    Raises:
+        CheckpointError: the file cannot be written. ValueError: incomplete metadata, tensors that are not those of the
+            model which the metadata describes, or a value that no trained network has.
+    """
+    model = unwrapped_model(model)
+    has_aux = getattr(model, "aux_head", None) is not None
+    metadata = {"aux": has_aux, **getattr(model, "recipe", {}), **(metadata or {})}
+    if not {"model", "num_classes"} <= metadata.keys():
+        raise ValueError("metadata: expected at least 'model' and 'num_classes' to rebuild the model from")
+    with torch.device("meta"):
+        own = _described("metadata", metadata, aux=metadata["aux"]).state_dict()
+    state = unwrapped(model.state_dict())
+    _check_names(metadata["model"], own, state)
+    check_same_tensors("model", own, state)
+    check_values("model", state)
+    write_weights(path, state, metadata)
+
+
+def _check_names(name: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless the tensors to save are named as those of the model `name`."""
+    lacking, more = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if not (lacking or more):
+        return
+    first = f".{next(iter(own))}"
+    holders = [key.removesuffix(first) for key in state if key.endswith(first)]
+    inner = [holder for holder in holders if {f"{holder}.{key}" for key in own} <= state.keys()]
+    advice = f"model.{inner[0]}" if inner else "what create_model made, not for_inference's copy, and without masks"
+    counts = [f"{len(keys)} {word} ({keys[0]})" for keys, word in ((lacking, "missing"), (more, "more")) if keys]
+    raise ValueError(f"model: expected the {len(own)} tensors of {name}, got {' and '.join(counts)}; save {advice}")
+
+
 def model_from_weights(path: str | PathLike, device: str | torch.device = "cpu") -> tuple[DualResolutionNet, dict]:
     """The model that a file of `save_weights` describes, in eval mode, without auxiliary head; its metadata.
 
@@ -77,22 +128,27 @@ def model_from_weights(path: str | PathLike, device: str | torch.device = "cpu")
     """
     state, metadata = read_weights(path)
     if not metadata:
-        raise CheckpointError(
-            f"{path}: does not name its model; use create_model(name, num_classes=..., pretrained=path)"
-        )
-    name = checked(path, metadata, "model", " or ".join(list_models()), lambda value: value in list_models())
-    num_classes = checked(path, metadata, "num_classes", f"an integer in 1..{MAX_CLASSES}", _is_class_count)
-    options = checked(
-        path, {"options": {}} | metadata, "options", "keywords of the model", lambda value: isinstance(value, dict)
-    )
-    try:
-        model = create_model(name, num_classes=num_classes, **options)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: options: {error}") from error
+        found = f"{len(state)} tensors ({next(iter(state))!r}, ...) without a model's name"
+        advice = "to start from them: --model.pretrained, create_model(..., pretrained=path)"
+        raise CheckpointError(f"{path}: expected weights that save_weights or a training wrote, got {found}; {advice}")
+    model = _described(path, metadata)
     state = {key: tensor for key, tensor in state.items() if not key.startswith("aux_head.")}
     check_same_tensors(path, model.state_dict(), state)
     model.load_state_dict(state)
     return model.to(device).eval(), metadata
+
+
+def _described(path: str | PathLike, metadata: Mapping, aux: bool = False) -> DualResolutionNet:
+    """The model, with initial weights, that metadata describe. Raises CheckpointError, which starts with `path`."""
+    name = checked(path, metadata, "model", " or ".join(list_models()), lambda value: value in list_models())
+    num_classes = checked(path, metadata, "num_classes", f"an integer in 1..{MAX_CLASSES}", _is_class_count)
+    options = checked(
+        path, {"options": {}} | dict(metadata), "options", "keywords of the model", lambda v: isinstance(v, dict)
+    )
+    try:
+        return create_model(name, num_classes=num_classes, aux=aux, **options)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: options: {error}") from error
 
 
 def _is_class_count(value: object) -> bool:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
+import copy
 import errno
+import hashlib
 import json
 import logging
+import math
+import os
+import random
 import resource
+import warnings
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils import parametrizations, prune
+from torch.optim.swa_utils import AveragedModel
 
 from bcmfnet.errors import CheckpointError, ConfigError
-from bcmfnet.models import create_model, load_pretrained, model_from_weights, read_weights, save_weights
+from bcmfnet.models import BCMFNet, create_model, load_pretrained, model_from_weights, read_weights, save_weights
 from bcmfnet.models import weights as weights_module
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -133,6 +142,14 @@ def same(model: nn.Module, source: nn.Module, prefix: str) -> bool:
     return all(torch.equal(ours[key], theirs[key]) for key in ours if key.startswith(prefix))
 
 
+def signed(state: dict, text: str) -> dict[str, str]:
+    """Metadata of a file of ours, whose digest is computed here apart from the code under test."""
+    tensors = sorted(state.items())
+    head = json.dumps([text, [[key, str(tensor.dtype), list(tensor.shape)] for key, tensor in tensors]])
+    data = b"".join(tensor.flatten().view(torch.uint8).numpy().tobytes() for _, tensor in tensors)
+    return {"bcmfnet": text, "bcmfnet_sha256": hashlib.sha256(head.encode() + data).hexdigest()}
+
+
 def test_our_own_file_comes_back_bit_for_bit(tmp_path):
     source = randomised_model("bcmfnet", num_classes=11, aux=True, root_conv="1x1").to(
         memory_format=torch.channels_last
@@ -168,11 +185,179 @@ def test_pools_survive_the_way_through_json(tmp_path):
     assert model.context.pools == ((3, 2, 1), (5, 4, 2)) and same(model, source, "")
 
 
-def test_wrapped_models_are_saved_under_their_own_names(tmp_path):
-    source = randomised_model("bcmfnet")
-    save_weights(tmp_path / "w.safetensors", torch.compile(source), {"step": 7})
+class Wrapped(nn.Module):
+    """A training wrapper, with the network under a name of its own."""
+
+    def __init__(self, name: str, network: nn.Module, **children: nn.Module):
+        super().__init__()
+        self.add_module(name, network)
+        for child, module in children.items():
+            self.add_module(child, module)
+
+
+def compiled_in_part(model: nn.Module) -> nn.Module:
+    model = copy.deepcopy(model)
+    model.backbone = torch.compile(model.backbone)
+    return model
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    store = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+WRAPS = {
+    "compile": torch.compile,
+    "compile of a part": compiled_in_part,
+    "DataParallel": nn.DataParallel,
+    "DistributedDataParallel": nn.parallel.DistributedDataParallel,
+    "AveragedModel": AveragedModel,
+    "average of DataParallel": lambda model: AveragedModel(nn.DataParallel(model)),
+    "compile of DistributedDataParallel": lambda model: torch.compile(nn.parallel.DistributedDataParallel(model)),
+    "a wrapper's model": lambda model: Wrapped("model", model, loss=nn.CrossEntropyLoss()),
+}
+
+
+@pytest.fixture(scope="module")
+def source():
+    return randomised_model("bcmfnet", aux=True)
+
+
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+def test_wrapped_models_are_saved_under_their_own_names(tmp_path, process_group, source, wrap):
+    save_weights(tmp_path / "w.safetensors", wrap(source), {"step": 7})
     model, metadata = model_from_weights(tmp_path / "w.safetensors")
-    assert metadata["step"] == 7 and same(model, source, "")
+    assert metadata == {**source.recipe, "format": 1, "step": 7} and same(model, source, "")
+    assert read_weights(tmp_path / "w.safetensors")[0].keys() == source.state_dict().keys()
+
+
+def pruned(model: nn.Module) -> nn.Module:
+    prune.l1_unstructured(model.head.conv1, "weight", 0.3)
+    return model
+
+
+def normed(model: nn.Module) -> nn.Module:
+    parametrizations.weight_norm(model.head.conv1)
+    return model
+
+
+def with_values(name: str, value: float):
+    def change(model: nn.Module) -> nn.Module:
+        model.state_dict()[name].view(-1)[3] = value
+        return model
+
+    return change
+
+
+def with_integers(model: nn.Module) -> nn.Module:
+    del model.head.conv2.bias
+    model.head.conv2.register_buffer("bias", torch.zeros(19, dtype=torch.int8))
+    return model
+
+
+def without_head(model: nn.Module) -> nn.Module:
+    del model.head
+    return model
+
+
+BARE = "; save what create_model made, not for_inference's copy, and without masks"
+UNREADABLE = {
+    "pruned": (
+        pruned,
+        "expected the 327 tensors of bcmfnet, got 1 missing (head.conv1.weight) and 2 more "
+        f"(head.conv1.weight_mask){BARE}",
+    ),
+    "weight norm": (
+        normed,
+        "expected the 327 tensors of bcmfnet, got 1 missing (head.conv1.weight) and 2 more "
+        f"(head.conv1.parametrizations.weight.original0){BARE}",
+    ),
+    "a part": (without_head, f"expected the 327 tensors of bcmfnet, got 13 missing (head.bn1.bias){BARE}"),
+    "net": (
+        lambda model: Wrapped("net", model),
+        "expected the 327 tensors of bcmfnet, got 327 missing (backbone.compression3.0.weight) and 327 more "
+        "(net.backbone.compression3.0.weight); save model.net",
+    ),
+    "student and teacher": (
+        lambda model: Wrapped("student", model, teacher=copy.deepcopy(model)),
+        "expected the 327 tensors of bcmfnet, got 327 missing (backbone.compression3.0.weight) and 654 more "
+        "(student.backbone.compression3.0.weight); save model.student",
+    ),
+    "another head": (
+        lambda _: randomised_model("bcmfnet", num_classes=5),
+        "head.conv2.bias: expected float32 [19], got float32 [5] (and 1 other tensors)",
+    ),
+    "quantised": (with_integers, "head.conv2.bias: expected float32 [19], got int8 [19]"),
+    "meta": (lambda model: model.to("meta"), "backbone.stem.0.weight: expected values, got a meta tensor"),
+    "nan": (with_values("head.bn1.bias", math.nan), "head.bn1.bias: expected finite values, got nan"),
+    "inf": (with_values("head.conv1.weight", -math.inf), "head.conv1.weight: expected finite values, got -inf"),
+    "half overflows": (
+        lambda model: with_values("head.bn1.running_var", 1e5)(model).half(),
+        "head.bn1.running_var: expected finite values of at least 0, got inf",
+    ),
+    "variance": (
+        with_values("head.bn1.running_var", -0.5),
+        "head.bn1.running_var: expected finite values of at least 0, got -0.5",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "expected"), UNREADABLE.values(), ids=UNREADABLE)
+def test_what_could_not_be_read_back_is_not_saved(tmp_path, change, expected):
+    model = randomised_model("bcmfnet")
+    recipe = model.recipe
+    with pytest.raises(ValueError) as error:
+        save_weights(tmp_path / "w.safetensors", change(model), recipe)
+    assert str(error.value) == f"model: {expected}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_copies_for_inference_are_not_saved(tmp_path):
+    model = randomised_model("bcmfnet")
+    with pytest.raises(ValueError) as error:
+        save_weights(tmp_path / "w.safetensors", model.for_inference(), model.recipe)
+    line = str(error.value)
+    assert line.startswith("model: expected the 327 tensors of bcmfnet, got 327 missing (backbone.comp")
+    assert " more (network." in line and line.endswith(BARE)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"model": "pidnet"}, "metadata: model: expected bcmfnet or ddrnet23_slim, got 'pidnet'"),
+        ({"num_classes": 0}, "metadata: num_classes: expected an integer in 1..256, got 0"),
+        ({"aux": True}, f"model: expected the 340 tensors of bcmfnet, got 13 missing (aux_head.bn1.bias){BARE}"),
+        ({"mean": torch.zeros(3)}, "metadata: expected JSON values: Object of type Tensor is not JSON serializable"),
+    ],
+)
+def test_metadata_that_does_not_fit_is_not_saved(tmp_path, metadata, expected):
+    with pytest.raises(ValueError) as error:
+        save_weights(tmp_path / "w.safetensors", randomised_model("bcmfnet"), metadata)
+    assert str(error.value) == expected and not list(tmp_path.iterdir())
+
+
+def test_saving_leaves_the_random_numbers_as_they_are(tmp_path):
+    """A run that is saved more often draws the same numbers."""
+    model, before = randomised_model("bcmfnet"), torch.get_rng_state()
+    save_weights(tmp_path / "w.safetensors", model)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_that_create_model_did_not_build(tmp_path):
+    source = BCMFNet(3, aux=True)
+    save_weights(tmp_path / "w.safetensors", source, {"model": "bcmfnet", "num_classes": 3})
+    model, metadata = model_from_weights(tmp_path / "w.safetensors")
+    assert metadata["aux"] is True and same(model, source, "")
+
+
+def test_tensors_that_two_modules_share(tmp_path):
+    source = randomised_model("bcmfnet")
+    source.backbone.layer1[0].conv1 = source.backbone.layer1[0].conv2
+    save_weights(tmp_path / "w.safetensors", source)
+    assert same(model_from_weights(tmp_path / "w.safetensors")[0], source, "")
 
 
 def test_metadata_must_name_the_model(tmp_path):
@@ -282,7 +467,7 @@ def test_a_refused_file_changes_nothing(tmp_path):
     torch.save(state, tmp_path / "wide.pth")
     model = create_model("bcmfnet", num_classes=19)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    message = r"layer4.1.conv2.weight is \[512, 256, 3, 3\], expected \[256, 256, 3, 3\]"
+    message = r"conv2.weight: expected float32 \[256, 256, 3, 3\], got float32 \[512, 256, 3, 3\]$"
     with pytest.raises(CheckpointError, match=message):
         load_pretrained(model, tmp_path / "wide.pth")
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
@@ -346,6 +531,151 @@ def test_torch_files_run_no_code(tmp_path, capsys):
     assert "ran" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (nn.Linear(2, 2), "a pickled torch.nn.modules.linear.Linear, whose loading runs code"),
+        ({"state_dict": {}, "options": argparse.Namespace()}, "a pickled argparse.Namespace, whose loading runs code"),
+        (torch.jit.script(nn.Linear(2, 2)), "a TorchScript archive"),
+    ],
+)
+def test_whole_models_are_told_from_damaged_files(tmp_path, content, what):
+    path = tmp_path / "model.pth"
+    torch.jit.save(content, path) if "Script" in what else torch.save(content, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a warning would be a second line
+        line = one_line_error(path)
+    assert line == f"{path}: expected a state dict, got {what}; torch.save(model.state_dict(), PATH) writes one"
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+@pytest.mark.parametrize("text", ["version https://git-lfs.github.com/spec/v1", "<!DOCTYPE html>"])
+def test_texts_in_place_of_weights(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(f"{text}\noid sha256:4d7a")
+    line = one_line_error(path)
+    assert line.startswith(f"{path}: expected a weights file, got a text that starts with '{text[:10]}")
+
+
+def test_files_are_known_by_their_contents(tmp_path):
+    model = randomised_model("bcmfnet")
+    save_weights(tmp_path / "w.pth", model)
+    torch.save(model.state_dict(), tmp_path / "w.safetensors")
+    assert read_weights(tmp_path / "w.pth")[1]["model"] == "bcmfnet"
+    assert read_weights(tmp_path / "w.safetensors")[0].keys() == model.state_dict().keys()
+
+
+@pytest.fixture
+def ordinary_user():
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        yield
+        os.seteuid(0)
+    else:
+        yield
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_files_that_cannot_be_opened(tmp_path_factory, name, request):
+    path = tmp_path_factory.mktemp("open") / name
+    path.write_bytes(b"weights")
+    path.chmod(0)
+    request.getfixturevalue("ordinary_user")
+    assert one_line_error(path) == f"{path}: cannot be read: Permission denied"
+    path = path.with_name("n" * 300)
+    assert one_line_error(path).endswith(("cannot be read: File name too long", "cannot be read: Permission denied"))
+
+
+def test_pipes_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "w.safetensors")
+    assert one_line_error(tmp_path / "w.safetensors").endswith("or the folder of a run, found a device or a pipe")
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    damaged = bytearray(data)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
+
+
+@pytest.fixture
+def small_state():
+    torch.manual_seed(3)
+    return {
+        "conv.weight": torch.randn(8, 3, 3, 3),
+        "bn.running_var": torch.rand(8),
+        "bn.num_batches_tracked": torch.tensor(7),
+        "half": torch.randn(6).bfloat16(),
+        "empty": torch.zeros(0, 4),
+    }
+
+
+def test_every_flipped_bit_of_our_files_is_refused(tmp_path, small_state):
+    path = tmp_path / "w.safetensors"
+    weights_module.write_weights(path, small_state, {"model": "bcmfnet", "classes": ["Straße"]})
+    assert read_weights(path)[0].keys() == small_state.keys()
+    whole = path.read_bytes()
+    for bit in random.Random(0).sample(range(8 * len(whole)), 400):
+        path.write_bytes(flipped(whole, bit))
+        one_line_error(path)
+
+
+def test_flipped_bits_of_torch_files_change_no_tensor(tmp_path, small_state):
+    """What nobody reads, such as padding, may change."""
+    path = tmp_path / "w.pth"
+    torch.save(small_state, path)
+    whole, refused = path.read_bytes(), 0
+    for bit in random.Random(0).sample(range(8 * len(whole)), 400):
+        path.write_bytes(flipped(whole, bit))
+        try:
+            state, _ = read_weights(path)
+        except CheckpointError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+            refused += 1
+        else:
+            assert state.keys() == small_state.keys()
+            assert all(torch.equal(state[key], tensor) for key, tensor in small_state.items())
+    assert refused > 100
+
+
+def pretrained(path) -> nn.Module:
+    return create_model("bcmfnet", num_classes=19, pretrained=path)
+
+
+@pytest.mark.parametrize("read", [model_from_weights, pretrained])
+def test_a_flipped_bit_is_found_by_all_that_read_weights(saved, read):
+    path, whole = saved
+    path.write_bytes(flipped(whole, 8 * (len(whole) // 2)))
+    assert one_line_error(path, read) == f"{path}: damaged: its contents are not those that were saved (SHA-256)"
+
+
+def test_files_of_ours_have_both_metadata_and_digest(tmp_path, small_state):
+    path, whole = tmp_path / "w.safetensors", signed(small_state, "{}")
+    for key, expected in (("bcmfnet", "metadata"), ("bcmfnet_sha256", "the digest of what the file holds")):
+        save_file(small_state, path, {other: value for other, value in whole.items() if other != key})
+        assert one_line_error(path) == f"{path}: {key}: expected {expected}, got nothing"
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("conv.weight", math.nan, "finite values, got nan"),
+        ("conv.weight", math.inf, "finite values, got inf"),
+        ("half", -math.inf, "finite values, got -inf"),
+        ("bn.running_var", -1.0, "finite values of at least 0, got -1.0"),
+        ("bn.running_var", math.inf, "finite values of at least 0, got inf"),
+    ],
+)
+def test_values_that_no_network_has_are_refused(tmp_path, small_state, name, key, value, expected):
+    path = tmp_path / name
+    small_state[key].view(-1)[2] = value
+    if name == "w.pth":
+        torch.save(small_state, path)
+    else:
+        save_file(small_state, path, signed(small_state, '{"format": 1}'))
+    assert one_line_error(path) == f"{path}: {key}: expected {expected}"
+
+
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"state_dict": {}}, torch.zeros(3)])
 def test_torch_files_without_a_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "other.pth")
@@ -356,10 +686,12 @@ def test_files_that_do_not_say_what_they_are(tmp_path):
     source = randomised_model("bcmfnet")
     torch.save(source.state_dict(), tmp_path / "bare.pth")
     save_file(source.state_dict(), tmp_path / "bare.safetensors")
-    for name in ("bare.pth", "bare.safetensors"):
+    for name, first in (("bare.pth", "backbone.stem.0.weight"), ("bare.safetensors", "backbone.compression3.0.weight")):
         assert read_weights(tmp_path / name)[1] == {}
-        assert "create_model(name, num_classes=..., pretrained=path)" in one_line_error(
-            tmp_path / name, model_from_weights
+        assert one_line_error(tmp_path / name, model_from_weights) == (
+            f"{tmp_path / name}: expected weights that save_weights or a training wrote, got 327 tensors "
+            f"('{first}', ...) without a model's name; "
+            "to start from them: --model.pretrained, create_model(..., pretrained=path)"
         )
 
 
@@ -394,13 +726,14 @@ def fitting(entry: str) -> str:
 )
 def test_metadata_that_does_not_fit(tmp_path, text, expected):
     path = tmp_path / "w.safetensors"
-    save_file(randomised_model("bcmfnet").state_dict(), path, {"bcmfnet": text})
+    state = randomised_model("bcmfnet").state_dict()
+    save_file(state, path, signed(state, text))
     assert one_line_error(path, model_from_weights).startswith(f"{path}: {expected}")
 
 
 def test_tensors_that_do_not_fit(tmp_path):
     model = randomised_model("bcmfnet")
-    path, metadata = tmp_path / "w.safetensors", {"bcmfnet": fitting('"options": {}')}
+    path, text = tmp_path / "w.safetensors", fitting('"options": {}')
     for change, expected in (
         ({"head.conv2.bias": None}, "head.conv2.bias: expected float32 [19], got nothing"),
         ({"head.conv3.bias": torch.zeros(19)}, "head.conv3.bias: expected nothing, got float32 [19]"),
@@ -410,7 +743,7 @@ def test_tensors_that_do_not_fit(tmp_path):
         ),
     ):
         tensors = {key: tensor for key, tensor in (model.state_dict() | change).items() if tensor is not None}
-        save_file(tensors, path, metadata)
+        save_file(tensors, path, signed(tensors, text))
         assert one_line_error(path, model_from_weights) == f"{path}: {expected}"
 
 
