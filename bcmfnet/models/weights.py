@@ -82,7 +82,8 @@ def check_values(path: str | PathLike, state: Mapping[str, Tensor]) -> None:
         if tensor.is_meta:
             raise CheckpointError(f"{path}: {key}: expected values, got a meta tensor")
         if tensor.is_floating_point() and tensor.numel():
-            _check_bounds(path, key, *(bound.item() for bound in tensor.detach().aminmax()))
+            values = tensor.detach().float() if tensor.itemsize == 1 else tensor.detach()  # torch orders no float8
+            _check_bounds(path, key, *(bound.item() for bound in values.aminmax()))
 
 
 def _check_bounds(path: str | PathLike, key: str, *bounds: float) -> None:

@@ -170,7 +170,7 @@ def test_wrong_values_are_found_in_every_verb():
     (["predict", "{dir}/a.toml", "--weights", "{no}"], 2, "{no}: expected a weights file or the folder of"),
     (["predict", "{no}", "--weights", "{run}"], 2, "SOURCE: expected an image file, a folder of images or a glob, "),
     (["evaluate", "--weights", "{dir}"], 2, "{dir}: expected a weights file or the folder of a run, found a folder "),
-    (["evaluate", "--weights", "{dir}/a.toml"], 1, "{dir}/a.toml: not a complete torch weights file"),
+    (["evaluate", "--weights", "{dir}/a.toml"], 1, "{dir}/a.toml: expected a weights file, got a text that "),
     (["evaluate", "--weights", "{run}", "--data.split", "tset"], 2, "--data.split: expected one of train, val, test"),
     (["evaluate", "--weights", "{run}", "--data.name", "camvid"], 2, "--data.name: expected one of camvid11-ignore, "),
     (["evaluate", "--weights", "{run}", "--data.name", "cityscapes", "--data.root", "{no}"], 2,

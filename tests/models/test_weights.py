@@ -605,6 +605,7 @@ def small_state():
         "bn.running_var": torch.rand(8),
         "bn.num_batches_tracked": torch.tensor(7),
         "half": torch.randn(6).bfloat16(),
+        "eighth": torch.randn(6).to(torch.float8_e4m3fn),
         "empty": torch.zeros(0, 4),
     }
 
@@ -662,6 +663,7 @@ def test_files_of_ours_have_both_metadata_and_digest(tmp_path, small_state):
         ("conv.weight", math.nan, "finite values, got nan"),
         ("conv.weight", math.inf, "finite values, got inf"),
         ("half", -math.inf, "finite values, got -inf"),
+        ("eighth", math.nan, "finite values, got nan"),
         ("bn.running_var", -1.0, "finite values of at least 0, got -1.0"),
         ("bn.running_var", math.inf, "finite values of at least 0, got inf"),
     ],
