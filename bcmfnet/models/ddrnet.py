@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bcmfnet.nn.context import DAPPM, PyramidContext, resize
+from bcmfnet.ops import _limits, _options
 
 MIN_SIZE = 64
 
@@ -157,10 +158,15 @@ class DualResolutionNet(nn.Module):
         context: maps [N, 512, h, w] to [N, 128, h, w].
         num_classes: classes of the heads.
         aux: also train a second head on the high branch after its first fusion (weight 0.4 in DDRNet).
+
+    Raises:
+        TypeError, ValueError: a wrong `num_classes` or `aux`.
     """
 
     def __init__(self, context: PyramidContext, num_classes: int, aux: bool = False):
         super().__init__()
+        num_classes, aux = _options.integer("num_classes", num_classes), _options.boolean("aux", aux)
+        _limits.check_at_least("num_classes", num_classes, 1)
         self.backbone = DDRNetBackbone()
         self.context = context
         self.head = SegmentationHead(DDRNetBackbone.high_channels, num_classes)
@@ -171,7 +177,8 @@ class DualResolutionNet(nn.Module):
         """Normalised float images [N, 3, H, W], H and W >= 64, to logits at 1/8.
 
         Raises:
-            ValueError: another shape or dtype; a batch of 1 in training (unless the batch norms are frozen).
+            TypeError, ValueError: no tensor, another shape or dtype; a batch of 1 in training (unless the batch norms
+                are frozen).
         """
         check_images(images)
         self.context.check_batch(images.shape[0])
@@ -214,7 +221,7 @@ class DualResolutionNet(nn.Module):
                 in `dtype`.
 
         Raises:
-            ValueError: an unknown value, or values that do not go together.
+            TypeError, ValueError: an unknown value, or values that do not go together.
             ImportError: an engine that is not installed.
         """
         from bcmfnet.models.inference import InferenceNetwork
@@ -233,6 +240,7 @@ class DDRNet23Slim(DualResolutionNet):
 
 
 def check_images(images: Tensor, name: str = "images") -> None:
+    _options.tensor(name, images)
     shape = tuple(images.shape)
     if not images.is_floating_point() or len(shape) != 4 or shape[1] != 3 or min(shape[2:]) < MIN_SIZE:
         raise ValueError(

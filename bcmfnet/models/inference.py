@@ -12,6 +12,7 @@ from bcmfnet.models.cuda_graphs import CUDAGraphs
 from bcmfnet.models.ddrnet import DualResolutionNet, check_images
 from bcmfnet.models.engines import ENGINES, Engine, check_engine
 from bcmfnet.models.folding import folded, fused, packed
+from bcmfnet.ops import _options
 from bcmfnet.ops.upsample_argmax import upsample_argmax
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -37,12 +38,12 @@ class InferenceNetwork(nn.Module):
     ):
         super().__init__()
         device = next(model.parameters()).device
-        _check("dtype", dtype, DTYPES)
-        _check("memory_format", memory_format, MEMORY_FORMATS)
-        _check("compile", compile, (True, False))
-        _check("cuda_graph", cuda_graph, (None, True, False))
-        _check("engine", engine, (None, *ENGINES))
-        _check("output", output, OUTPUTS)
+        _options.choice("dtype", dtype, DTYPES)
+        _options.choice("memory_format", memory_format, MEMORY_FORMATS)
+        compile = _options.boolean("compile", compile)
+        cuda_graph = None if cuda_graph is None else _options.boolean("cuda_graph", cuda_graph)
+        engine = _options.choice("engine", engine, (None, *ENGINES))
+        output = _options.choice("output", output, OUTPUTS)
         _check_together(device, dtype, compile, cuda_graph, engine)
         self.compile_network, self.cuda_graph, self.engine, self.output = compile, cuda_graph, engine, output
         self.dtype, self.memory_format = dtype, memory_format
@@ -102,11 +103,6 @@ class InferenceNetwork(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._prepare()
-
-
-def _check(name: str, value: object, choices: tuple) -> None:
-    if value not in choices or type(value) not in map(type, choices):  # 1 equals True
-        raise ValueError(f"{name}: expected {' or '.join(map(repr, choices))}, got {value!r}")
 
 
 def _check_together(

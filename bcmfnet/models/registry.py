@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping
+from numbers import Integral
 from os import PathLike
 from typing import Unpack
 
@@ -25,6 +26,7 @@ from bcmfnet.models.weights import (
     write_weights,
 )
 from bcmfnet.nn.context import ContextOptions
+from bcmfnet.ops import _options
 
 MODELS: dict[str, type[DDRNet23Slim]] = {"bcmfnet": BCMFNet, "ddrnet23_slim": DDRNet23Slim}
 MAX_CLASSES = 256
@@ -54,7 +56,8 @@ def create_model(
         options: keywords of the context module (`LMFM` for bcmfnet, `DAPPM` for ddrnet23_slim).
 
     Raises:
-        ConfigError: unknown name, option or class count, `pretrained` not a path. ValueError: an unknown option value.
+        ConfigError: unknown name, option or class count, `pretrained` not a path.
+        TypeError, ValueError: an unknown option value.
         CheckpointError: a pretrained file that cannot be read or does not fit.
     """
     if name not in MODELS:
@@ -72,6 +75,7 @@ def create_model(
         if option not in known:
             choices = ", ".join(known)
             raise ConfigError(f"model option {option!r}: {name} has {choices}{_suggestion(option, known)}")
+    aux, num_classes, options = _options.boolean("aux", aux), int(num_classes), _options.plain(options)
     model = model_class(num_classes, aux, **options)
     model.recipe = {"model": name, "num_classes": num_classes, "aux": aux, "options": options}
     if pretrained is not None:
@@ -152,7 +156,7 @@ def _described(path: str | PathLike, metadata: Mapping, aux: bool = False) -> Du
 
 
 def _is_class_count(value: object) -> bool:
-    return type(value) is int and 1 <= value <= MAX_CLASSES
+    return isinstance(value, Integral) and not isinstance(value, bool) and 1 <= value <= MAX_CLASSES
 
 
 def model_options(model_class: type[DDRNet23Slim]) -> list[str]:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bcmfnet.ops import _options
+from bcmfnet.ops._derivatives import in_forward_mode
 from bcmfnet.ops.lmfm import FLOATS, PyramidWeights, lmfm
 from bcmfnet.ops.pyramid_pool import checked_pools, is_channels_last, pyramid_pool
 
@@ -65,7 +67,7 @@ class PyramidContext(nn.Module):
         shortcut: whether a 1x1 of the map is added to the result.
 
     Raises:
-        ValueError: an unknown option value; in training, a batch of 1.
+        TypeError, ValueError: an unknown option value; in training, a batch of 1.
     """
 
     receives: dict[int, int]
@@ -83,17 +85,15 @@ class PyramidContext(nn.Module):
         shortcut: bool = True,
     ) -> None:
         super().__init__()
-        _check_choice("norm_order", norm_order, ("pre", "post"))
-        _check_choice("identity_branch", identity_branch, (True, False))
-        _check_choice("shortcut", shortcut, (True, False))
-        if type(branch_channels) is not int or branch_channels < 1:
-            raise ValueError(f"branch_channels: expected an integer >= 1, got {branch_channels!r}")
+        in_channels = _channels("in_channels", in_channels)
+        out_channels = _channels("out_channels", out_channels)
+        identity_branch = _options.boolean("identity_branch", identity_branch)
+        shortcut = _options.boolean("shortcut", shortcut)
         self.pools = checked_pools(pools)
-        self.norm_order = norm_order
-        self.branch_channels = branch_channels
+        self.norm_order = _options.choice("norm_order", norm_order, ("pre", "post"))
+        self.branch_channels = width = _channels("branch_channels", branch_channels)
         self.branches = tuple(range(0 if identity_branch else 1, len(self.pools) + 2))
 
-        width = branch_channels
         self.scale = nn.ModuleDict({str(i): self._conv(in_channels, width, 1) for i in self.branches})
         self.process = nn.ModuleDict()
         self.compression = self._conv(len(self.branches) * width, out_channels, 1, last=True)
@@ -148,7 +148,7 @@ class PyramidContext(nn.Module):
 
     def _one_op(self, x: Tensor) -> bool:
         """Whether `bcmfnet.ops.lmfm` gives what the modules would: plain ones, in evaluation mode, "pre" order."""
-        if x.device.type not in ONE_OP_ON or _exporting() or self.norm_order != "pre" or x.dtype not in FLOATS:
+        if x.device.type not in ONE_OP_ON or _needs_torchs_ops() or self.norm_order != "pre" or x.dtype not in FLOATS:
             return False
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters())):
             return False
@@ -245,9 +245,9 @@ class LMFM(PyramidContext):
             in_channels, out_channels, identity_branch=identity_branch, branch_channels=branch_channels, pools=pools,
             norm_order=norm_order, shortcut=shortcut,
         )  # fmt: skip
-        _check_choice("direction", direction, ("reverse", "forward"))
-        _check_choice("interval", interval, (1, 2))
-        _check_choice("root_conv", root_conv, ("none", "1x1", "3x3"))
+        _options.choice("direction", direction, ("reverse", "forward"))
+        interval = _options.choice("interval", _options.integer("interval", interval), (1, 2))
+        _options.choice("root_conv", root_conv, ("none", "1x1", "3x3"))
         order = self.branches if direction == "forward" else self.branches[::-1]
         self.receives = dict(zip(order[interval:], order, strict=False))
 
@@ -263,7 +263,7 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _pooled(x: Tensor, pools: Sequence[tuple[int, int, int]]) -> Sequence[Tensor]:
-    if not _exporting() and _one_read_pays(x):
+    if not _needs_torchs_ops() and _one_read_pays(x):
         return pyramid_pool(x, pools)
     return [F.avg_pool2d(x, *pool) for pool in pools] + [F.adaptive_avg_pool2d(x, 1)]
 
@@ -286,14 +286,16 @@ def _autocast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
-def _exporting() -> bool:
-    """Whether a program is being made that may run where this package is not: it has torch's own ops alone."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+def _needs_torchs_ops() -> bool:
+    """Whether a program is being made that may run where this package is not, or derivatives taken in forward mode."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing() or in_forward_mode()
 
 
-def _check_choice(name: str, value: object, choices: tuple) -> None:
-    if value not in choices or type(value) is not type(choices[0]):
-        raise ValueError(f"{name}: expected {' or '.join(map(repr, choices))}, got {value!r}")
+def _channels(name: str, value: int) -> int:
+    channels = _options.integer(name, value)
+    if channels < 1:
+        raise ValueError(f"{name}: expected an integer >= 1, got {channels}")
+    return channels
 
 
 def _is_plain(module: nn.Module) -> bool:

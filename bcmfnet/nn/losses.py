@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import Tensor, nn
 
-from bcmfnet.ops import BclStats, boundary_corrected_loss
-from bcmfnet.ops.bcl import checked_options
+from bcmfnet.ops import BclStats, _options, boundary_corrected_loss
+from bcmfnet.ops.bcl import check_weight, checked_options
 from bcmfnet.reference.bcl import Flip, Mode, Norm
 
 
@@ -52,6 +51,8 @@ class BoundaryCorrectedLoss(nn.Module):
         if weight is not None and (not isinstance(weight, Tensor) or weight.ndim != 1):
             got = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
             raise TypeError(f"weight: expected a tensor [C] or None, got {got}")
+        if weight is not None:
+            check_weight(weight)
         self.register_buffer("weight", weight, persistent=False)
         self.options: dict[str, Any] = {
             "ignore_index": ignore_index, "mode": mode, "ce_weight": ce_weight, "boundary_weight": boundary_weight,
@@ -138,7 +139,8 @@ class OhemCrossEntropy(BoundaryCorrectedLoss):
         ignore_index: int | None = None,
         weight: Tensor | None = None,
     ) -> None:
-        if not isinstance(thresh, Real) or not 0 < thresh <= 1:
+        thresh = _options.number("thresh", thresh)
+        if not 0 < thresh <= 1:
             raise ValueError(f"thresh: expected a probability, 0 < thresh <= 1, got {thresh!r}")
         super().__init__(
             weight=weight, mode="ohem", ce_weight=0.0, nms=1, ratio=0.0, threshold=-math.log(thresh),

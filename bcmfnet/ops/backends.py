@@ -23,6 +23,8 @@ class Entry(NamedTuple):
 
 
 _chosen: ContextVar[str | None] = ContextVar("bcmfnet_backend", default=None)
+_requests: dict[object, str] = {}
+"""What `use_backend` is asked for in any thread: one that has no choice of its own takes the last."""
 _table: dict[tuple[str, str], dict[str, Entry]] = {}
 
 
@@ -61,9 +63,15 @@ def implementation(op: str, device: str) -> Any:
     The first call that is not served by the fastest backend, though nobody asked for another, warns.
     """
     backend, reason = choose(op, device)
-    if backend != next(iter(_table[op, device])) and _request()[0] is None:
+    entries = _entries(op, device)
+    if backend != next(iter(entries)) and _request()[0] is None:
         _warn_once(device, backend, reason)
-    return _table[op, device][backend].implementation
+    return entries[backend].implementation
+
+
+def _entries(op: str, device: str) -> dict[str, Entry]:
+    """Who may serve an op on a device type: where nothing was registered for it, plain PyTorch."""
+    return _table.get((op, device)) or {"reference": _table[op, "cpu"]["reference"]}
 
 
 @cache
@@ -81,12 +89,13 @@ def choose(op: str, device: str) -> tuple[str, str]:
     """Name of the backend that serves an op on a device type, and why it is that one."""
     reasons = {}
     requested, source = _request()
-    for name, entry in _table[op, device].items():
+    entries = _entries(op, device)
+    for name, entry in entries.items():
         if requested in (None, name):
             reasons[name] = entry.unavailable()
             if reasons[name] is None:
                 return name, source if requested else _because(reasons)
-    why = reasons.get(requested) or f"it is served by {', '.join(_table[op, device])}"
+    why = reasons.get(requested) or f"it is served by {', '.join(entries)}"
     raise RuntimeError(f"{op} on {device}: {source} asks for {requested!r}; {why}")
 
 
@@ -96,8 +105,9 @@ def _because(reasons: dict[str, str | None]) -> str:
 
 
 def _request() -> tuple[str | None, str]:
-    if _chosen.get() is not None:
-        return _chosen.get(), "use_backend"
+    chosen = _chosen.get() or next(reversed(_requests.values()), None)
+    if chosen is not None:
+        return chosen, "use_backend"
     name = os.environ.get("BCMFNET_BACKEND") or None
     if name is not None and name not in BACKENDS:
         raise ValueError(f"BCMFNET_BACKEND: expected one of {', '.join(BACKENDS)}, got {name!r}")
@@ -106,19 +116,24 @@ def _request() -> tuple[str | None, str]:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Serve the ops called inside from one backend. Raises ValueError for an unknown name."""
+    """Serve the ops called inside from one backend, also by threads that are inside no `use_backend` of their own.
+
+    Raises ValueError for an unknown name.
+    """
     if name not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
-    token = _chosen.set(name)
+    request, token = object(), _chosen.set(name)
+    _requests[request] = name
     try:
         yield
     finally:
         _chosen.reset(token)
+        del _requests[request]
 
 
 def available(op: str, device: str) -> list[str]:
     """Backends that can serve an op on a device type in this installation, the default first."""
-    return [name for name, entry in _table[op, device].items() if entry.unavailable() is None]
+    return [name for name, entry in _entries(op, device).items() if entry.unavailable() is None]
 
 
 def describe() -> list[dict[str, str]]:

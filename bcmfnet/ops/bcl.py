@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from numbers import Real
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args, overload
 
 import torch
 from torch import Tensor
 
-from bcmfnet.ops import _extension, _limits, backends
-from bcmfnet.ops._library import LIBRARY
+from bcmfnet.ops import _extension, _limits, _options, backends
+from bcmfnet.ops._derivatives import asks_for_gradient, refuse_forward_mode, refuse_gradient
+from bcmfnet.ops._library import EVERY_DEVICE, LIBRARY, without_autocast
 from bcmfnet.reference import bcl as reference
 from bcmfnet.reference.bcl import BclOptions, BclStats, Flip, Mode, Norm
 
@@ -42,7 +42,7 @@ LIBRARY.define(
 class LossOptions(TypedDict, total=False):
     """Keywords of `boundary_corrected_loss`, which documents them, but for `return_stats`."""
 
-    size: tuple[int, int] | None
+    size: int | tuple[int, int] | None
     weight: Tensor | None
     ignore_index: int | None
     mode: Mode
@@ -80,7 +80,7 @@ def boundary_corrected_loss(
     logits: Tensor,
     target: Tensor,
     *,
-    size: tuple[int, int] | None = None,
+    size: int | tuple[int, int] | None = None,
     weight: Tensor | None = None,
     ignore_index: int | None = None,
     mode: Mode = "detect",
@@ -109,7 +109,7 @@ def boundary_corrected_loss(
             upsampled inside (bilinear, align_corners=False). Arithmetic is float32 (float64 for float64). C is at most
             4096 in C++ and CUDA C++.
         target: uint8, int16, int32 or int64 [N, H, W]: class ids in [0, C) or ignore_index. H and W at most 131072.
-        size: (H, W) of the target, if given it must be so.
+        size: (H, W) of the target, or an integer for both; if given it must be so.
         weight: float [C], weight of a pixel by its own label; score and counts are unweighted.
         ignore_index: label that does not count. None is 255, and is refused from 256 classes on, which have that label.
         mode: detect (flipped labels find the boundary, the true label trains it), detect0 (the own cross-entropy scores
@@ -139,7 +139,8 @@ def boundary_corrected_loss(
         gradients (torch's cross_entropy gives NaN).
 
     Raises:
-        TypeError, ValueError: an argument of another dtype, shape or range.
+        TypeError, ValueError: an argument of another dtype, shape or range; a weight that asks for a gradient.
+        NotImplementedError: a tensor with a tangent of forward mode.
         IndexError: on a CPU, a label that is neither a class nor ignore_index, with its place.
     """
     _check_tensors(logits, target, size, weight)
@@ -149,22 +150,23 @@ def boundary_corrected_loss(
         beta=beta, step=step, flip=flip, nms=nms, threshold=threshold, ratio=ratio, min_kept=min_kept,
         max_kept=max_kept, norm=norm, per_image=per_image, inplace_grad=inplace_grad, validate=validate,
     )  # fmt: skip
-    _check_integers(jitter=jitter)
     options = options._replace(offset=_offset(jitter, options.step))
     if validate:
         labels = target.long()
         reference.check_labels(labels, labels != options.ignore_index, logits.shape[1])
-    needs_grad = torch.is_grad_enabled() and logits.requires_grad
+    refuse_forward_mode("boundary_corrected_loss", logits=logits, weight=weight)
+    needs_grad, inplace_grad = asks_for_gradient(logits), bool(inplace_grad)
     if inplace_grad and needs_grad:
         _check_overwritable(logits, target)
     loss, *stats = torch.ops.bcmfnet.bcl_forward(logits, target, weight, *options, needs_grad, inplace_grad)[:6]
-    return (loss, BclStats(*stats)) if return_stats else loss
+    return (loss, BclStats(*stats)) if _options.boolean("return_stats", return_stats) else loss
 
 
-def _check_tensors(logits: Tensor, target: Tensor, size: tuple[int, int] | None, weight: Tensor | None) -> None:
-    for name, value in (("logits", logits), ("target", target), ("weight", weight)):
-        if not isinstance(value, Tensor) and not (name == "weight" and value is None):
-            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+def _check_tensors(logits: Tensor, target: Tensor, size: int | tuple[int, int] | None, weight: Tensor | None) -> None:
+    _options.tensor("logits", logits)
+    _options.tensor("target", target)
+    if weight is not None:
+        check_weight(weight)
     if logits.dtype not in FLOATS:
         raise TypeError(f"logits: expected float16, bfloat16, float32 or float64, got {_name(logits.dtype)}")
     if target.dtype not in LABELS:
@@ -177,7 +179,7 @@ def _check_tensors(logits: Tensor, target: Tensor, size: tuple[int, int] | None,
         raise ValueError(
             f"logits: expected at most the target's {list(target.shape[1:])} pixels, got {list(logits.shape[2:])}"
         )
-    if size is not None and tuple(size) != tuple(target.shape[1:]):
+    if size is not None and (size := _options.pair("size", size)) != tuple(target.shape[1:]):
         raise ValueError(f"size: expected the target's {list(target.shape[1:])}, got {list(size)}")
     if weight is not None and tuple(weight.shape) != (logits.shape[1],):
         raise ValueError(f"weight: expected [{logits.shape[1]}], one for each class, got {list(weight.shape)}")
@@ -188,64 +190,92 @@ def _check_tensors(logits: Tensor, target: Tensor, size: tuple[int, int] | None,
             raise ValueError(f"{name}: expected it on the logits' device {logits.device}, got {tensor.device}")
 
 
+def check_weight(weight: Tensor) -> None:
+    """Raise TypeError for a class weight that is no tensor, ValueError for one that asks for a gradient."""
+    refuse_gradient(weight=_options.tensor("weight", weight))
+
+
 def checked_options(
     *, ignore_index: int | None, mode: Mode, ce_weight: float, boundary_weight: float, alpha: float, beta: float,
     step: int | tuple[int, int], flip: Flip, nms: int, threshold: float, ratio: float, min_kept: int,
     max_kept: int | None, norm: Norm, per_image: bool, inplace_grad: bool, validate: bool,
 ) -> BclOptions:  # fmt: skip
     """Options of a loss as its kernels take them. Raises TypeError or ValueError for a wrong one."""
-    for name, value, choices in (("mode", mode, Mode), ("flip", flip, Flip), ("norm", norm, Norm)):
-        if value not in get_args(choices):
-            raise ValueError(f"{name}: expected one of {', '.join(get_args(choices))}, got {value!r}")
-    ignore_index = _limits.DEFAULT_IGNORE_INDEX if ignore_index is None else ignore_index
-    _check_integers(ignore_index=ignore_index, nms=nms, min_kept=min_kept, max_kept=max_kept)
-    steps = _pair(step)
-    if nms < 1 or nms % 2 == 0:
-        raise ValueError(f"nms: expected an odd window >= 1, got {nms}")
-    if min_kept < 0:
-        raise ValueError(f"min_kept: expected >= 0, got {min_kept}")
-    if max_kept is not None and max_kept < 1:
-        raise ValueError(f"max_kept: expected >= 1 or None, got {max_kept}")
-    _limits.check_at_least("ignore_index", ignore_index, _limits.MIN_INTEGER)
-    _limits.check_at_most("ignore_index", ignore_index, _limits.MAX_INTEGER)
-    _limits.check_at_most("step", max(steps), _limits.MAX_STEP)
-    _limits.check_at_most("nms", nms, _limits.MAX_WINDOW)
-    _limits.check_at_most("min_kept", min_kept, _limits.MAX_INTEGER)
-    _limits.check_at_most("max_kept", max_kept or 0, _limits.MAX_INTEGER)
-    _check_not_negative(
-        ce_weight=ce_weight, boundary_weight=boundary_weight, alpha=alpha, beta=beta, threshold=threshold
-    )
-    if not isinstance(ratio, Real) or not 0 <= ratio <= 1:
-        raise ValueError(f"ratio: expected 0 to 1, got {ratio!r}")
-    for name, value in (("per_image", per_image), ("inplace_grad", inplace_grad), ("validate", validate)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{name}: expected True or False, got {value!r}")
+    _options.boolean("inplace_grad", inplace_grad)
+    _options.boolean("validate", validate)
     return reference.make_options(
-        mode, alpha, beta, ce_weight=ce_weight, boundary_weight=boundary_weight, ignore_index=ignore_index, step=steps,
-        flip=flip, nms=nms, threshold=threshold, ratio=ratio, min_kept=min_kept, max_kept=max_kept, norm=norm,
-        per_image=per_image,
-    )  # fmt: skip
+        _options.choice("mode", mode, get_args(Mode)),
+        _options.coefficient("alpha", alpha),
+        _options.coefficient("beta", beta),
+        ce_weight=_options.coefficient("ce_weight", ce_weight),
+        boundary_weight=_options.coefficient("boundary_weight", boundary_weight),
+        ignore_index=_ignore_index(ignore_index),
+        step=_step(step),
+        flip=_options.choice("flip", flip, get_args(Flip)),
+        nms=_window(nms),
+        threshold=_threshold(threshold),
+        ratio=_ratio(ratio),
+        min_kept=_least(min_kept),
+        max_kept=_most(max_kept),
+        norm=_options.choice("norm", norm, get_args(Norm)),
+        per_image=_options.boolean("per_image", per_image),
+    )
 
 
-def _pair(step: int | Sequence[int]) -> tuple[int, int]:
-    pair = (step, step) if isinstance(step, int) else step
-    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(s, int) and s >= 1 for s in pair):
-        raise ValueError(f"step: expected an int >= 1 or (rows, columns) of such, got {step!r}")
-    return pair[0], pair[1]
+def _ignore_index(value: int | None) -> int:
+    if value is None:
+        return _limits.DEFAULT_IGNORE_INDEX
+    label = _options.integer("ignore_index", value)
+    _limits.check_at_least("ignore_index", label, _limits.MIN_INTEGER)
+    _limits.check_at_most("ignore_index", label, _limits.MAX_INTEGER)
+    return label
 
 
-def _check_integers(**values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and not isinstance(value, int):
-            raise TypeError(f"{name}: expected an integer, got {value!r}")
+def _step(value: int | tuple[int, int]) -> tuple[int, int]:
+    steps = _options.pair("step", value, "(rows, columns)")
+    _limits.check_at_least("step", min(steps), 1)
+    _limits.check_at_most("step", max(steps), _limits.MAX_STEP)
+    return steps
 
 
-def _check_not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not isinstance(value, Real):
-            raise TypeError(f"{name}: expected a number, got {value!r}")
-        if not value >= 0:
-            raise ValueError(f"{name}: expected >= 0, got {value}")
+def _window(value: int) -> int:
+    side = _options.integer("nms", value)
+    if side < 1 or side % 2 == 0:
+        raise ValueError(f"nms: expected an odd window >= 1, got {side}")
+    _limits.check_at_most("nms", side, _limits.MAX_WINDOW)
+    return side
+
+
+def _threshold(value: float) -> float:
+    threshold = _options.number("threshold", value)
+    if not threshold >= 0:
+        raise ValueError(f"threshold: expected >= 0, got {threshold}")
+    return threshold
+
+
+def _ratio(value: float) -> float:
+    ratio = _options.number("ratio", value)
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio: expected 0 to 1, got {ratio}")
+    return ratio
+
+
+def _least(value: int) -> int:
+    count = _options.integer("min_kept", value)
+    if count < 0:
+        raise ValueError(f"min_kept: expected >= 0, got {count}")
+    _limits.check_at_most("min_kept", count, _limits.MAX_INTEGER)
+    return count
+
+
+def _most(value: int | None) -> int | None:
+    if value is None:
+        return None
+    count = _options.integer("max_kept", value)
+    if count < 1:
+        raise ValueError(f"max_kept: expected >= 1 or None, got {count}")
+    _limits.check_at_most("max_kept", count, _limits.MAX_INTEGER)
+    return count
 
 
 def _check_overwritable(logits: Tensor, target: Tensor) -> None:
@@ -272,6 +302,7 @@ def _offset(jitter: int | None, step: tuple[int, int]) -> tuple[int, int]:
         return (0, 0)
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise ValueError("jitter: expected None while a CUDA graph is captured, the graph would repeat one offset")
+    jitter = _options.integer("jitter", jitter)
     # Two rounds of a multiplicative hash: plain arithmetic, which torch.compile follows.
     mixed = jitter * 0x9E3779B1 % 2**32
     mixed = (mixed ^ (mixed >> 15)) * 0x85EBCA77 % 2**32
@@ -291,7 +322,7 @@ COUNT = len(BclOptions._fields)
 
 def _forward(logits: Tensor, target: Tensor, weight: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
     serve = backends.implementation("bcl", logits.device.type)
-    with torch.autocast(logits.device.type, enabled=False):  # it would run the reference's matmul in half precision
+    with without_autocast(logits):
         loss, stats, *saved = serve.forward(logits, target, weight, BclOptions(*arguments[:COUNT]), arguments[COUNT])
     return (loss, *stats, *saved)
 
@@ -438,6 +469,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _differentiate(ctx: Any, grad: Tensor | None, *others: None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * (COUNT + 5)
+    refuse_forward_mode("boundary_corrected_loss", grad=grad)
     logits, target, weight, *saved = ctx.saved_tensors
     if ctx.overwritten:  # autograd says so itself, but not of tensors that went through saved_tensors_hooks
         raise RuntimeError("inplace_grad: expected one backward, got another after the logits were overwritten")
@@ -453,10 +485,9 @@ def _refuse(ctx: Any, *grads: Any) -> None:
     raise RuntimeError("boundary_corrected_loss: expected a first derivative, its selection has no second one")
 
 
-for _key in ("CPU", "CUDA"):
-    LIBRARY.impl("bcl_forward", _forward, _key)
-    LIBRARY.impl("bcl_backward", _backward, _key)
-    LIBRARY.impl("bcl_backward_", _backward_, _key)
+LIBRARY.impl("bcl_forward", _forward, EVERY_DEVICE)
+LIBRARY.impl("bcl_backward", _backward, EVERY_DEVICE)
+LIBRARY.impl("bcl_backward_", _backward_, EVERY_DEVICE)
 backends.register("bcl", "cpu", "cpp", native(), _extension.load)
 backends.register("bcl", "cpu", "reference", reference)
 backends.register("bcl", "cpu", "triton", _triton(), backends.no_interpreter)

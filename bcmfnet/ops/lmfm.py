@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from bcmfnet.ops import _extension, backends
-from bcmfnet.ops._library import LIBRARY
+from bcmfnet.ops import _extension, _options, backends
+from bcmfnet.ops._derivatives import refuse_forward_mode, refuse_gradient
+from bcmfnet.ops._library import EVERY_DEVICE, LIBRARY, without_autocast
 from bcmfnet.ops.pyramid_pool import check_map, checked_pools, is_channels_last
 from bcmfnet.reference import lmfm as reference
 from bcmfnet.reference.lmfm import PyramidWeights, fusing_order
 from bcmfnet.reference.pyramid_pool import pooled_sizes
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+TENSORS = PyramidWeights._fields[:5]
 
 LIBRARY.define(
     "lmfm(Tensor x, Tensor norms, Tensor scale, Tensor process, Tensor compression, Tensor? shortcut, "
@@ -37,12 +39,16 @@ def lmfm(x: Tensor, weights: PyramidWeights) -> Tensor:
         [N, O, H, W] in the dtype and memory format of x.
 
     Raises:
-        TypeError, ValueError: an argument of another dtype, shape or value.
+        TypeError, ValueError: an argument of another dtype, shape or value; a tensor that asks for a gradient.
+        NotImplementedError: one with a tangent of forward mode.
     """
-    _check(x, weights)
-    x, (*tensors, pools, kernels, receives) = x.detach(), weights
-    tensors = [tensor if tensor is None else tensor.detach() for tensor in tensors]
-    return torch.ops.bcmfnet.lmfm(x, *tensors, [number for pool in pools for number in pool], kernels, receives)
+    weights = _checked(x, weights)
+    tensors = {"x": x} | {name: getattr(weights, name) for name in TENSORS}
+    refuse_gradient(**tensors)
+    refuse_forward_mode("lmfm", **tensors)
+    return torch.ops.bcmfnet.lmfm(
+        *tensors.values(), [number for pool in weights.pools for number in pool], weights.kernels, weights.receives
+    )
 
 
 def beats_modules(device: str, dtype: torch.dtype, features: Set[str]) -> bool:
@@ -70,12 +76,19 @@ def beats_modules(device: str, dtype: torch.dtype, features: Set[str]) -> bool:
     return dtype in (torch.float32, torch.bfloat16) and "avx2" in features
 
 
-def _check(x: Tensor, weights: PyramidWeights) -> None:
+def _checked(x: Tensor, weights: PyramidWeights) -> PyramidWeights:
     check_map(x, FLOATS)
     if not isinstance(weights, PyramidWeights):
         raise TypeError(f"weights: expected PyramidWeights, got {type(weights).__name__}")
+    for name in TENSORS:
+        if name != "shortcut" or weights.shortcut is not None:
+            _options.tensor(name, getattr(weights, name))
+    weights = weights._replace(
+        pools=checked_pools(weights.pools),
+        kernels=tuple(_options.integer("kernels", kernel) for kernel in weights.kernels),
+        receives=tuple(_options.integer("receives", branch) for branch in weights.receives),
+    )
     norms, scale, process, compression, shortcut, pools, kernels, receives = weights
-    checked_pools(pools)
     if scale.ndim != 3 or scale.shape[0] not in (len(pools) + 1, len(pools) + 2) or scale.shape[1] != x.shape[1]:
         raise ValueError(
             f"scale: expected [{len(pools) + 1} or {len(pools) + 2}, {x.shape[1]}, b], got {list(scale.shape)}"
@@ -100,6 +113,7 @@ def _check(x: Tensor, weights: PyramidWeights) -> None:
             raise TypeError(f"{name}: expected {dtype} on {x.device}, got {tensor.dtype} on {tensor.device}")
         if not tensor.is_contiguous():
             raise ValueError(f"{name}: expected a contiguous tensor, got strides {list(tensor.stride())}")
+    return weights
 
 
 def _check_fusion(branches: int, kernels: tuple[int, ...], receives: tuple[int, ...]) -> None:
@@ -147,7 +161,7 @@ def _triton(x: Tensor, weights: PyramidWeights, out: Tensor) -> None:
 
 
 def _reference(x: Tensor, weights: PyramidWeights, out: Tensor) -> None:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         out.copy_(reference.lmfm(x, weights))
 
 
@@ -170,8 +184,7 @@ def _operations(x: Any, norms: Any, scale: Any, process: Any, compression: Any, 
     return 2 * batch * (pixels * channels * breadth + height * width * per_pixel)
 
 
-for _key in ("CPU", "CUDA"):
-    LIBRARY.impl("lmfm", _serve, _key)
+LIBRARY.impl("lmfm", _serve, EVERY_DEVICE)
 backends.register("lmfm", "cpu", "cpp", native(), _extension.load)
 backends.register("lmfm", "cpu", "reference", _reference)
 backends.register("lmfm", "cpu", "triton", _triton, backends.no_interpreter)

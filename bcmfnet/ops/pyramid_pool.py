@@ -1,15 +1,16 @@
-"""Average pools of several sizes and the global average from one read, with gradients of any order."""
+"""Average pools of several sizes and the global average from one read, with gradients of any order in reverse mode."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bcmfnet.ops import _extension, _limits, backends
-from bcmfnet.ops._library import LIBRARY
+from bcmfnet.ops import _extension, _limits, _options, backends
+from bcmfnet.ops._derivatives import refuse_forward_mode
+from bcmfnet.ops._library import EVERY_DEVICE, LIBRARY, without_autocast
 from bcmfnet.reference import pyramid_pool as reference
 from bcmfnet.reference.pyramid_pool import Pools, pooled_sizes
 
@@ -33,17 +34,18 @@ def pyramid_pool(x: Tensor, pools: Sequence[Sequence[int]]) -> tuple[Tensor, ...
 
     Raises:
         TypeError, ValueError: an argument of another dtype, shape or value.
+        NotImplementedError: a tensor with a tangent of forward mode.
     """
     check_map(x, FLOATS)
     pools = checked_pools(pools)
+    refuse_forward_mode("pyramid_pool", x=x)
     channels_last = is_channels_last(x)
     packed = torch.ops.bcmfnet.pyramid_pool(x, [number for pool in pools for number in pool], channels_last)
     return tuple(_maps(packed, x.shape, pools, channels_last))
 
 
 def check_map(x: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
+    _options.tensor("x", x)
     if x.dtype not in dtypes:
         *first, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise TypeError(f"x: expected {', '.join(first)} or {last}, got {str(x.dtype).removeprefix('torch.')}")
@@ -55,20 +57,22 @@ def check_map(x: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
 
 def checked_pools(pools: Sequence[Sequence[int]]) -> tuple[tuple[int, int, int], ...]:
     """Pools as tuples. Raises ValueError for what are none."""
-    if isinstance(pools, str) or not isinstance(pools, Sequence) or not all(map(_is_pool, pools)):
+    triples = tuple(map(_triple, pools)) if isinstance(pools, Iterable) and not isinstance(pools, str) else (None,)
+    if None in triples:
         raise ValueError(f"pools: expected (kernel, stride, padding) triples, kernel = 2 * padding + 1, got {pools!r}")
-    if len(pools) > _limits.MAX_POOLS:
-        raise ValueError(f"pools: expected at most {_limits.MAX_POOLS}, got {len(pools)}")
-    for kernel, stride, _ in pools:
+    if len(triples) > _limits.MAX_POOLS:
+        raise ValueError(f"pools: expected at most {_limits.MAX_POOLS}, got {len(triples)}")
+    for kernel, stride, _ in triples:
         _limits.check_at_most("pools", max(kernel, stride), _limits.MAX_WINDOW)
-    return tuple(tuple(pool) for pool in pools)
+    return triples
 
 
-def _is_pool(pool: Sequence[int]) -> bool:
-    if not isinstance(pool, Sequence) or [type(value) for value in pool] != [int] * 3:
-        return False
-    kernel, stride, padding = pool
-    return stride >= 1 and padding >= 0 and kernel == 2 * padding + 1
+def _triple(pool: Sequence[int]) -> tuple[int, int, int] | None:
+    numbers = _options.integers_of(pool)
+    if numbers is None or len(numbers) != 3:
+        return None
+    kernel, stride, padding = numbers
+    return numbers if stride >= 1 and padding >= 0 and kernel == 2 * padding + 1 else None
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -148,7 +152,7 @@ def _run_reference(x: Tensor, pools: list[int], channels_last: bool, packed: Ten
 def _run_reference_backward(grad: Tensor, pools: list[int], channels_last: bool, result: Tensor) -> None:
     triples = _triples(pools)
     grads = _maps(grad, result.shape, triples, channels_last)
-    with torch.autocast(grad.device.type, enabled=False):  # it would run the matmuls in half precision
+    with without_autocast(grad):
         result.copy_(reference.pyramid_pool_backward(grads, result.shape[2:], triples))
 
 
@@ -190,6 +194,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    refuse_forward_mode("pyramid_pool", grad=grad)
     return torch.ops.bcmfnet.pyramid_pool_backward(grad, *ctx.arguments), None, None
 
 
@@ -198,12 +203,12 @@ def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate_second(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    refuse_forward_mode("pyramid_pool", grad=grad)
     return torch.ops.bcmfnet.pyramid_pool(grad, *ctx.arguments), None, None, None
 
 
-for _key in ("CPU", "CUDA"):
-    LIBRARY.impl("pyramid_pool", _forward, _key)
-    LIBRARY.impl("pyramid_pool_backward", _backward, _key)
+LIBRARY.impl("pyramid_pool", _forward, EVERY_DEVICE)
+LIBRARY.impl("pyramid_pool_backward", _backward, EVERY_DEVICE)
 backends.register("pyramid_pool", "cpu", "cpp", native(), _extension.load)
 backends.register("pyramid_pool", "cpu", "reference", _REFERENCE)
 backends.register("pyramid_pool", "cpu", "triton", _triton(), backends.no_interpreter)

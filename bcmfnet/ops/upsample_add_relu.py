@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bcmfnet.ops import _extension, _limits, backends
-from bcmfnet.ops._library import LIBRARY
+from bcmfnet.ops import _extension, _limits, _options, backends
+from bcmfnet.ops._derivatives import refuse_forward_mode, refuse_gradient
+from bcmfnet.ops._library import EVERY_DEVICE, LIBRARY
 from bcmfnet.reference import upsample_add_relu as reference
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -28,16 +29,18 @@ def upsample_add_relu(high: Tensor, low: Tensor) -> Tensor:
         [N, C, H, W] in the dtype and memory format of `high`. NaN stays NaN.
 
     Raises:
-        TypeError, ValueError: an argument of another dtype, shape or device.
+        TypeError, ValueError: an argument of another dtype, shape or device; one that asks for a gradient.
+        NotImplementedError: one with a tangent of forward mode.
     """
     _check(high, low)
-    return torch.ops.bcmfnet.upsample_add_relu(high.detach(), low.detach())
+    refuse_gradient(high=high, low=low)
+    refuse_forward_mode("upsample_add_relu", high=high, low=low)
+    return torch.ops.bcmfnet.upsample_add_relu(high, low)
 
 
 def _check(high: Tensor, low: Tensor) -> None:
-    for name, value in (("high", high), ("low", low)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    _options.tensor("high", high)
+    _options.tensor("low", low)
     if high.dtype not in FLOATS:
         raise TypeError(f"high: expected float16, bfloat16, float32 or float64, got {_name(high.dtype)}")
     if low.dtype != high.dtype:
@@ -93,8 +96,7 @@ def _fake(high: Tensor, low: Tensor) -> Tensor:
     return _output(high)
 
 
-for _key in ("CPU", "CUDA"):
-    LIBRARY.impl("upsample_add_relu", _serve, _key)
+LIBRARY.impl("upsample_add_relu", _serve, EVERY_DEVICE)
 backends.register("upsample_add_relu", "cpu", "cpp", native(), _extension.load)
 backends.register("upsample_add_relu", "cpu", "reference", _reference)
 backends.register("upsample_add_relu", "cpu", "triton", _triton, backends.no_interpreter)

@@ -8,8 +8,9 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from bcmfnet.ops import _extension, _limits, backends
-from bcmfnet.ops._library import LIBRARY
+from bcmfnet.ops import _extension, _limits, _options, backends
+from bcmfnet.ops._derivatives import refuse_forward_mode, refuse_gradient
+from bcmfnet.ops._library import EVERY_DEVICE, LIBRARY
 from bcmfnet.reference import upsample_argmax as reference
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -18,17 +19,19 @@ LIBRARY.define("upsample_argmax(Tensor logits, SymInt[2] size, bool confidence) 
 
 
 @overload
-def upsample_argmax(logits: Tensor, size: tuple[int, int], *, return_confidence: Literal[False] = False) -> Tensor: ...
+def upsample_argmax(
+    logits: Tensor, size: int | tuple[int, int], *, return_confidence: Literal[False] = False
+) -> Tensor: ...
 @overload
 def upsample_argmax(
-    logits: Tensor, size: tuple[int, int], *, return_confidence: Literal[True]
+    logits: Tensor, size: int | tuple[int, int], *, return_confidence: Literal[True]
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def upsample_argmax(
-    logits: Tensor, size: tuple[int, int], *, return_confidence: bool
+    logits: Tensor, size: int | tuple[int, int], *, return_confidence: bool
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 def upsample_argmax(
-    logits: Tensor, size: tuple[int, int], *, return_confidence: bool = False
+    logits: Tensor, size: int | tuple[int, int], *, return_confidence: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Label map of low-resolution logits: bilinear upsampling (align_corners=False), then argmax over the classes.
 
@@ -37,23 +40,28 @@ def upsample_argmax(
 
     Args:
         logits: float16, bfloat16 or float32 [N, C, h, w], C <= 32768, of any strides. Arithmetic is float32.
-        size: (H, W) of the label map, H >= h and W >= w.
+        size: (H, W) of the label map, H >= h and W >= w, or an integer for both.
         return_confidence: return (labels, confidence): the softmax of the winning class, float16 [N, H, W].
 
     Returns:
-        Labels uint8 [N, H, W], int16 where there are more than 256 classes. They have no gradient.
+        Labels uint8 [N, H, W], int16 where there are more than 256 classes.
 
     Raises:
-        TypeError, ValueError: an argument of another dtype or shape.
+        TypeError, ValueError: an argument of another dtype or shape; with `return_confidence`, logits that ask for a
+            gradient, which the confidence does not have.
+        NotImplementedError: with `return_confidence`, logits with a tangent of forward mode.
     """
-    _check(logits, size)
+    size = _checked_size(logits, size)
+    if return_confidence := _options.boolean("return_confidence", return_confidence):
+        refuse_gradient(logits=logits)
+        refuse_forward_mode("upsample_argmax", logits=logits)
     labels, confidence = torch.ops.bcmfnet.upsample_argmax(logits.detach(), size, return_confidence)
     return (labels, confidence) if return_confidence else labels
 
 
-def _check(logits: Tensor, size: tuple[int, int]) -> None:
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"logits: expected a tensor, got {type(logits).__name__}")
+def _checked_size(logits: Tensor, size: int | tuple[int, int]) -> tuple[int, int]:
+    _options.tensor("logits", logits)
+    size = _options.pair("size", size)
     if logits.dtype not in FLOATS:
         dtype = str(logits.dtype).removeprefix("torch.")
         raise TypeError(f"logits: expected float16, bfloat16 or float32, got {dtype}")
@@ -62,11 +70,10 @@ def _check(logits: Tensor, size: tuple[int, int]) -> None:
         raise ValueError(
             f"logits: expected [N, C, h, w] with h, w >= 1 and C of 1 to {_limits.MAX_LABEL_MAP_CLASSES}, got {shape}"
         )
-    if len(size) != 2:
-        raise ValueError(f"size: expected (H, W), got {tuple(size)}")
     if size[0] < logits.shape[2] or size[1] < logits.shape[3]:
         raise ValueError(f"size: expected at least the logits' {list(logits.shape[2:])}, got {list(size)}")
     _limits.check_extent("size", (logits.shape[0], *size))
+    return size
 
 
 def _outputs(logits: Tensor, size: tuple[int, int], confidence: bool) -> tuple[Tensor, Tensor]:
@@ -106,8 +113,7 @@ def _fake(*arguments: Any) -> tuple[Tensor, Tensor]:
     return _outputs(*arguments)
 
 
-for _key in ("CPU", "CUDA"):
-    LIBRARY.impl("upsample_argmax", _serve, _key)
+LIBRARY.impl("upsample_argmax", _serve, EVERY_DEVICE)
 backends.register("upsample_argmax", "cpu", "cpp", native(), _extension.load)
 backends.register("upsample_argmax", "cpu", "reference", _reference)
 backends.register("upsample_argmax", "cpu", "triton", _triton, backends.no_interpreter)

@@ -259,8 +259,11 @@ def _sum(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def _total(values: Tensor) -> Tensor:
-    """Sum of [N, H, W] by rows, then float64: a full reduction is cut by the number of threads, with other bits."""
-    return values.sum(2).double().sum().to(values.dtype)
+    """Sum of [N, H, W] by rows, then float64: a full reduction is cut by the number of threads, with other bits.
+
+    The latter on the CPU: not every device has float64.
+    """
+    return values.sum(2).cpu().double().sum().to(values)
 
 
 def _pixel_weights(labels: _Labels, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
