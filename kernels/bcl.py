@@ -350,6 +350,7 @@ def finish_kernel(
         chosen += tl.load(select_partials + selections + i, i < selections, 0.0)
         first += BLOCK
     weight, pixels, chosen = tl.sum(weight), tl.sum(pixels), tl.sum(chosen)
+    weight = tl.where(tl.abs(weight) < INF, weight, NAN)
     divisor = pixels if BY_VALID else chosen
     ce_scale = 1 / tl.where(weight <= 0, 1.0, weight)
     boundary_scale = tl.where(weight == weight, 1 / tl.where(divisor > 0, divisor, 1.0), NAN)

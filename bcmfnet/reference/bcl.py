@@ -238,6 +238,7 @@ def _loss(
     if options.boundary_weight != 0:
         boundary = torch.where(score.isnan().any(), torch.nan, boundary)  # it selects nothing, and must not pass for 0
     total = _weighted((options.ce_weight, options.boundary_weight), (ce_mean, boundary))
+    total = torch.where(vw.isnan(), torch.nan, total)
     ce_figure, boundary_figure = ce_mean.detach().clone(), boundary.detach().clone()  # total may be one of them
     stats = BclStats(ce_figure, boundary_figure, chosen.sum(), labels.valid.sum(), threshold)
     return total, stats, BclMaps(ce, ce_r, ce_c, q, candidates, chosen)
@@ -268,13 +269,15 @@ def _total(values: Tensor) -> Tensor:
 
 def _pixel_weights(labels: _Labels, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Class weight of each pixel's own label [N, H, W], 0 where it is ignore."""
-    return labels.valid.to(dtype) if weight is None else weight.to(dtype)[labels.own] * labels.valid
+    return labels.valid.to(dtype) if weight is None else torch.where(labels.valid, weight.to(dtype)[labels.own], 0.0)
 
 
 def _divisors(labels: _Labels, options: BclOptions, w: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Divisors of the cross-entropy (weighted) and of the boundary term (a count); 1 where there is nothing."""
+    """Divisors of the cross-entropy (weighted) and of the boundary term (a count); 1 where there is nothing, NaN where
+    the weight of a valid pixel is not finite."""
     vw, d = _total(w), (chosen if options.norm == "selected" else labels.valid).sum().to(w.dtype)
-    return torch.where(vw > 0, vw, 1.0), torch.where(d > 0, d, 1.0)
+    divisors = torch.where(vw > 0, vw, 1.0), torch.where(d > 0, d, 1.0)
+    return tuple(torch.where(w.isfinite().all(), divisor, torch.nan) for divisor in divisors)
 
 
 def _scales(labels: _Labels, options: BclOptions, weight: Tensor | None, mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -323,7 +326,10 @@ def select_threshold(q: Tensor, candidates: Tensor, options: BclOptions) -> Tens
     tau = int(quantise(torch.tensor(options.threshold, dtype=torch.float64)))
     if not options.per_image:
         return _threshold(q[candidates], tau, options)
-    return torch.stack([_threshold(image[kept], tau, options) for image, kept in zip(q, candidates, strict=True)])
+    thresholds = q.new_empty(len(q))  # a batch may be empty
+    for i, (image, kept) in enumerate(zip(q, candidates, strict=True)):
+        thresholds[i] = _threshold(image[kept], tau, options)
+    return thresholds
 
 
 def _threshold(scores: Tensor, tau: int, options: BclOptions) -> Tensor:

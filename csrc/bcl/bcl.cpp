@@ -1,5 +1,6 @@
 // The binding of the Boundary Corrected Loss: takes tensors that bcmfnet/ops/bcl.py has checked, and runs the stages.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -223,7 +224,9 @@ bool forward_on_cpu(
     sum.valid += row.valid, sum.selected += row.selected;
   }
   const double divisor = static_cast<double>(options.by_valid ? sum.valid : sum.selected);
-  const double inverse[2] = {sum.weight > 0 ? 1 / sum.weight : 1, divisor > 0 ? 1 / divisor : 1};
+  double inverse[2] = {sum.weight > 0 ? 1 / sum.weight : 1, divisor > 0 ? 1 / divisor : 1};
+  const bool usable = std::isfinite(sum.weight);
+  if (!usable) inverse[0] = inverse[1] = std::numeric_limits<double>::quiet_NaN();  // nobody shall train on
   const double of_ce = options.ce_weight * inverse[0], of_hard = options.boundary_weight * inverse[1];
   const double scale = options.ce_weight != 0 ? of_ce : of_hard;  // of what the gradient was accumulated in
   if (selects && !in_full) forward.evaluate_selected(static_cast<float>(of_hard / scale), low_gradient);
@@ -236,7 +239,7 @@ bool forward_on_cpu(
   const double hard = sum.nan ? std::numeric_limits<double>::quiet_NaN() : sum.boundary * inverse[1];
   const double total = (options.ce_weight != 0 ? options.ce_weight * mean : 0) +
                        (selects ? options.boundary_weight * hard : 0);
-  *data<float>(loss) = static_cast<float>(total);
+  *data<float>(loss) = usable ? static_cast<float>(total) : std::numeric_limits<float>::quiet_NaN();
   *data<float>(ce) = static_cast<float>(mean), *data<float>(boundary) = static_cast<float>(hard);
   *data<int64_t>(selected) = sum.selected, *data<int64_t>(valid) = sum.valid;
   for (size_t i = 0; i < forward.thresholds.size(); ++i) data<int32_t>(threshold)[i] = forward.thresholds[i];

@@ -623,11 +623,11 @@ void bcl_gradient(
         for (int64_t c = 0; c < call.classes; ++c)
           store(planes + c * kChunk, taking(c, factor * exp(logits(c) - best)), kLanes);
       }
+      if (call.classes == 1) std::memset(chunk.planes, 0, kChunk * sizeof(float));  // of NaN too
       const int64_t at = image * stride[0] + y * stride[2] + x * stride[3];
       for (int64_t c = 0; c < call.classes; ++c)
         write_plane(
-            call.logits_type, gradient, at + c * stride[1], stride[3], chunk.count,
-            call.classes == 1 ? 0 : grad, chunk.planes + c * kChunk);
+            call.logits_type, gradient, at + c * stride[1], stride[3], chunk.count, grad, chunk.planes + c * kChunk);
     }
   }
 }

@@ -42,7 +42,7 @@ struct Partial {
   unsigned flags;
 };
 constexpr unsigned kNan = 1;    // a score is NaN
-constexpr unsigned kWrong = 2;  // a label is neither a class nor ignore_index
+constexpr unsigned kWrong = 2;  // a label is neither a class nor ignore_index, or its class weight is not finite
 
 // What the pixels' gradient waits for.
 struct Factors {
@@ -539,11 +539,12 @@ __global__ void __launch_bounds__(kThreads, 1) resolve_kernel(
   add(scratch.scored, scratch.scored_blocks);
   const double weight = sum_of_block(sum.weight, doubles), ce = sum_of_block(sum.ce, doubles);
   const int64_t valid = sum_of_block(sum.valid, integers);
-  const unsigned flags = flags_of_block(sum.flags);
+  unsigned flags = flags_of_block(sum.flags);
   if (threadIdx.x != 0) return;
+  if (!isfinite(weight)) flags |= kWrong;
   const double divisor = static_cast<double>(options.by_valid ? valid : selected);
   double inverse[2] = {weight > 0 ? 1 / weight : 1, divisor > 0 ? 1 / divisor : 1};
-  if (flags & kWrong) inverse[0] = inverse[1] = nanf("");  // a label that is no class: nobody shall train on
+  if (flags & kWrong) inverse[0] = inverse[1] = nanf("");  // nobody shall train on
   const double of_ce = options.ce_weight * inverse[0], of_hard = options.boundary_weight * inverse[1];
   factors.inverse[0] = inverse[0], factors.inverse[1] = inverse[1];
   factors.ce = ce * inverse[0], factors.selected = selected;
