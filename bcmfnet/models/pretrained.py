@@ -70,7 +70,7 @@ def load_pretrained(model: DualResolutionNet, path: str | PathLike) -> LoadRepor
             backbone or in a head.
     """
     own = _counted(model.state_dict())
-    state = _counted(our_names(unwrapped(read_weights(path)[0])))
+    state = _counted(our_names(unwrapped(path, read_weights(path)[0])))
     _check_backbone(path, own, state)
     new_heads = _heads_of_other_classes(path, own, state)
 

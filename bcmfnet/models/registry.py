@@ -104,7 +104,7 @@ def save_weights(path: str | PathLike, model: nn.Module, metadata: Mapping | Non
         raise ValueError("metadata: expected at least 'model' and 'num_classes' to rebuild the model from")
     with torch.device("meta"):
         own = _described("metadata", metadata, aux=metadata["aux"]).state_dict()
-    state = unwrapped(model.state_dict())
+    state = unwrapped("model", model.state_dict())
     _check_names(metadata["model"], own, state)
     check_same_tensors("model", own, state)
     check_values("model", state)

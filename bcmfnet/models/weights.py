@@ -77,12 +77,12 @@ def _is_text(start: bytes) -> bool:
 
 
 def check_values(path: str | PathLike, state: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError for a value that no trained network has: not finite, or a variance below 0."""
+    """Raise CheckpointError for a value that no trained network has: not finite in float32, or a variance below 0."""
     for key, tensor in state.items():
         if tensor.is_meta:
             raise CheckpointError(f"{path}: {key}: expected values, got a meta tensor")
         if tensor.is_floating_point() and tensor.numel():
-            values = tensor.detach().float() if tensor.itemsize == 1 else tensor.detach()  # torch orders no float8
+            values = tensor.detach().float()  # as the network reads them: a float64 may be too large
             _check_bounds(path, key, *(bound.item() for bound in values.aminmax()))
 
 
@@ -154,9 +154,17 @@ def _digest(state: Mapping[str, Tensor], text: str) -> str:
     return digest.hexdigest()
 
 
-def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keys without the prefixes of wrappers and of parts that were compiled."""
-    return {PREFIXES.sub("", key): tensor for key, tensor in state.items()}
+def unwrapped(path: str | PathLike, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keys without the prefixes of wrappers and of parts that were compiled.
+
+    Raises:
+        CheckpointError, which starts with `path`: two keys that differ in their prefixes alone, as of two networks.
+    """
+    whole: dict[str, str] = {}
+    for key in state:
+        if (first := whole.setdefault(PREFIXES.sub("", key), key)) != key:
+            raise CheckpointError(f"{path}: expected the tensors of one network, got both {first} and {key}")
+    return {key: state[name] for key, name in whole.items()}
 
 
 def unwrapped_model(model: nn.Module) -> nn.Module:

@@ -150,6 +150,15 @@ def signed(state: dict, text: str) -> dict[str, str]:
     return {"bcmfnet": text, "bcmfnet_sha256": hashlib.sha256(head.encode() + data).hexdigest()}
 
 
+def test_a_file_of_two_networks_is_not_loaded(tmp_path):
+    state = randomised_model("bcmfnet").state_dict()
+    path = tmp_path / "w.pth"
+    torch.save({f"{prefix}.{key}": tensor for prefix in ("model", "module") for key, tensor in state.items()}, path)
+    expected = "expected the tensors of one network, got both model.backbone.stem.0.weight and module.backbone.stem.0."
+    line = one_line_error(path, lambda path: create_model("bcmfnet", num_classes=19, pretrained=path))
+    assert line == f"{path}: {expected}weight"
+
+
 def test_our_own_file_comes_back_bit_for_bit(tmp_path):
     source = randomised_model("bcmfnet", num_classes=11, aux=True, root_conv="1x1").to(
         memory_format=torch.channels_last
@@ -286,6 +295,10 @@ UNREADABLE = {
         "expected the 327 tensors of bcmfnet, got 327 missing (backbone.compression3.0.weight) and 654 more "
         "(student.backbone.compression3.0.weight); save model.student",
     ),
+    "two networks": (
+        lambda model: Wrapped("model", model, module=copy.deepcopy(model)),
+        "expected the tensors of one network, got both model.backbone.stem.0.weight and module.backbone.stem.0.weight",
+    ),
     "another head": (
         lambda _: randomised_model("bcmfnet", num_classes=5),
         "head.conv2.bias: expected float32 [19], got float32 [5] (and 1 other tensors)",
@@ -297,6 +310,10 @@ UNREADABLE = {
     "half overflows": (
         lambda model: with_values("head.bn1.running_var", 1e5)(model).half(),
         "head.bn1.running_var: expected finite values of at least 0, got inf",
+    ),
+    "float32 overflows": (
+        lambda model: with_values("head.bn1.bias", -1e300)(model.double()),
+        "head.bn1.bias: expected finite values, got -inf",
     ),
     "variance": (
         with_values("head.bn1.running_var", -0.5),
@@ -606,6 +623,7 @@ def small_state():
         "bn.num_batches_tracked": torch.tensor(7),
         "half": torch.randn(6).bfloat16(),
         "eighth": torch.randn(6).to(torch.float8_e4m3fn),
+        "double": torch.randn(6).double(),
         "empty": torch.zeros(0, 4),
     }
 
@@ -664,6 +682,7 @@ def test_files_of_ours_have_both_metadata_and_digest(tmp_path, small_state):
         ("conv.weight", math.inf, "finite values, got inf"),
         ("half", -math.inf, "finite values, got -inf"),
         ("eighth", math.nan, "finite values, got nan"),
+        ("double", 1e300, "finite values, got inf"),
         ("bn.running_var", -1.0, "finite values of at least 0, got -1.0"),
         ("bn.running_var", math.inf, "finite values of at least 0, got inf"),
     ],
