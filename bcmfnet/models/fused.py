@@ -64,7 +64,9 @@ def _is_one_pixel(other: Tensor | None) -> bool:
 
 
 def _onednn_serves(x: Tensor) -> bool:
-    """Whether oneDNN convolves such a map faster than torch does without it."""
+    """Whether oneDNN convolves such a map faster than torch does without it, and nothing traces its packed weights."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
     if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -79,7 +81,8 @@ class Stem(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         batch, _, height, width = frames.shape
-        step = 4 * max(1, STRIP_PIXELS // (4 * batch * width)) if frames.device.type == "cpu" else height
+        strip_by_strip = frames.device.type == "cpu" and not torch.compiler.is_compiling()
+        step = 4 * max(1, STRIP_PIXELS // (4 * batch * width)) if strip_by_strip else height
         strips = []
         for top in range(0, height, step):
             # Four rows more above give one row at 1/4, which is wrong where zeros stand for the frame: it is dropped.

@@ -61,6 +61,7 @@ class BoundaryCorrectedLoss(nn.Module):
             "inplace_grad": inplace_grad, "validate": validate,
         }  # fmt: skip
         checked_options(**self.options)
+        self.options = _options.plain(self.options)
 
     def forward(
         self,
@@ -139,8 +140,7 @@ class OhemCrossEntropy(BoundaryCorrectedLoss):
         ignore_index: int | None = None,
         weight: Tensor | None = None,
     ) -> None:
-        thresh = _options.number("thresh", thresh)
-        if not 0 < thresh <= 1:
+        if not 0 < _options.number("thresh", thresh) <= 1:
             raise ValueError(f"thresh: expected a probability, 0 < thresh <= 1, got {thresh!r}")
         super().__init__(
             weight=weight, mode="ohem", ce_weight=0.0, nms=1, ratio=0.0, threshold=-math.log(thresh),

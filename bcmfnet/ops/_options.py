@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+INTEGERS = (Integral, torch.SymInt)
 LARGEST_FLOAT = torch.finfo(torch.float32).max
 
 
@@ -25,7 +26,7 @@ def integer(name: str, value: Any) -> int:
 
 def pair(name: str, value: Any, axes: str = "(H, W)") -> tuple[int, int]:
     """Two integers, or one for both axes. Raises TypeError for anything else."""
-    if _is_integer(value):
+    if type(value) is not tuple and _is_integer(value):
         return _plain(value), _plain(value)
     both = integers_of(value)
     if both is None or len(both) != 2:
@@ -35,10 +36,11 @@ def pair(name: str, value: Any, axes: str = "(H, W)") -> tuple[int, int]:
 
 def integers_of(value: Any) -> tuple[int, ...] | None:
     """The integers of a sequence, None where it is none or has others."""
-    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Tensor):
-        return None
-    values = tuple(value)
-    return tuple(map(_plain, values)) if all(map(_is_integer, values)) else None
+    if not isinstance(value, tuple):  # which costs less to ask than the rest
+        if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Tensor)):
+            return None
+        value = tuple(value)
+    return tuple(map(_plain, value)) if all(map(_is_integer, value)) else None
 
 
 def number(name: str, value: Any) -> float:
@@ -57,7 +59,7 @@ def coefficient(name: str, value: Any) -> float:
     """A number from 0 to the largest float32. Raises TypeError or ValueError for anything else."""
     factor = number(name, value)
     if not factor >= 0:
-        raise ValueError(f"{name}: expected >= 0, got {factor}")
+        raise ValueError(f"{name}: expected >= 0, got {value}")
     if factor > LARGEST_FLOAT:
         raise ValueError(f"{name}: expected a finite float32, got {factor}")
     return factor
@@ -93,7 +95,9 @@ def plain(value: Any) -> Any:
         return type(value)(map(plain, value))
     if isinstance(value, bool) or _is_boolean_of_numpy(value):
         return bool(value)
-    return _plain(value) if _is_integer(value) else value
+    if _is_integer(value):
+        return _plain(value)
+    return float(value) if isinstance(value, Real) else value
 
 
 def _is_boolean_of_numpy(value: Any) -> bool:
@@ -101,12 +105,16 @@ def _is_boolean_of_numpy(value: Any) -> bool:
 
 
 def _is_integer(value: Any) -> bool:
-    return type(value) is int or (isinstance(value, Integral | torch.SymInt) and not isinstance(value, bool))
+    if type(value) is int:
+        return True
+    if isinstance(value, Tensor):
+        return torch.jit.is_tracing()  # whose sizes are tensors
+    return isinstance(value, INTEGERS) and not isinstance(value, bool)
 
 
 def _plain(value: Any) -> int:
     """An integer of NumPy as Python's; symbolic and dynamic ones stay what they are."""
-    return value if isinstance(value, int | torch.SymInt) else int(value)
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)
 
 
 def _shown(value: Any) -> str:

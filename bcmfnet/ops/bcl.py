@@ -110,12 +110,13 @@ def boundary_corrected_loss(
             4096 in C++ and CUDA C++.
         target: uint8, int16, int32 or int64 [N, H, W]: class ids in [0, C) or ignore_index. H and W at most 131072.
         size: (H, W) of the target, or an integer for both; if given it must be so.
-        weight: float [C], weight of a pixel by its own label; score and counts are unweighted.
+        weight: float [C], weight of a pixel by its own label; score and counts are unweighted. One that is NaN or
+            infinite makes the loss and its gradient NaN where a valid pixel has that label.
         ignore_index: label that does not count. None is 255, and is refused from 256 classes on, which have that label.
         mode: detect (flipped labels find the boundary, the true label trains it), detect0 (the own cross-entropy scores
             too), paper (flipped labels are also targets: keep boundary_weight * (alpha + beta) * valid / selected below
             1), paper0, or ohem (selection by the cross-entropy itself).
-        ce_weight: weight of the mean cross-entropy.
+        ce_weight: weight of the mean cross-entropy, finite as are boundary_weight, alpha and beta.
         boundary_weight: weight of the boundary term, lambda; 0 is plain cross-entropy: nothing is selected.
         alpha, beta: weights of the row-flipped and the column-flipped cross-entropy.
         step: pixels that the flip exchanges, or (rows, columns).

@@ -266,15 +266,15 @@ def test_in_inference_mode_and_out_of_it(model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": torch.float64}, "dtype: expected torch.float32 or torch.bfloat16 or torch.float16, got torch.float"),
-        ({"dtype": "bf16"}, "dtype: expected torch.float32 or torch.bfloat16 or torch.float16, got 'bf16'"),
+        ({"dtype": torch.float64}, "dtype: expected one of torch.float32, torch.bfloat16, torch.float16, got torch.f"),
+        ({"dtype": "bf16"}, "dtype: expected one of torch.float32, torch.bfloat16, torch.float16, got 'bf16'"),
         ({"dtype": torch.float16}, "dtype: expected torch.float32 or torch.bfloat16 on a CPU, got torch.float16"),
-        ({"memory_format": torch.preserve_format}, "memory_format: expected torch.channels_last or torch.contiguous"),
+        ({"memory_format": torch.preserve_format}, "memory_format: expected one of torch.channels_last, torch.con"),
         ({"compile": 1}, "compile: expected True or False, got 1"),
-        ({"cuda_graph": 0}, "cuda_graph: expected None or True or False, got 0"),
+        ({"cuda_graph": 0}, "cuda_graph: expected True or False, got 0"),
         ({"cuda_graph": True}, "cuda_graph: expected a model on a CUDA device, got one on cpu"),
-        ({"engine": "tensorrt"}, "engine: expected None or 'onnxruntime' or 'openvino', got 'tensorrt'"),
-        ({"output": "mask"}, "output: expected 'labels' or 'logits', got 'mask'"),
+        ({"engine": "tensorrt"}, "engine: expected one of None, onnxruntime, openvino, got 'tensorrt'"),
+        ({"output": "mask"}, "output: expected one of labels, logits, got 'mask'"),
         ({"engine": "openvino", "compile": True}, "compile: expected False with an engine, got True and engine='open"),
         (
             {"engine": "onnxruntime", "dtype": torch.bfloat16},
@@ -283,8 +283,18 @@ def test_in_inference_mode_and_out_of_it(model):
     ],
 )
 def test_options_that_cannot_be(model, options, message):
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+    with pytest.raises((TypeError, ValueError), match=f"^{re.escape(message)}"):
         model.for_inference(**options)
+
+
+def test_traced_exported_and_compiled(model):
+    network, images = model.for_inference(), frames((64, 96))
+    expected = network(images)
+    assert torch.equal(torch.jit.trace(network, images)(images), expected)
+    assert torch.equal(torch.export.export(network, (images,)).module()(images), expected)
+    assert torch.equal(torch.compile(network, fullgraph=True, backend="eager")(images), expected)
+    with pytest.raises(TypeError, match="^frames: expected a tensor, got Proxy$"):
+        torch.fx.symbolic_trace(network)
 
 
 def test_an_engine_that_is_not_installed(model, monkeypatch):

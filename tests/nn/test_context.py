@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from compare import assert_close
 from torch import nn
+from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bcmfnet.nn import context
@@ -270,6 +271,19 @@ def test_compiled_whole(module_class):
             assert_close(compiled(x), copy.deepcopy(module)(x))
 
 
+@pytest.mark.parametrize("gradient", [False, True])
+def test_sizes_are_compiled_once(gradient):
+    """But for the map of one pixel, which torch compiles apart."""
+    torch._dynamo.reset()
+    counters.clear()
+    module = LMFM(8, 6, branch_channels=4).eval()
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="eager")
+    for size in ((5, 7), (9, 17), (24, 33), (33, 48)):  # about the size from which one op is faster
+        x = random_map(8, size).float().requires_grad_(gradient)
+        torch.testing.assert_close(compiled(x), module(x))
+    assert counters["stats"]["unique_graphs"] == 1
+
+
 def unit_parameters(in_channels: int, out_channels: int, kernel: int) -> int:
     return 2 * in_channels + in_channels * out_channels * kernel**2
 
@@ -363,7 +377,7 @@ def test_without_shortcut_only_the_compression_is_left():
     ],
 )
 def test_unknown_values_are_refused_in_one_line(option, value):
-    with pytest.raises(ValueError, match=rf"^{option}: expected .*got ") as error:
+    with pytest.raises((TypeError, ValueError), match=rf"^{option}: expected .*got ") as error:
         LMFM(24, 16, **{option: value})
     assert "\n" not in str(error.value)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import pytest
 import torch
 
 from bcmfnet.ops import _extension, backends, boundary_corrected_loss, upsample_argmax
+from bcmfnet.ops._library import LIBRARY
 
 
 @pytest.fixture(autouse=True)
@@ -289,3 +291,40 @@ def test_a_card_that_the_library_was_not_built_for_is_left_to_the_next_backend(p
     backends.register("op", "cuda", "cuda", None, _extension.load_cuda)
     backends.register("op", "cuda", "triton", None)
     assert backends.choose("op", "cuda") == (("cuda", "the default") if runs else ("triton", f"cuda: {reason}"))
+
+
+def test_threads_started_inside_use_backend_see_it():
+    def ask() -> str:
+        return backends.choose("blur", "cuda")[0]
+
+    def choose() -> tuple[str, str]:
+        with backends.use_backend("triton"):
+            return ask(), backends.choose("blur", "cuda")[1]
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(ask).result() == "triton"  # the default, by a thread that started before
+        with backends.use_backend("reference"):
+            assert pool.submit(ask).result() == "reference"
+            with ThreadPoolExecutor(1) as inner:
+                assert inner.submit(ask).result() == "reference"
+                assert inner.submit(choose).result() == ("triton", "use_backend")
+            assert ask() == "reference"
+        assert pool.submit(ask).result() == "triton"
+
+
+@pytest.mark.parametrize("key", ["CPU", "CUDA", "MPS", "XPU", "HPU", "PrivateUse1"])
+def test_every_op_has_a_kernel_on_every_device(key):
+    ops = sorted({name.removesuffix(".default") for name in LIBRARY._op_defs})
+    assert ops
+    for op in ops:
+        assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(op, key), op
+
+
+@pytest.mark.parametrize("op", ["bcl", "lmfm", "pyramid_pool", "upsample_add_relu", "upsample_argmax"])
+def test_plain_pytorch_serves_device_types_without_kernels(op, recwarn, monkeypatch):
+    monkeypatch.undo()
+    assert backends.choose(op, "mps") == ("reference", "the default")
+    assert backends.implementation(op, "xpu") is backends._table[op, "cpu"]["reference"].implementation
+    assert backends.available(op, "hpu") == ["reference"]
+    with backends.use_backend("cpp"), pytest.raises(RuntimeError, match="asks for 'cpp'; it is served by reference"):
+        backends.implementation(op, "mps")

@@ -177,10 +177,13 @@ def test_without_terms_the_gradient_is_zero(device, grid, options):
     assert value.item() == 0 and not gradient.any()
 
 
+@pytest.mark.parametrize("per_image", [False, True])
 @pytest.mark.parametrize("grid", [(24, 40), (3, 5)])
-def test_an_empty_batch(device, grid):
-    value, stats, gradient = run(device, torch.randn(0, 3, *grid), torch.zeros(0, 24, 40, dtype=torch.int64))
+def test_an_empty_batch(device, grid, per_image):
+    logits, target = torch.randn(0, 3, *grid), torch.zeros(0, 24, 40, dtype=torch.int64)
+    value, stats, gradient = run(device, logits, target, per_image=per_image)
     assert value.item() == 0 and stats.valid.item() == 0
+    assert stats.threshold.shape == ((0,) if per_image else ())
     assert gradient.shape == (0, 3, *grid)
 
 
@@ -231,6 +234,33 @@ def test_a_pixel_of_minus_infinities_is_nan(device):
     logits, target = one_pixel(0, True)
     logits[:, :, 5, 5] = -INF
     assert run(device, logits, target)[0].isnan()
+
+
+@pytest.mark.parametrize("grid", FULL_AND_UPSAMPLED)
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("options", [{}, {"ce_weight": 0.0}, {"boundary_weight": 0.0}])
+def test_a_class_weight_that_is_not_finite_counts_where_its_class_is(device, options, value, grid):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, *grid, generator=generator)
+    target = torch.randint(1, 3, (2, 24, 40), generator=generator)
+    target[0, 0, :5] = 255  # the maps hold class 0 there
+    absent, of_one = torch.tensor([value, 1.0, 2.0]), torch.tensor([1.0, 1.0, 2.0])
+    loss, _, gradient = run(device, logits, target, absent, **options)
+    expected, _, expected_gradient = run(device, logits, target, of_one, **options)
+    assert loss == expected and torch.equal(gradient, expected_gradient)
+    target[1, 7, 9] = 0
+    loss, stats, gradient = run(device, logits, target, absent, **options | {"threshold": 0.0})
+    assert loss.isnan() and stats.ce.isnan() and stats.boundary.isnan()
+    assert gradient[1].isnan().any() and gradient[0].isnan().any()
+
+
+@pytest.mark.parametrize("grid", FULL_AND_UPSAMPLED)
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_a_value_that_is_not_finite_of_one_class_has_no_gradient(device, value, grid):
+    logits = torch.zeros(1, 1, *grid)
+    logits[0, 0, 2, 3] = value
+    loss, _, gradient = run(device, logits, torch.zeros(1, 24, 40, dtype=torch.uint8))
+    assert loss.isnan() and torch.equal(gradient, torch.zeros_like(gradient))
 
 
 @pytest.mark.parametrize("grid", [(24, 40), (3, 5)])

@@ -289,11 +289,6 @@ def test_compile(device, dynamic):
         assert torch.equal(compiled(x), lmfm(x, weights))
 
 
-def test_a_map_with_a_gradient_gives_a_result_without(device):
-    weights = moved(weights_of(STRUCTURES["LMFM"], WIDTHS["odd"]), device)
-    assert not lmfm(normal((1, 19, 6, 8)).to(device).requires_grad_(), weights).requires_grad
-
-
 def test_operations_are_counted_as_those_of_the_modules():
     """torch's own counter, over the modules' convolutions and over the op."""
     for module in (LMFM, DAPPM):

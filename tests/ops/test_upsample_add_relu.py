@@ -213,11 +213,6 @@ def test_compile(device, dynamic):
         assert torch.equal(compiled(x, y), upsample_add_relu(x, y))
 
 
-def test_inputs_with_a_gradient_give_a_result_without(device):
-    x, y = (tensor.to(device).requires_grad_() for tensor in maps((1, 5), (3, 4), (7, 9)))
-    assert not upsample_add_relu(x, y).requires_grad
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("check", [assert_never_waits, assert_uses_the_current_stream, assert_capturable])
 def test_manners_on_a_gpu(cuda, check):
