@@ -278,7 +278,7 @@ def test_sizes_are_compiled_once(gradient):
     counters.clear()
     module = LMFM(8, 6, branch_channels=4).eval()
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="eager")
-    for size in ((5, 7), (9, 17), (24, 33), (33, 48)):  # about the size from which one op is faster
+    for size in ((9, 10), (10, 11), (24, 33), (33, 48)):  # about the size from which one op is faster
         x = random_map(8, size).float().requires_grad_(gradient)
         torch.testing.assert_close(compiled(x), module(x))
     assert counters["stats"]["unique_graphs"] == 1
