@@ -29,12 +29,15 @@ class TrainTransform:
         scale: range of the random scale, drawn uniformly; the same for both axes.
         flip: probability of a horizontal flip.
         jitter: brightness, contrast and saturation are each scaled by a factor in [1 - jitter, 1 + jitter].
+        balance: probability that the crop holds a pixel of a class drawn from those of the frame, each as likely as the
+            others however few its pixels are.
     """
 
     crop: tuple[int, int]
     scale: tuple[float, float] = (0.5, 2.0)
     flip: float = 0.5
     jitter: float = 0.4
+    balance: float = 0.0
     ignore_index: int = 255
 
     def __post_init__(self) -> None:
@@ -46,12 +49,16 @@ class TrainTransform:
             raise ConfigError(f"flip: expected a probability in [0, 1], got {self.flip}")
         if not 0 <= self.jitter < 1:
             raise ConfigError(f"jitter: expected a number in [0, 1), got {self.jitter}")
+        if not 0 <= self.balance <= 1:
+            raise ConfigError(f"balance: expected a probability in [0, 1], got {self.balance}")
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """RGB uint8 [H, W, 3] and ids uint8 [H, W] -> contiguous uint8 [3, h, w] and [h, w], (h, w) = crop."""
         scale = rng.uniform(*self.scale)
-        rows = _place(image.shape[0], self.crop[0], scale, rng)
-        cols = _place(image.shape[1], self.crop[1], scale, rng)
+        balanced = self.balance > 0 and rng.random() < self.balance
+        row, col = _pixel_of_a_class(label, self.ignore_index, rng) if balanced else (None, None)
+        rows = _place(image.shape[0], self.crop[0], scale, rng, row)
+        cols = _place(image.shape[1], self.crop[1], scale, rng, col)
         flip = rng.random() < self.flip
         image = _resample(image, rows, cols, cv2.INTER_LINEAR, FILL)
         # INTER_NEAREST samples at pixel corners, half a pixel off INTER_LINEAR; the exact one samples at centres.
@@ -89,10 +96,27 @@ class _Axis:
         return self.crop - self.offset - self.size
 
 
-def _place(source: int, crop: int, scale: float, rng: np.random.Generator) -> _Axis:
+def _pixel_of_a_class(
+    label: np.ndarray, ignore_index: int, rng: np.random.Generator
+) -> tuple[int, int] | tuple[None, None]:
+    """Row and column of a random pixel of a random class of the frame; None where all of it is ignored."""
+    pixels = np.bincount(label.ravel(), minlength=256)
+    pixels[ignore_index] = 0
+    if not pixels.any():
+        return None, None
+    of_class = np.flatnonzero(label.ravel() == rng.choice(np.flatnonzero(pixels)))
+    row, col = divmod(int(rng.choice(of_class)), label.shape[1])
+    return row, col
+
+
+def _place(source: int, crop: int, scale: float, rng: np.random.Generator, pixel: int | None = None) -> _Axis:
+    """Where a crop lies along an axis: anywhere, or anywhere around a pixel of the source."""
     length = max(1, round(crop / scale))
     if length <= source:
-        return _Axis(int(rng.integers(source - length + 1)), length, 0, crop, crop)
+        first, last = 0, source - length
+        if pixel is not None:
+            first, last = max(first, pixel - length + 1), min(last, pixel)
+        return _Axis(int(rng.integers(first, last + 1)), length, 0, crop, crop)
     size = min(crop, max(1, round(source * scale)))
     return _Axis(0, source, int(rng.integers(crop - size + 1)), size, crop)
 

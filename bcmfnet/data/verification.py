@@ -197,3 +197,14 @@ def _judge(dataset: Dataset, split: str, pixels: np.ndarray) -> tuple[list[str],
         return [f"{labels}: expected pixels of two classes, got {share}{hint}"], []
     absent = [name for name, count in zip(table.classes, classes, strict=True) if not count]
     return [], [f"{split}: no pixel of {', '.join(absent)}"] if absent else []
+
+
+def count_pixels(dataset: Dataset) -> np.ndarray:
+    """Pixels of each label value in each frame, int64 [frames, 256]. Raises DataError for a label that is not whole."""
+
+    def count(i: int) -> np.ndarray:
+        label = dataset.label(i) if isinstance(dataset, PairedFiles) else dataset.read(i)[1]
+        return np.bincount(label.ravel(), minlength=256)
+
+    with ThreadPoolExecutor() as pool:
+        return np.stack(list(pool.map(count, range(len(dataset)))))

@@ -28,7 +28,7 @@ LAST = "checkpoints/last.pt"
 MAY_CHANGE = {
     "where it runs": ("device", "amp", "compile", "data.root", "data.workers"),
     "how long and how fast": ("optim.steps", "optim.epochs", "optim.lr", "optim.warmup_steps", "optim.power"),
-    "what each step reads of the optimiser's options": ("optim.momentum", "optim.weight_decay"),
+    "what each step reads of the optimiser's options": ("optim.momentum", "optim.weight_decay", "optim.clip"),
     "what is written": ("val_every", "log_every", "save_every_minutes", "keep"),
 }
 """Options that a resumed run may have other values of; it obeys them from its first step on. Any other would make it
@@ -70,10 +70,12 @@ def save_checkpoint(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    average: torch.nn.Module | None = None,
 ) -> None:
     """Write the state of a run, and keep as many checkpoints as the configuration says.
 
-    Raises CheckpointError on a full disk, and the previous checkpoint stays.
+    average is the moving average of the model, where the run has one. Raises CheckpointError on a full disk, and the
+    previous checkpoint stays.
     """
     payload = {
         "format": FORMAT,
@@ -84,6 +86,8 @@ def save_checkpoint(
         "scaler": scaler.state_dict(),
         "rng": torch.get_rng_state(),
     }
+    if average is not None:
+        payload["average"] = average.state_dict()
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         _keep_earlier(path, config["keep"])
@@ -214,22 +218,29 @@ def _plain(value: Any) -> Any:
 
 
 def restore(
-    checkpoint: Checkpoint, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    checkpoint: Checkpoint,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    average: torch.nn.Module | None = None,
 ) -> TrainState:
-    """Put the state of a checkpoint into model, optimiser, loss scale and random generator.
+    """Put the state of a checkpoint into model, optimiser, loss scale, moving average and random generator.
 
     The optimiser's options stay those of the configuration. Nothing is changed where an error is raised: ConfigError
     for another precision than the checkpoint's, CheckpointError for a part that is not whole.
     """
     path, payload = checkpoint.path, checkpoint.payload
     state = _train_state(path, payload)
-    check_same_tensors(path, model.state_dict(), checked(path, payload, "model", "tensors", _is_dict))
+    networks = {"model": model} | ({"average": average} if average is not None else {})
+    for key, network in networks.items():
+        check_same_tensors(path, network.state_dict(), checked(path, payload, key, "tensors", _is_dict))
     moments = _optimizer_state(path, payload, optimizer)
     _check_scaler(path, payload, scaler)
     size = torch.get_rng_state().shape
     rng = checked(path, payload, "rng", f"uint8 {list(size)}", lambda v: _is_tensor(v, size) and v.dtype == torch.uint8)
 
-    model.load_state_dict(payload["model"])
+    for key, network in networks.items():
+        network.load_state_dict(payload[key])
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     scaler.load_state_dict(payload["scaler"])
     torch.set_rng_state(rng)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,8 @@ from bcmfnet.engine.bounds import Between, as_utf8, check_fields
 from bcmfnet.errors import ConfigError, unknown_name
 
 LossMode = Literal["detect", "detect0", "paper", "paper0", "ohem", "plain"]
+CLASS_WEIGHTS = ("none", "enet", "median")
+"""Values of loss.class_weights that are no file."""
 PATH = "path"
 """Annotation of an option that is the path of a file or folder."""
 OptionalPath = Annotated[str | None, PATH]
@@ -42,12 +45,16 @@ class DataConfig:
     """Number of generated training frames, an eighth of it to validate on; synthetic only."""
     crop: Annotated[tuple[int, int], Between(64, MAX_SIDE)] = (256, 512)
     """Height and width of a training crop, pixels."""
+    crops: tuple[str, ...] = ()
+    """Smaller crops to begin with, HxW@SHARE: 192x256@0.6 until 60 % of the run."""
     scale: Annotated[tuple[float, float], Between(0.01, 100)] = (0.5, 2.0)
     """Range of the random scale."""
     flip: Annotated[float, Between(0, 1)] = 0.5
     """Probability of a horizontal flip."""
     jitter: Annotated[float, Between(0, 1, "[)")] = 0.4
     """Strength of the brightness, contrast and saturation jitter; 0 is off."""
+    balance: Annotated[float, Between(0, 1)] = 0.0
+    """Probability that a crop is laid around a pixel of a class drawn evenly from those of its frame."""
     batch_size: Annotated[int, Between(2, 2**16)] = 8
     """Frames per training step and process; batch normalisation needs two."""
     workers: Workers = 2
@@ -56,6 +63,21 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_fields(self, "data.")
         _require(self.scale[0] <= self.scale[1], "data.scale", "the lower one first", self.scale)
+        shares = [share for share, _ in self.stages()]
+        growing = shares == sorted(set(shares)) and shares[0] > 0
+        _require(growing, "data.crops", "shares that grow from above 0 to below 1", self.crops)
+
+    def stages(self) -> tuple[tuple[float, tuple[int, int]], ...]:
+        """The crops of a run in their order, each with the share of the run at which it ends; the last is `crop`."""
+        stages = []
+        for text in self.crops:
+            found = re.fullmatch(r"(\d{1,6})x(\d{1,6})@(0?\.\d+)", text)
+            _require(found is not None, "data.crops", "HxW@SHARE such as 192x256@0.6", text)
+            height, width, share = int(found[1]), int(found[2]), float(found[3])
+            fits = all(side in Between(64, MAX_SIDE) for side in (height, width))
+            _require(fits, "data.crops", f"height and width from 64 to {MAX_SIDE}", text)
+            stages.append((share, (height, width)))
+        return (*stages, (1.0, self.crop))
 
     def options(self, split: str) -> dict[str, int]:
         """What a dataset of that name takes besides its root and split."""
@@ -98,6 +120,30 @@ class LossConfig:
     """Share of the candidates that is selected at least; the paper's presets have 1/16."""
     min_kept: Annotated[int, Between(0, 2**31 - 1)] = 0
     """Number of candidates in a batch that is selected at least."""
+    max_kept: Annotated[int | None, Between(0, 2**31 - 1)] = None
+    """Number of candidates in a batch that is selected at most; None is no limit."""
+    ce_weight: Annotated[float, Between(0, 10**6)] = 1.0
+    """Weight of the cross-entropy of every pixel."""
+    alpha: Annotated[float, Between(0, 10**6)] = 1.0
+    """Weight of the cross-entropy against the labels of flipped rows."""
+    beta: Annotated[float, Between(0, 10**6)] = 1.0
+    """Weight of the cross-entropy against the labels of flipped columns."""
+    flip: Literal["swap", "mirror"] = "swap"
+    """What a flip does: swap the rows of each pair, or mirror the map."""
+    norm: Literal["selected", "valid"] = "selected"
+    """What the boundary term is divided by: the number of selected, or of valid, pixels."""
+    per_image: bool = False
+    """Select within each image instead of over the batch."""
+    inplace_grad: bool = False
+    """Write the gradient over the logits: less memory."""
+    validate: bool = False
+    """Check the labels of each batch and wait for the answer, also on a GPU."""
+    jitter: bool = True
+    """Move the pairs of the flips from step to step, so that every edge is seen in time."""
+    class_weights: str = "none"
+    """Weights of the classes, of mean 1 over the pixels: none, enet, median or a JSON file."""
+    class_weights_until: Annotated[float | None, Between(0, 1, "(]")] = None
+    """Share of the run at which no class weight is left, after a linear way to 1; None keeps them."""
     aux_weight: Annotated[float, Between(0, 10**6)] = 0.4
     """Weight of the auxiliary head's loss."""
 
@@ -108,7 +154,7 @@ class LossConfig:
 
 @dataclass
 class OptimConfig:
-    """The optimiser and its schedule: linear warm-up, then polynomial decay to zero."""
+    """The optimiser and its schedule: linear warm-up, then decay to zero."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     """Optimiser."""
@@ -120,10 +166,16 @@ class OptimConfig:
     """Weight decay."""
     decay_1d: bool = True
     """Decay biases and normalisation parameters too, as the published recipes do."""
+    schedule: Literal["poly", "cosine"] = "poly"
+    """Decay of the learning rate: poly, (1 - t) ** power, or cosine; t goes from 0 to 1."""
     power: Annotated[float, Between(0, 100)] = 0.9
     """Power of the polynomial decay."""
     warmup_steps: Annotated[int, Between(0, MAX_STEPS)] = 0
     """Steps of linear warm-up."""
+    clip: Annotated[float | None, Between(0, 10**6, "(]")] = None
+    """Norm of all gradients above which they are scaled down to it; None is off."""
+    ema: Annotated[float | None, Between(0, 1, "[)")] = None
+    """Decay of a moving average of the weights, which then is what is evaluated and saved; None is off."""
     epochs: Annotated[float | None, Between(0, MAX_EPOCHS, "(]")] = None
     """Length of the run in epochs; this or steps."""
     steps: Annotated[int | None, Between(1, MAX_STEPS)] = None
@@ -175,7 +227,9 @@ class TrainConfig:
         """The same configuration for any working folder."""
         data = dataclasses.replace(self.data, root=_absolute(self.data.root))
         model = dataclasses.replace(self.model, pretrained=_absolute(self.model.pretrained))
-        return dataclasses.replace(self, data=data, model=model)
+        weights = self.loss.class_weights
+        loss = dataclasses.replace(self.loss, class_weights=weights if weights in CLASS_WEIGHTS else _absolute(weights))
+        return dataclasses.replace(self, data=data, model=model, loss=loss)
 
 
 def _absolute(path: Any) -> Any:
@@ -194,6 +248,7 @@ _CITYSCAPES = {"name": "cityscapes", "crop": [1024, 1024], "batch_size": 8, "wor
 
 PAPER_LOSS = {"mode": "paper", "nms": 3, "ratio": 1 / 16}
 """The paper's reading: non-maximum suppression, and a share of what it leaves."""
+_PAPER = PAPER_LOSS | {"jitter": False}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "synthetic": {
@@ -209,13 +264,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cityscapes": {"data": _CITYSCAPES, "optim": {"lr": 0.01, "warmup_steps": 500, "steps": 120_000}, "val_every": 5},
     "paper": {
         "data": _CITYSCAPES,
-        "loss": PAPER_LOSS,
+        "loss": _PAPER,
         "optim": {"lr": 0.1, "warmup_steps": 1000, "steps": 120_000},
         "val_every": 5,
     },
     "paper-camvid": {
         "data": {"name": "camvid11-ignore", "crop": [720, 960], "batch_size": 16, "workers": 8},
-        "loss": PAPER_LOSS,
+        "loss": _PAPER,
         "optim": {"lr": 0.1, "warmup_steps": 1000, "steps": 20_000},
         "val_every": 5,
     },

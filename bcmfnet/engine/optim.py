@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,9 @@ class Schedule:
     steps_per_epoch: int
     steps: int
     evaluate_every: int
+    crops: tuple[tuple[float, tuple[int, int]], ...]
+    """Crops (height, width) in their order, each with the share of the run at which it ends."""
+    weights_until: float | None
 
     @classmethod
     def of(cls, config: TrainConfig, frames: int) -> Schedule:
@@ -29,15 +33,35 @@ class Schedule:
         if config.optim.steps is None and config.optim.epochs is None:
             raise ConfigError("optim.steps, optim.epochs: expected one of the two, got neither")
         steps = config.optim.steps or max(1, round(config.optim.epochs * steps_per_epoch))
-        return cls(config.optim, steps_per_epoch, steps, max(1, round(config.val_every * steps_per_epoch)))
+        evaluate_every = max(1, round(config.val_every * steps_per_epoch))
+        until = config.loss.class_weights_until
+        return cls(config.optim, steps_per_epoch, steps, evaluate_every, config.data.stages(), until)
 
     def lr(self, step: int) -> float:
-        """Learning rate of a step (from 0): linear warm-up, then polynomial decay to zero at the end."""
+        """Learning rate of a step (from 0): linear warm-up, then decay to zero at the end."""
         warmup = min(1.0, (step + 1) / (self.optim.warmup_steps + 1))
-        return self.optim.lr * warmup * (1 - step / self.steps) ** self.optim.power
+        if self.optim.schedule == "cosine":
+            decay = (1 + math.cos(math.pi * step / self.steps)) / 2
+        else:
+            decay = (1 - step / self.steps) ** self.optim.power
+        return self.optim.lr * warmup * decay
 
     def next_evaluation(self, step: int) -> int:
         return min(self.steps, (step // self.evaluate_every + 1) * self.evaluate_every)
+
+    def crop(self, step: int) -> tuple[tuple[int, int], int]:
+        """(height, width) of the crops of a step (from 0), and the step before which that changes."""
+        for share, crop in self.crops:
+            end = math.ceil(share * self.steps)
+            if step < end:
+                return crop, end
+        raise ValueError(f"step: expected 0 to {self.steps - 1}, got {step}")
+
+    def class_weights_left(self, step: int) -> float:
+        """Share of the class weights that a step (from 0) has: from 1 to 0 by loss.class_weights_until of the run."""
+        if self.weights_until is None:
+            return 1.0
+        return max(0.0, 1 - step / (self.weights_until * self.steps))
 
 
 def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:

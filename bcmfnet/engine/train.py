@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import logging
 import math
 import time
@@ -24,7 +25,8 @@ from bcmfnet.data import (
     normalize,
     train_loader,
 )
-from bcmfnet.data.verification import check_before_training
+from bcmfnet.data.class_weights import class_weights, mean_of_one, read_class_weights
+from bcmfnet.data.verification import check_before_training, count_pixels
 from bcmfnet.engine import report
 from bcmfnet.engine.checkpoint import (
     LAST,
@@ -37,7 +39,8 @@ from bcmfnet.engine.checkpoint import (
     restore,
     save_checkpoint,
 )
-from bcmfnet.engine.config import DataConfig, LossConfig, TrainConfig, to_toml
+from bcmfnet.engine.config import CLASS_WEIGHTS, DataConfig, LossConfig, TrainConfig, to_toml
+from bcmfnet.engine.ema import MovingAverage
 from bcmfnet.engine.environment import describe_environment
 from bcmfnet.engine.evaluate import Evaluation, amp_name, evaluate
 from bcmfnet.engine.inference import LabelPredictor
@@ -136,8 +139,12 @@ class _Run:
         self.model = model
         self.forward = torch.compile(model) if config.compile else model
         self.criterion = build_loss(config.loss, train_set.table.ignore_index).to(device)
+        self.class_weights: Tensor | None = None
         self.optimizer = build_optimizer(model, config.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
+        self.average = MovingAverage(model, config.optim.ema) if config.optim.ema is not None else None
+        self.averaged = self.average.model if self.average else None
+        self.result = self.averaged or model
         self.state = TrainState()
         self.undo = _Undo(model)
         self.meter = _Meter(config.data.batch_size)
@@ -162,6 +169,7 @@ class _Run:
                 path.unlink(missing_ok=True)
             self.state.frames = frames
             self.metrics = MetricsLog(self.folder)
+        self.class_weights = self._class_weights(resume=checkpoint is not None)
         write_text(self.folder / "config.toml", to_toml(self.config.to_dict()))
         write_json(self.folder / "env.json", describe_environment())
         self.best_weights.parent.mkdir(exist_ok=True)
@@ -172,7 +180,7 @@ class _Run:
 
     def _take_up(self, checkpoint: Checkpoint, frames: str) -> None:
         """Go on from a checkpoint. Nothing is written where it is refused."""
-        self.state = state = restore(checkpoint, self.model, self.optimizer, self.scaler)
+        self.state = state = restore(checkpoint, self.model, self.optimizer, self.scaler, self.averaged)
         if state.frames != frames:
             expected = f"the frames of {checkpoint.path} ({state.frames})"
             raise ConfigError(f"data.root: expected {expected}, got others ({frames})")
@@ -190,6 +198,23 @@ class _Run:
         for change in check_options(checkpoint, self.config):
             log.info("from here on %s", change)
 
+    def _class_weights(self, resume: bool) -> Tensor | None:
+        """Class weights float32 [C] on the device, those that the run began with; None where the loss has none."""
+        source, table, path = self.config.loss.class_weights, self.train_set.table, self.folder / "class_weights.json"
+        if source == "none":
+            return None
+        if resume and path.exists():
+            weights = read_class_weights(path, table.classes)
+        else:
+            pixels = count_pixels(self.train_set)[:, : table.num_classes]
+            of_rule = source in CLASS_WEIGHTS
+            weights = class_weights(source, pixels) if of_rule else read_class_weights(Path(source), table.classes)
+            weights = mean_of_one(weights, pixels)
+        named = dict(zip(table.classes, weights.tolist(), strict=True))
+        log.info("class weights: %s", ", ".join(f"{name} {weight:.3g}" for name, weight in named.items()))
+        write_json(path, named)
+        return torch.tensor(weights, dtype=torch.float32, device=self.device)
+
     def _has_best_weights(self) -> bool:
         try:
             read_weights(self.best_weights)
@@ -200,27 +225,28 @@ class _Run:
 
     def loop(self) -> None:
         """Train to the next evaluation, evaluate, save; until the last step or a request to stop."""
-        with (
-            progress_bar("train", self.plan.steps, self.state.step) as self.progress,
-            contextlib.closing(self._batches()) as stream,
-        ):
+        with progress_bar("train", self.plan.steps, self.state.step) as self.progress:
             try:
-                self._train_and_evaluate(stream)
+                self._train_and_evaluate()
             except (TrainingError, CheckpointError):  # the state cannot be saved, or is not worth it
                 raise
             except BaseException:
                 self._save_finished()
                 raise
 
-    def _train_and_evaluate(self, stream: Iterator[Any]) -> None:
-        while True:
-            self.save()
-            if self.stop or self.state.evaluated == self.plan.steps:
-                return
-            if self._evaluation_is_due():
-                self.evaluate()
-            else:
-                self.train_until(self.plan.next_evaluation(self.state.step), stream)
+    def _train_and_evaluate(self) -> None:
+        self.save()
+        self._evaluate_where_due()
+        while self._goes_on():
+            crop, change = self.plan.crop(self.state.step)
+            with contextlib.closing(self._batches(crop)) as stream:
+                while self._goes_on() and self.state.step < change:
+                    self.train_until(min(change, self.plan.next_evaluation(self.state.step)), stream)
+                    self.save()
+                    self._evaluate_where_due()
+
+    def _goes_on(self) -> bool:
+        return not self.stop and self.state.step < self.plan.steps
 
     def _save_finished(self) -> None:
         """Save the last finished step while what broke the loop is on its way."""
@@ -233,14 +259,17 @@ class _Run:
         else:
             log.warning("step %d is saved; go on with --resume %s", self.state.step, self.folder)
 
-    def _evaluation_is_due(self) -> bool:
+    def _evaluate_where_due(self) -> None:
         step = self.state.step
-        return step > self.state.evaluated and (step % self.plan.evaluate_every == 0 or step == self.plan.steps)
+        due = step % self.plan.evaluate_every == 0 or step == self.plan.steps
+        if due and step > self.state.evaluated and not self.stop:
+            self.evaluate()
+            self.save()
 
-    def _batches(self) -> Generator[Any]:
+    def _batches(self, crop: tuple[int, int]) -> Generator[Any]:
         data = self.config.data
         transform = TrainTransform(
-            crop=data.crop, scale=data.scale, flip=data.flip, jitter=data.jitter,
+            crop=crop, scale=data.scale, flip=data.flip, jitter=data.jitter, balance=data.balance,
             ignore_index=self.train_set.table.ignore_index,
         )  # fmt: skip
         loader = train_loader(
@@ -274,17 +303,26 @@ class _Run:
         self.undo.keep()
         with autocast(self.device, self.amp):
             output = self.forward(images)
-        loss, stats = self.criterion(output.logits, labels, return_stats=True)
+        step = self.state.step
+        if self.class_weights is not None:
+            self.criterion.weight = 1 + self.plan.class_weights_left(step) * (self.class_weights - 1)
+        jitter = step if self.config.loss.jitter else None
+        loss, stats = self.criterion(output.logits, labels, jitter=jitter, return_stats=True)
         if output.aux is not None:
-            loss = loss + self.config.loss.aux_weight * self.criterion(output.aux, labels)
+            loss = loss + self.config.loss.aux_weight * self.criterion(output.aux, labels, jitter=jitter)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        if self.config.optim.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
         selection = () if self.config.loss.mode == "plain" else stats.selection().values()
         figures = torch.stack([loss.detach(), *selection])
         with self.stop.held():
             self.undo.seal()
             self.scaler.step(self.optimizer)
             self.scaler.update()
+            if self.average:
+                self.average.update(self.state.step + 1)
             self.state.step += 1
             self.undo.drop()
             self.meter.add(self.state.step, figures, batch.files)
@@ -303,7 +341,7 @@ class _Run:
 
     def evaluate(self) -> None:
         """Evaluate the current weights in the form that `finish` does, and keep them where they are the best so far."""
-        workers, predictor = self.config.data.workers, self._predictor(self.model)
+        workers, predictor = self.config.data.workers, self._predictor(self.result)
         result = evaluate(predictor, self.val_set, workers=workers, boundary=False, should_stop=self.stop)
         if result is None:
             return
@@ -315,7 +353,7 @@ class _Run:
         log.info("step %d/%d  val mIoU %.2f %%%s", self.state.step, self.plan.steps, 100 * result.miou, note)
         if best:
             self.state.best_miou = result.miou
-            save_weights(self.best_weights, self.model, self._metadata(result.miou))
+            save_weights(self.best_weights, self.result, self._metadata(result.miou))
         self.state.evaluated = self.state.step
 
     def _predictor(self, model: nn.Module) -> LabelPredictor:
@@ -326,8 +364,10 @@ class _Run:
         """Save the state to go on from, and the current weights. Raises TrainingError where they are not finite."""
         self._record()
         self._check_weights()
-        save_checkpoint(self.checkpoint, self.state, self.config.to_dict(), self.model, self.optimizer, self.scaler)
-        save_weights(self.folder / "weights" / "last.safetensors", self.model, self._metadata(None))
+        save_checkpoint(
+            self.checkpoint, self.state, self.config.to_dict(), self.model, self.optimizer, self.scaler, self.averaged
+        )
+        save_weights(self.folder / "weights" / "last.safetensors", self.result, self._metadata(None))
         self.saved_step, self.saved_at = self.state.step, time.monotonic()
 
     def _check_weights(self) -> None:
@@ -344,6 +384,8 @@ class _Run:
         config = self.config.to_dict()
         config["data"].pop("root")
         config["model"].pop("pretrained", None)
+        if config["loss"]["class_weights"] not in CLASS_WEIGHTS:
+            config["loss"]["class_weights"] = "file"
         return {
             "label_table": dataclasses.asdict(self.train_set.table),
             "mean": IMAGENET_MEAN,
@@ -442,10 +484,13 @@ def build_loss(config: LossConfig, ignore_index: int) -> BoundaryCorrectedLoss:
     """The loss of a configuration: `plain` is cross-entropy, `ohem` is OHEM as mmseg and HRNet users know it."""
     if config.mode == "plain":
         return UpsampledCrossEntropy(ignore_index)
-    options = {key: getattr(config, key) for key in ("mode", "boundary_weight", "step", "threshold", "min_kept")}
+    own = {field.name for field in dataclasses.fields(config)} & inspect.signature(
+        BoundaryCorrectedLoss
+    ).parameters.keys()
+    options = {key: getattr(config, key) for key in own}
     if config.mode == "ohem":
-        return BoundaryCorrectedLoss(ce_weight=0.0, nms=1, ratio=0.0, ignore_index=ignore_index, **options)
-    return BoundaryCorrectedLoss(nms=config.nms, ratio=config.ratio, ignore_index=ignore_index, **options)
+        options |= {"ce_weight": 0.0, "nms": 1, "ratio": 0.0}
+    return BoundaryCorrectedLoss(**options, ignore_index=ignore_index)
 
 
 @contextlib.contextmanager

@@ -143,6 +143,7 @@ def test_padding_is_near_zero_after_normalisation():
     ("options", "line"),
     [
         ({"crop": (0, 5)}, "crop: expected"),
+        ({"balance": 1.5}, "balance: expected"),
         ({"scale": (2.0, 0.5)}, "scale: expected"),
         ({"flip": 1.5}, "flip: expected"),
         ({"jitter": 1.0}, "jitter: expected"),
@@ -151,3 +152,32 @@ def test_padding_is_near_zero_after_normalisation():
 def test_options_refused(options, line):
     with pytest.raises(ConfigError, match=line):
         TrainTransform(**{"crop": (48, 64)} | options)
+
+
+def test_balanced_crops_show_every_class_of_the_frame_alike():
+    """A pole of 3 pixels and a sign of 1 in a frame of road: half of the crops hold each, however small it is."""
+    label = np.zeros((HEIGHT, WIDTH), np.uint8)
+    label[20:23, 150] = 1
+    label[70, 30] = 2
+    label[:5] = 255
+    transform = TrainTransform((24, 24), (1, 1), flip=0, jitter=0, balance=1, ignore_index=255)
+    crops = [transform(COORDINATES, label, rng(seed))[1] for seed in range(300)]
+    shown = [sum(int((crop == value).any()) for crop in crops) / len(crops) for value in (1, 2)]
+    assert all(abs(share - 1 / 3) < 0.1 for share in shown), shown
+    places = {tuple(np.argwhere(crop == 2)[0].tolist()) for crop in crops if (crop == 2).any()}
+    assert len(places) > 80, "the pixel lies anywhere in the crop"
+
+
+@pytest.mark.parametrize("crop", [(24, 24), (130, 220)])
+def test_balance_of_a_frame_without_classes_is_any_crop(crop):
+    label = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    image, moved = TrainTransform(crop, balance=1)(COORDINATES, label, rng(0))
+    assert image.shape == (3, *crop) and (moved == 255).all()
+
+
+def test_a_balanced_crop_keeps_its_pixel_at_every_scale():
+    label = np.zeros((HEIGHT, WIDTH), np.uint8)
+    label[-1, -1] = 1  # the corner, of which few crops would have a pixel
+    transform = TrainTransform((24, 32), (1, 2), flip=0, jitter=0, balance=1)
+    found = [(transform(COORDINATES, label, rng(seed))[1] == 1).any() for seed in range(200)]
+    assert 0.4 < np.mean(found) < 0.6

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import inspect
 import json
+import math
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ import torch
 
 from bcmfnet.engine import train as engine
 from bcmfnet.engine.checkpoint import LAST, earlier_checkpoints, read_checkpoint, save_checkpoint, sealed
-from bcmfnet.engine.config import PRESETS, DataConfig, LossConfig, TrainConfig
+from bcmfnet.engine.config import PRESETS, DataConfig, LossConfig, OptimConfig, TrainConfig
 from bcmfnet.engine.optim import Schedule
 from bcmfnet.engine.runtime import Interrupted
 from bcmfnet.errors import CheckpointError, ConfigError, TrainingError
@@ -373,7 +374,7 @@ def test_schedule_refuses(frames, epochs, message):
 def test_rows_say_what_the_loss_selects(tiny_config, tmp_path, monkeypatch, mode):
     """Of the main head, the mean over the steps since the last row; plain cross-entropy selects nothing."""
     tiny_config.optim.steps, tiny_config.log_every = 2, 2
-    tiny_config.loss = LossConfig(mode=mode, threshold=1.5, nms=3 if mode == "detect" else 1)
+    tiny_config.loss = LossConfig(mode=mode, threshold=1.5, nms=3 if mode == "detect" else 1, jitter=False)
     calls = []
     original = engine.BoundaryCorrectedLoss.forward
 
@@ -398,8 +399,107 @@ def test_rows_say_what_the_loss_selects(tiny_config, tmp_path, monkeypatch, mode
     assert 0 < row["selected"] < 1 and row["threshold"] == 1.5
 
 
+def test_resume_is_exact_with_all_that_a_recipe_has(tiny_config, tmp_path, monkeypatch):
+    """Stopped at steps 2 and 4: in the first crop's half, and in the second's while class weights go."""
+    config = dataclasses.replace(
+        tiny_config,
+        data=dataclasses.replace(tiny_config.data, crops=("64x64@0.5",), balance=0.5),
+        loss=LossConfig(class_weights="enet", class_weights_until=0.9),
+        optim=dataclasses.replace(tiny_config.optim, ema=0.9, clip=1.0, schedule="cosine"),
+    )
+    sizes, norms = [], []
+    gradients, clip = engine._Run.train_step, torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(
+        engine._Run, "train_step", lambda run, batch: sizes.append(batch.labels.shape[1:]) or gradients(run, batch)
+    )
+    monkeypatch.setattr(engine.nn.utils, "clip_grad_norm_", lambda p, norm: norms.append(norm) or clip(p, norm))
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    engine.train(config, tmp_path / "whole")
+    assert sizes == [(64, 64)] * 3 + [(64, 96)] * 3 and norms == [1.0] * 6
+    for step in (2, 4):
+        with monkeypatch.context() as patch:
+            stop_after(patch, step, signal.SIGUSR1)
+            with pytest.raises(Interrupted):
+                engine.train(config, tmp_path / "parts", resume=step == 4)
+    engine.train(config, tmp_path / "parts", resume=True)
+    whole, parts = (read_checkpoint(tmp_path / name / LAST) for name in ("whole", "parts"))
+    for key in ("model", "average"):
+        assert_equal_state(whole[key], parts[key])
+    last, _ = weights.read_weights(tmp_path / "parts" / "weights" / "last.safetensors")
+    assert_equal_state(last, parts["average"])
+    assert any(not torch.equal(parts["average"][key], parts["model"][key]) for key in last)
+
+
+def test_class_weights_of_a_run_are_those_it_began_with(tiny_config, tmp_path, monkeypatch):
+    """They are computed once, go to 1 by the share that was asked for, and come from the run's own file on resume."""
+    seen = []
+    original = engine.BoundaryCorrectedLoss.forward
+
+    def forward(loss, *args, **options):
+        seen.append(loss.weight.tolist())
+        return original(loss, *args, **options)
+
+    monkeypatch.setattr(engine.BoundaryCorrectedLoss, "forward", forward)
+    tiny_config.loss = LossConfig(class_weights="median", class_weights_until=0.5, aux_weight=0)
+    tiny_config.optim.steps = 4
+    engine.train(tiny_config, tmp_path)
+    named = json.loads((tmp_path / "class_weights.json").read_text())
+    first = torch.tensor(list(named.values()))
+    expected = [1 + left * (first - 1) for left in (1, 0.5, 0, 0)]
+    torch.testing.assert_close(torch.tensor(seen[::2]), torch.stack(expected))
+    assert torch.tensor(seen[0]).std() > 0.1
+    path = tmp_path / "class_weights.json"
+    path.write_text(json.dumps(named | {"sky": 9.0}))
+    tiny_config.optim.steps = 40
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5, signal.SIGUSR1)
+        with pytest.raises(Interrupted):
+            engine.train(tiny_config, tmp_path, resume=True)
+    assert seen[-1][list(named).index("sky")] == pytest.approx(1 + 0.8 * 8)
+
+
+def test_schedules():
+    plan = Schedule.of(
+        TrainConfig(
+            data=DataConfig(crop=(100, 200), crops=("64x64@0.25", "80x90@.5"), batch_size=2),
+            loss=LossConfig(class_weights="enet", class_weights_until=0.5),
+            optim=OptimConfig(schedule="cosine", lr=2.0, steps=10),
+        ),
+        frames=8,
+    )
+    assert [plan.lr(step) for step in (0, 5)] == pytest.approx([2.0, 1.0])
+    assert plan.lr(9) == pytest.approx(1 + math.cos(0.9 * math.pi))
+    assert [plan.crop(step) for step in range(10)] == (
+        [((64, 64), 3)] * 3 + [((80, 90), 5)] * 2 + [((100, 200), 10)] * 5
+    )
+    assert [plan.class_weights_left(step) for step in (0, 1, 4, 5, 9)] == pytest.approx([1, 0.8, 0.2, 0, 0])
+
+
+@pytest.mark.parametrize(("crops", "message"), [
+    (("64x64",), "data.crops: expected HxW@SHARE such as 192x256@0.6, got '64x64'"),
+    (("64x64@1.5",), "data.crops: expected HxW@SHARE such as 192x256@0.6, got '64x64@1.5'"),
+    (("64x32@0.5",), "data.crops: expected height and width from 64 to 16384, got '64x32@0.5'"),
+    (("64x64@0.5", "80x80@0.5"), "data.crops: expected shares that grow from above 0 to below 1, got"),
+    (("64x64@0.0",), "data.crops: expected shares that grow from above 0 to below 1, got"),
+])  # fmt: skip
+def test_crops_refused(crops, message):
+    with pytest.raises(ConfigError) as error:
+        DataConfig(crops=crops)
+    assert str(error.value).startswith(message)
+
+
+def test_every_option_of_the_loss_can_be_configured():
+    options = inspect.signature(engine.BoundaryCorrectedLoss).parameters.keys() - {"weight", "ignore_index"}
+    assert options <= {field.name for field in dataclasses.fields(LossConfig)}
+    changed = {"ce_weight": 0.5, "alpha": 0.25, "beta": 0.75, "flip": "mirror", "norm": "valid", "max_kept": 7,
+               "per_image": True, "inplace_grad": True, "validate": True, "step": 3}  # fmt: skip
+    built = engine.build_loss(LossConfig(**changed), 255).options
+    assert {key: built[key] for key in changed} == changed
+
+
 def test_the_papers_presets_name_its_selection():
-    papers = {"mode": "paper", "nms": 3, "ratio": 1 / 16}
+    papers = {"mode": "paper", "nms": 3, "ratio": 1 / 16, "jitter": False}
     for name, values in PRESETS.items():
         assert values.get("loss", {}) == (papers if "paper" in name else {}), name
     defaults = inspect.signature(boundary_corrected_loss).parameters
