@@ -96,13 +96,16 @@ def save_checkpoint(
     replace_file(path, sealed(payload))
 
 
-def sealed(payload: dict[str, Any]) -> bytes:
+def sealed(payload: dict[str, Any]) -> memoryview:
     """The bytes of a checkpoint: what torch.save writes, and in the comment that ends a zip file the SHA-256 of all
     that precedes it. torch.load reads such a file, but checks nothing: a flipped bit of a tensor is another number."""
     buffer = io.BytesIO()
     torch.save(payload, buffer)
-    content = buffer.getvalue()[:-2] + (len(SEAL) + DIGITS).to_bytes(2, "little") + SEAL
-    return content + _digest(content)
+    buffer.seek(-2, io.SEEK_END)  # the length of the comment, which torch.save leaves empty
+    buffer.write((len(SEAL) + DIGITS).to_bytes(2, "little") + SEAL)
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    buffer.write(digest.encode())
+    return buffer.getbuffer()
 
 
 def _digest(content: bytes | memoryview) -> bytes:

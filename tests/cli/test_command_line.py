@@ -30,7 +30,8 @@ REQUIRED = {
     "evaluate": ("--weights", "w"), "predict": ("image", "--weights", "w"), "loss": ("--weights", "w"),
     "data": ("--data.name", "synthetic"),
 }  # fmt: skip
-NEGATIVE = {"--model.no-aux", "--optim.no-decay-1d", "--no-compile"}
+NEGATIVE = {"--model.no-aux", "--optim.no-decay-1d", "--no-compile", "--loss.no-jitter", "--loss.no-per-image",
+            "--loss.no-inplace-grad", "--loss.no-validate"}  # fmt: skip
 
 
 @pytest.fixture
@@ -78,7 +79,9 @@ def wrong_values():
                 yield verb, argument.name, (argument.name, *count * ["x"])
 
 
-@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+@pytest.mark.parametrize("verb", [
+    pytest.param(verb, marks=pytest.mark.exhaustive if verb == ("config", "show") else ()) for verb in VERBS
+], ids=" ".join)  # fmt: skip
 def test_a_value_of_another_type_or_out_of_bounds_is_one_line_that_names_the_flag(bcmfnet, verb):
     for _, flag, words in filter(lambda found: found[0] == verb, wrong_values()):
         result = bcmfnet(*verb, *REQUIRED.get(verb[0], ()), *words)

@@ -326,6 +326,7 @@ def test_paths_of_a_configuration_may_begin_with_the_home_folder(bcmfnet, tmp_pa
     assert (found["data"]["root"], found["model"]["pretrained"]) == (f"{tmp_path}/x", f"{tmp_path}/y")
 
 
+@pytest.mark.exhaustive
 def test_names_of_any_alphabet_pass_through_an_ascii_locale(tmp_path):
     """The configuration is shown, read back, and names the folder that is there."""
     root = tmp_path / 'd\u00e9j\u00e0 \u30c7 \U0001f600 "q" \\b'

@@ -26,6 +26,13 @@ from bcmfnet.ops.bcl import checked_options
 from bcmfnet.reference import bcl as reference
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_drawn(request, monkeypatch):
+    """Pictures take a second a run; one test has them."""
+    if request.function is not test_run_leaves_everything_in_its_folder:
+        monkeypatch.setattr(engine.report, "draw_run", lambda *arguments: None)
+
+
 def weights_of(folder):
     return read_checkpoint(folder / "checkpoints" / "last.pt")["model"]
 
@@ -76,14 +83,8 @@ def test_loss_falls(tiny_config, tmp_path):
     assert sum(losses[-10:]) < 0.85 * sum(losses[:10])
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [
-        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.exhaustive),  # tests/cli sends these two to a process
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.exhaustive),
-        (signal.SIGUSR1, 143),
-    ],
-)
+@pytest.mark.exhaustive  # the default run stops one that has all that a recipe has
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)])
 def test_interrupted_and_resumed_equals_uninterrupted(tiny_config, tmp_path, monkeypatch, number, code):
     """Step 3 is inside the first epoch, so the stream of frames is taken up in its middle."""
     for name in ("whole", "parts"):
@@ -101,6 +102,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tiny_config, tmp_path, mon
     assert steps == [1, 2, 3, 4, 4, 5, 6, 6]  # each training row once, and the evaluations of steps 4 and 6
 
 
+@pytest.mark.exhaustive
 def test_same_seed_same_weights_other_seed_others(tiny_config, tmp_path):
     tiny_config.optim.steps = 2
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
