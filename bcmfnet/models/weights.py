@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from bcmfnet.errors import CheckpointError, MissingFileError
 
 FORMAT = 1
+MSDOS_FOLDER = 0x10  # bit of a zip entry's external attributes
 BEST = "weights/best.safetensors"
 """Where the folder of a training run has its best weights."""
 METADATA_KEY, DIGEST_KEY = "bcmfnet", "bcmfnet_sha256"
@@ -250,6 +251,9 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"{damaged} is damaged, CRC-32")
+            for entry in archive.infolist():
+                if entry.external_attr & MSDOS_FOLDER:  # torch would read nothing, into memory as it is
+                    raise ValueError(f"{entry.filename} is damaged, a folder")
 
 
 def _is_dense(value: Any) -> bool:

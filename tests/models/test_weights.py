@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import random
+import re
 import resource
 import warnings
 
@@ -654,6 +655,18 @@ def test_flipped_bits_of_torch_files_change_no_tensor(tmp_path, small_state):
             assert state.keys() == small_state.keys()
             assert all(torch.equal(state[key], tensor) for key, tensor in small_state.items())
     assert refused > 100
+
+
+def test_an_entry_of_a_torch_file_that_became_a_folder_is_refused(tmp_path, small_state):
+    """torch gives such a tensor the memory that it finds, which may even hold the right numbers."""
+    path = tmp_path / "w.pth"
+    torch.save(small_state, path)
+    whole = path.read_bytes()
+    entries = [match.start() for match in re.finditer(re.escape(b"PK\x01\x02"), whole)]
+    assert len(entries) > len(small_state)
+    for start in entries:
+        path.write_bytes(flipped(whole, 8 * (start + 38) + 4))  # the folder's bit of the external attributes
+        assert "is damaged, a folder" in one_line_error(path, read_weights)
 
 
 def pretrained(path) -> nn.Module:
