@@ -57,33 +57,25 @@ def _number(value: float) -> float | None:
 def evaluate(
     predictor: LabelPredictor, dataset: Any, *, workers: int = 0, boundary: bool = True, should_stop: object = False
 ) -> Evaluation | None:
-    """Evaluate on every frame of a dataset; None when should_stop became true on the way (it is asked for its truth).
-
-    The predictor's model is used in evaluation mode and handed back in the mode that it was in.
-    """
+    """Evaluate on every frame of a dataset; None when should_stop (asked for its truth) became true on the way."""
     table = dataset.table
     confusion = ConfusionMatrix(table.num_classes, table.ignore_index)
     edges = BoundaryMetrics(table.num_classes, table.ignore_index) if boundary else None
-    model, training = predictor.model, predictor.model.training
-    model.eval()
     seconds, frames = 0.0, 0
-    try:
-        with progress_bar("evaluate", len(dataset)) as progress:
-            for batch in eval_loader(dataset, batch_size=1, workers=workers, should_stop=should_stop):
-                if should_stop:
-                    break
-                check_frame_size(batch.files[0][0], *batch.images.shape[-2:])
-                start = time.perf_counter()
-                labels = predictor(batch.images).cpu()
-                seconds += time.perf_counter() - start
-                frames += len(labels)
-                confusion.update(labels, batch.labels)
-                if edges is not None:
-                    for prediction, target in zip(labels.numpy(), batch.labels.numpy(), strict=True):
-                        edges.update(prediction, target)
-                progress.advance()
-    finally:
-        model.train(training)
+    with progress_bar("evaluate", len(dataset)) as progress:
+        for batch in eval_loader(dataset, batch_size=1, workers=workers, should_stop=should_stop):
+            if should_stop:
+                break
+            check_frame_size(batch.files[0][0], *batch.images.shape[-2:])
+            start = time.perf_counter()
+            labels = predictor(batch.images).cpu()
+            seconds += time.perf_counter() - start
+            frames += len(labels)
+            confusion.update(labels, batch.labels)
+            if edges is not None:
+                for prediction, target in zip(labels.numpy(), batch.labels.numpy(), strict=True):
+                    edges.update(prediction, target)
+            progress.advance()
     if frames < len(dataset):
         return None
     scores = edges.compute() if edges is not None else None

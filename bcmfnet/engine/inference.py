@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bcmfnet.data import normalize
 from bcmfnet.data.labels import LabelTable
 from bcmfnet.engine.config import DataConfig
-from bcmfnet.engine.runtime import autocast, resolve_amp, resolve_device
+from bcmfnet.engine.runtime import resolve_amp, resolve_device
 from bcmfnet.errors import CheckpointError, ConfigError
 from bcmfnet.models import model_from_weights
+from bcmfnet.models.ddrnet import DualResolutionNet
 from bcmfnet.models.weights import checked
 from bcmfnet.ops import upsample_argmax
 
@@ -23,28 +24,27 @@ KEPT = "in its metadata (see save_weights)"
 
 
 class LabelPredictor:
-    """A segmentation network with what it needs around it: mean, std, device and mixed precision.
+    """A network in the form that users predict with (`for_inference`), and what it needs around it: mean, std, device.
 
-    The model gives a `SegmentationOutput`, or the logits alone as what `for_inference` returns does.
+    The copy computes in `dtype` (None: float32); later changes of the model do not reach it.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: DualResolutionNet,
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device,
-        amp: torch.dtype | None,
+        dtype: torch.dtype | None,
     ) -> None:
-        self.model = model
+        self.network = model.for_inference(dtype=dtype or torch.float32, output="logits")
         self.mean = mean
         self.std = std
         self.device = device
-        self.amp = amp
 
     @classmethod
     def from_weights(cls, path: Path, device: str = "auto", amp: str = "auto") -> tuple[LabelPredictor, dict[str, Any]]:
-        """The predictor of a weights file of ours, as fast as `for_inference` makes it, and the file's metadata.
+        """The predictor of a weights file of ours, and the file's metadata.
 
         Raises CheckpointError for a file that cannot be used, ConfigError for a device or precision that is not here.
         """
@@ -52,9 +52,7 @@ class LabelPredictor:
         model, metadata = model_from_weights(path, where)
         mean = checked(path, metadata, "mean", f"three numbers {KEPT}", _is_triple)
         std = checked(path, metadata, "std", f"three numbers above 0 {KEPT}", lambda v: _is_triple(v) and min(v) > 0)
-        dtype = resolve_amp(amp, where) or torch.float32
-        model = model.for_inference(dtype=dtype, output="logits")
-        return cls(model, mean, std, where, amp=None), metadata
+        return cls(model, mean, std, where, resolve_amp(amp, where)), metadata
 
     def __call__(self, images: Tensor) -> Tensor:
         """Label maps uint8 [N, H, W] on the device, of RGB frames uint8 [N, 3, H, W] of any size >= 64."""
@@ -64,9 +62,7 @@ class LabelPredictor:
     def logits(self, images: Tensor) -> Tensor:
         """Logits [N, C, h, w] on the device, at the network's own resolution, of such frames."""
         frames = normalize(images.to(self.device, non_blocking=True), self.mean, self.std, torch.channels_last)
-        with autocast(self.device, self.amp):
-            output = self.model(frames)
-        return output if isinstance(output, Tensor) else output.logits
+        return self.network(frames)
 
 
 def label_table(metadata: dict[str, Any], path: Path) -> LabelTable:

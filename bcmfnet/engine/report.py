@@ -39,7 +39,6 @@ def draw_overlays(folder: Path, predictor: LabelPredictor, dataset: Any, count: 
     from bcmfnet.data.io import write_jpeg
     from bcmfnet.viz import comparison
 
-    predictor.model.eval()
     folder.mkdir(exist_ok=True)
     for i in range(0, len(dataset), max(1, len(dataset) // count))[:count]:
         image, target = dataset.read(i)
@@ -64,7 +63,6 @@ def draw_loss(path: Path, predictor: LabelPredictor, dataset: Any, index: int) -
     from bcmfnet.data.io import write_png
     from bcmfnet.viz import LossMaps, loss_maps
 
-    predictor.model.eval()
     image, target = dataset.read(index)
     logits = predictor.logits(torch.from_numpy(image).permute(2, 0, 1)[None]).cpu()
     ignore_index = dataset.table.ignore_index

@@ -357,8 +357,7 @@ class _Run:
         self.state.evaluated = self.state.step
 
     def _predictor(self, model: nn.Module) -> LabelPredictor:
-        network = model.for_inference(dtype=self.amp or torch.float32, output="logits")
-        return LabelPredictor(network, IMAGENET_MEAN, IMAGENET_STD, self.device, amp=None)
+        return LabelPredictor(model, IMAGENET_MEAN, IMAGENET_STD, self.device, self.amp)
 
     def save(self) -> None:
         """Save the state to go on from, and the current weights. Raises TrainingError where they are not finite."""

@@ -7,6 +7,7 @@ import hashlib
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -152,6 +153,7 @@ def test_rounds_of_signals_and_kills(context, whole, tmp_path):
         print(f"round {seed}: {number.name} to the {target} at {PHASES[phase]}", end=" ", flush=True)
         (folder := tmp_path / str(seed)).mkdir()
         outcome = play(context, folder, whole, number, target, phase, rng)
+        shutil.rmtree(folder)
         print(outcome, flush=True)
         table[number.name, target, PHASES[phase], outcome] += 1
     for key, count in sorted(table.items()):
