@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,6 +14,7 @@ from bcmfnet.errors import ConfigError
 
 Rule = Literal["enet", "median"]
 RULES = get_args(Rule)
+LARGEST = 10**9
 
 
 def class_weights(rule: Rule, pixels: np.ndarray) -> np.ndarray:
@@ -44,16 +46,18 @@ def mean_of_one(weights: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """The weights scaled so that their mean over the pixels int64 [frames, C] is 1.
 
     Cross-entropy is divided by the sum of the weights, but the boundary term by a count: at another mean the weights
-    would change the balance of the two.
+    would change the balance of the two. Raises ConfigError where no pixel has a weight above 0.
     """
     total = pixels.sum(0)
+    if not weights @ total > 0:
+        raise ConfigError("class_weights: expected a weight above 0 for a class that the frames have, got 0 for all")
     return weights * total.sum() / (weights @ total)
 
 
 def read_class_weights(path: Path, classes: Sequence[str]) -> np.ndarray:
     """Weights float64 [C] of a JSON file, {"class": weight} of every class or a list in their order.
 
-    Raises ConfigError for a file that is not that, and for weights that are negative, not finite or all 0.
+    Raises ConfigError for a file that is not that, and for weights that are below 0, above LARGEST or all 0.
     """
     expected = f"class_weights: expected a JSON object with a weight for each of {', '.join(classes)}"
     try:
@@ -62,7 +66,7 @@ def read_class_weights(path: Path, classes: Sequence[str]) -> np.ndarray:
         raise ConfigError(
             f"class_weights: expected none, {', '.join(RULES)} or a file, got {path}: {error.strerror}"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{expected} in {path}: {error}") from None
     if isinstance(values, dict):
         if values.keys() != set(classes):
@@ -73,8 +77,9 @@ def read_class_weights(path: Path, classes: Sequence[str]) -> np.ndarray:
         got = f"{len(values)} of them" if isinstance(values, list) else type(values).__name__
         raise ConfigError(f"{expected}, or a list of {len(classes)}, in {path}, got {got}")
     for name, value in zip(classes, values, strict=True):
-        if type(value) not in (int, float) or not 0 <= value < float("inf"):
-            raise ConfigError(f"class_weights: expected a finite number >= 0 for {name} in {path}, got {value!r}")
+        if type(value) not in (int, float) or not 0 <= value <= LARGEST:
+            got = reprlib.repr(value)
+            raise ConfigError(f"class_weights: expected a number from 0 to {LARGEST} for {name} in {path}, got {got}")
     if not any(values):
         raise ConfigError(f"class_weights: expected a weight above 0 in {path}, got 0 for every class")
     return np.array(values, np.float64)

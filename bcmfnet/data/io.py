@@ -18,7 +18,7 @@ from bcmfnet.data.headers import JPEG_SIGNATURE, PNG_SIGNATURE, UPRIGHT, Header,
 from bcmfnet.errors import DataError
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-MAX_PIXELS = 2**26  # 8192 x 8192, whose prediction took 2.4 GiB in bfloat16 on a CPU
+MAX_PIXELS = 2**26  # 8192 x 8192
 MAX_BYTES = 2**30  # of a file
 GRAY, PALETTE, GRAY_ALPHA = 0, 3, 4  # PNG colour types
 # In entropy-coded data a marker is 0xff and a byte that is neither stuffing (00), a restart (d0-d7) nor fill (ff).

@@ -56,6 +56,7 @@ from bcmfnet.viz import require_matplotlib
 
 log = logging.getLogger("bcmfnet.train")
 
+CLASS_WEIGHTS_FILE = "class_weights.json"
 ADVICE = "try a lower --optim.lr, a longer --optim.warmup-steps or --amp off"
 
 
@@ -162,6 +163,7 @@ class _Run:
     def start(self, checkpoint: Checkpoint | None) -> None:
         """Take up a checkpoint, or start anew; then write down what the run is made of."""
         frames = name_frames(self.train_set, self.val_set)
+        named = self._class_weights(resume=checkpoint is not None)
         if checkpoint is not None:
             self._take_up(checkpoint, frames)
         else:
@@ -169,7 +171,10 @@ class _Run:
                 path.unlink(missing_ok=True)
             self.state.frames = frames
             self.metrics = MetricsLog(self.folder)
-        self.class_weights = self._class_weights(resume=checkpoint is not None)
+        if named is not None:
+            self.class_weights = torch.tensor(list(named.values()), dtype=torch.float32, device=self.device)
+            log.info("class weights: %s", ", ".join(f"{name} {weight:.3g}" for name, weight in named.items()))
+            write_json(self.folder / CLASS_WEIGHTS_FILE, named)
         write_text(self.folder / "config.toml", to_toml(self.config.to_dict()))
         write_json(self.folder / "env.json", describe_environment())
         self.best_weights.parent.mkdir(exist_ok=True)
@@ -198,9 +203,9 @@ class _Run:
         for change in check_options(checkpoint, self.config):
             log.info("from here on %s", change)
 
-    def _class_weights(self, resume: bool) -> Tensor | None:
-        """Class weights float32 [C] on the device, those that the run began with; None where the loss has none."""
-        source, table, path = self.config.loss.class_weights, self.train_set.table, self.folder / "class_weights.json"
+    def _class_weights(self, resume: bool) -> dict[str, float] | None:
+        """Weight of each class, those that the run began with; None where the loss has none."""
+        source, table, path = self.config.loss.class_weights, self.train_set.table, self.folder / CLASS_WEIGHTS_FILE
         if source == "none":
             return None
         if resume and path.exists():
@@ -210,10 +215,7 @@ class _Run:
             of_rule = source in CLASS_WEIGHTS
             weights = class_weights(source, pixels) if of_rule else read_class_weights(Path(source), table.classes)
             weights = mean_of_one(weights, pixels)
-        named = dict(zip(table.classes, weights.tolist(), strict=True))
-        log.info("class weights: %s", ", ".join(f"{name} {weight:.3g}" for name, weight in named.items()))
-        write_json(path, named)
-        return torch.tensor(weights, dtype=torch.float32, device=self.device)
+        return dict(zip(table.classes, weights.tolist(), strict=True))
 
     def _has_best_weights(self) -> bool:
         try:

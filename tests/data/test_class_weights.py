@@ -51,6 +51,12 @@ def test_mean_of_one_keeps_ratios_and_is_idempotent():
     np.testing.assert_allclose(mean_of_one(once, PIXELS), once, rtol=1e-12)
 
 
+def test_weights_that_leave_no_pixel_are_refused():
+    absent = np.array([[10, 0, 0], [20, 0, 0]])
+    with pytest.raises(ConfigError, match="class_weights: expected a weight above 0 for a class that the frames have"):
+        mean_of_one(np.array([0.0, 1.0, 1.0]), absent)
+
+
 @pytest.mark.parametrize("text", ['{"sign": 3, "road": 1, "pole": 2.5}', "[1, 2.5, 3]", "\ufeff[1, 2.5, 3]"])
 def test_file(tmp_path, text):
     (tmp_path / "weights.json").write_text(text, encoding="utf-8")
@@ -64,11 +70,13 @@ EXPECTED = "expected a JSON object with a weight for each of road, pole, sign"
     ("[1, 2]", EXPECTED + ", or a list of 3, in {file}, got 2 of them"),
     ("3", EXPECTED + ", or a list of 3, in {file}, got int"),
     ('{"road": 1, "pole": 1}', "in {file}, got 'sign' in one of the two alone"),
-    ("[1, -2, 3]", "expected a finite number >= 0 for pole in {file}, got -2"),
-    ("[1, NaN, 3]", "expected a finite number >= 0 for pole in {file}, got nan"),
-    ("[1, Infinity, 3]", "expected a finite number >= 0 for pole in {file}, got inf"),
-    ("[1, true, 3]", "expected a finite number >= 0 for pole in {file}, got True"),
-    ('[1, "2", 3]', "expected a finite number >= 0 for pole in {file}, got '2'"),
+    ("[1, -2, 3]", "expected a number from 0 to 1000000000 for pole in {file}, got -2"),
+    ("[1, NaN, 3]", "expected a number from 0 to 1000000000 for pole in {file}, got nan"),
+    ("[1, Infinity, 3]", "expected a number from 0 to 1000000000 for pole in {file}, got inf"),
+    ("[1, true, 3]", "expected a number from 0 to 1000000000 for pole in {file}, got True"),
+    ('[1, "2", 3]', "expected a number from 0 to 1000000000 for pole in {file}, got '2'"),
+    pytest.param(f"[1, {10**400}, 3]", "from 0 to 1000000000 for pole in {file}, got 1000", id="more than a float"),
+    pytest.param("[" * 100_000, "in {file}: ", id="deep nest"),
     ("[0, 0, 0]", "expected a weight above 0 in {file}, got 0 for every class"),
     ("[1, 2", "in {file}: Expecting"),
 ])  # fmt: skip

@@ -461,6 +461,15 @@ def test_class_weights_of_a_run_are_those_it_began_with(tiny_config, tmp_path, m
     assert seen[-1][list(named).index("sky")] == pytest.approx(1 + 0.8 * 8)
 
 
+def test_class_weights_that_are_refused_cost_no_earlier_run(tiny_config, tmp_path):
+    (tmp_path / LAST).parent.mkdir()
+    (tmp_path / LAST).write_bytes(b"an earlier run's")
+    tiny_config.loss = LossConfig(class_weights=str(tmp_path / "enett"))
+    with pytest.raises(ConfigError, match="class_weights: expected none, enet, median or a file, got .*enett"):
+        engine.train(tiny_config, tmp_path)
+    assert (tmp_path / LAST).read_bytes() == b"an earlier run's" and not (tmp_path / "metrics.jsonl").exists()
+
+
 def test_schedules():
     plan = Schedule.of(
         TrainConfig(
