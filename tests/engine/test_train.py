@@ -435,11 +435,12 @@ def test_resume_is_exact_with_all_that_a_recipe_has(tiny_config, tmp_path, monke
 
 def test_class_weights_of_a_run_are_those_it_began_with(tiny_config, tmp_path, monkeypatch):
     """They are computed once, go to 1 by the share that was asked for, and come from the run's own file on resume."""
-    seen = []
+    seen, jitters = [], []
     original = engine.BoundaryCorrectedLoss.forward
 
     def forward(loss, *args, **options):
         seen.append(loss.weight.tolist())
+        jitters.append(options["jitter"])
         return original(loss, *args, **options)
 
     monkeypatch.setattr(engine.BoundaryCorrectedLoss, "forward", forward)
@@ -451,6 +452,7 @@ def test_class_weights_of_a_run_are_those_it_began_with(tiny_config, tmp_path, m
     expected = [1 + left * (first - 1) for left in (1, 0.5, 0, 0)]
     torch.testing.assert_close(torch.tensor(seen[::2]), torch.stack(expected))
     assert torch.tensor(seen[0]).std() > 0.1
+    assert jitters == [0, 0, 1, 1, 2, 2, 3, 3], "both heads' pairs move from step to step"
     path = tmp_path / "class_weights.json"
     path.write_text(json.dumps(named | {"sky": 9.0}))
     tiny_config.optim.steps = 40
