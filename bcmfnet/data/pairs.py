@@ -32,6 +32,9 @@ class Dataset(Protocol):
     def files(self, i: int) -> tuple[str, ...]:
         """What frame i is read from."""
 
+    def frame_size(self, i: int) -> tuple[int, int]:
+        """(height, width) of frame i. Raises DataError, naming the file."""
+
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """RGB uint8 [H, W, 3] and ids uint8 [H, W]. Raises DataError, naming the file."""
 
@@ -75,13 +78,13 @@ class PairedFiles:
         image = read_image(self.images[self.names[i]], turn=False)
         return image, self._label_of(i, image.shape[:2])
 
-    def size(self, i: int) -> tuple[int, int]:
+    def frame_size(self, i: int) -> tuple[int, int]:
         """(height, width) of image i from its header. Raises DataError for an image that cannot be used."""
         return image_size(self.images[self.names[i]])
 
     def label(self, i: int) -> np.ndarray:
         """Ids of frame i, uint8 [H, W], without decoding its image. Raises DataError."""
-        return self._label_of(i, self.size(i))
+        return self._label_of(i, self.frame_size(i))
 
     def _label_of(self, i: int, size: tuple[int, int]) -> np.ndarray:
         name = self.names[i]

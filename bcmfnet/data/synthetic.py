@@ -54,6 +54,9 @@ class SyntheticStreets:
     def files(self, i: int) -> tuple[str, ...]:
         return (f"synthetic:{self.split}:{self.seed}/{i}",)
 
+    def frame_size(self, i: int) -> tuple[int, int]:
+        return self.size
+
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Frame i as RGB uint8 [H, W, 3] and ids uint8 [H, W]. Raises IndexError outside 0..length - 1."""
         if not 0 <= i < self.length:

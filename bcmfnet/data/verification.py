@@ -126,7 +126,7 @@ def _check_one_in(every: int, dataset: PairedFiles) -> None:
     """Check each `every`-th label map of a split, and the headers of all its images."""
 
     def look(i: int) -> Looked:
-        return _counted(dataset.label(i)) if i % every == 0 else (dataset.size(i), np.zeros(256, np.int64))
+        return _counted(dataset.label(i)) if i % every == 0 else (dataset.frame_size(i), np.zeros(256, np.int64))
 
     found, said = _look(dataset, look)
     problems = [line for line in found if isinstance(line, str)]

@@ -203,6 +203,8 @@ class TrainConfig:
     """Compile the model with torch.compile."""
     val_every: Annotated[float, Between(0, MAX_EPOCHS, "(]")] = 1.0
     """Epochs between evaluations; the last step is always evaluated."""
+    select: Literal["best", "last"] = "best"
+    """Evaluated weights that the run stands for, weights/best.safetensors: of the best evaluation, or of the last."""
     log_every: Annotated[int, Between(1, MAX_STEPS)] = 10
     """Steps between rows of metrics.jsonl."""
     save_every_minutes: Annotated[float, Between(0, 10**6)] = 10.0

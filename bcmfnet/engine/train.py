@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bcmfnet.data import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    Dataset,
     TrainTransform,
     build_dataset,
     check_split_leak,
@@ -62,7 +63,7 @@ ADVICE = "try a lower --optim.lr, a longer --optim.warmup-steps or --amp off"
 
 @dataclass
 class TrainResult:
-    """The end of a run: its folder and the evaluation of its best weights."""
+    """The end of a run: its folder and the evaluation of the weights that it stands for."""
 
     folder: Path
     steps: int
@@ -115,7 +116,23 @@ def build_datasets(data: DataConfig) -> tuple[Any, Any]:
     train_set, val_set = (build_dataset(data.name, data.root, split, **data.options(split)) for split in splits)
     check_split_leak(train_set, val_set)
     check_before_training((train_set, val_set))
+    check_crops(data, train_set)
     return train_set, val_set
+
+
+def check_crops(data: DataConfig, dataset: Dataset) -> None:
+    """Raise ConfigError for a crop that is larger than any frame gets at the largest scale: all of it padded, always."""
+    height, width = map(max, zip(*map(dataset.frame_size, range(len(dataset))), strict=True))
+    largest = int(height * data.scale[1]), int(width * data.scale[1])
+    for _, crop in data.stages():
+        if crop[0] > largest[0] or crop[1] > largest[1]:
+            key, frame = "data.crop" if crop == data.crop else "data.crops", f"the largest frame of {data.train_split}"
+            bound = f"{frame}, {height}x{width}, at the largest data.scale, {data.scale[1]:g}"
+            raise ConfigError(f"{key}: expected at most {_size(largest)} ({bound}), got {_size(crop)}")
+
+
+def _size(size: tuple[int, int]) -> str:
+    return "x".join(map(str, size))
 
 
 class _Run:
@@ -342,7 +359,7 @@ class _Run:
         self.progress.note(f"loss {loss:.3f}  {rate:.1f} images/s")
 
     def evaluate(self) -> None:
-        """Evaluate the current weights in the form that `finish` does, and keep them where they are the best so far."""
+        """Evaluate the current weights in the form that `finish` does, and keep them where they are selected."""
         workers, predictor = self.config.data.workers, self._predictor(self.result)
         result = evaluate(predictor, self.val_set, workers=workers, boundary=False, should_stop=self.stop)
         if result is None:
@@ -355,6 +372,7 @@ class _Run:
         log.info("step %d/%d  val mIoU %.2f %%%s", self.state.step, self.plan.steps, 100 * result.miou, note)
         if best:
             self.state.best_miou = result.miou
+        if best or self.config.select == "last":
             save_weights(self.best_weights, self.result, self._metadata(result.miou))
         self.state.evaluated = self.state.step
 
@@ -397,7 +415,7 @@ class _Run:
         }
 
     def finish(self) -> Evaluation | None:
-        """Evaluate the best weights in full and draw the run; None when stopped on the way."""
+        """Evaluate the selected weights in full and draw the run; None when stopped on the way."""
         model, _ = model_from_weights(self.best_weights, self.device)
         predictor = self._predictor(model)
         evaluation = evaluate(predictor, self.val_set, workers=self.config.data.workers, should_stop=self.stop)

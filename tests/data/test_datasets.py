@@ -247,7 +247,7 @@ def test_image_that_its_orientation_turns(segnet_root):
     path.write_bytes(with_exif(path.read_bytes(), 3))
     dataset = build_dataset("camvid11-segnet", segnet_root, "train")
     line = f"{path}: EXIF orientation 3 turns the image and not its label; save it upright, without the tag"
-    for look in (dataset.read, dataset.label, dataset.size):
+    for look in (dataset.read, dataset.label, dataset.frame_size):
         look(0)
         with pytest.raises(DataError, match=f"^{re.escape(line)}$"):
             look(1)
@@ -257,7 +257,7 @@ def test_label_and_size_without_decoding_the_image(segnet_root, monkeypatch):
     dataset = build_dataset("camvid11-segnet", segnet_root, "train")
     expected = dataset.read(0)[1]
     monkeypatch.setattr("bcmfnet.data.pairs.read_image", None)
-    assert dataset.size(0) == (72, 96) and np.array_equal(dataset.label(0), expected)
+    assert dataset.frame_size(0) == (72, 96) and np.array_equal(dataset.label(0), expected)
 
 
 def test_values_outside_the_table(segnet_root):

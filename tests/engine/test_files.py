@@ -218,7 +218,7 @@ OTHER = {
     "loss.threshold": 0.5, "loss.ratio": 0.5, "loss.min_kept": 1, "loss.aux_weight": 0.5, "optim.name": "sgd",
     "optim.lr": 0.5, "optim.momentum": 0.5, "optim.weight_decay": 0.5, "optim.decay_1d": False, "optim.power": 1.0,
     "optim.warmup_steps": 1, "optim.steps": 4, "seed": 1, "amp": "off", "device": "cpu", "compile": True,
-    "val_every": 2.0, "log_every": 1, "save_every_minutes": 1.0, "keep": 3,
+    "val_every": 2.0, "log_every": 1, "save_every_minutes": 1.0, "keep": 3, "select": "last",
 }  # fmt: skip
 OBEYED = ("data.root", "data.workers", "optim.lr", "optim.momentum", "optim.weight_decay", "optim.power", "amp",
           "optim.warmup_steps", "optim.steps", "device", "compile", "val_every", "log_every",

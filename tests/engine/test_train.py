@@ -74,6 +74,37 @@ def test_run_leaves_everything_in_its_folder(tiny_config, tmp_path):
     assert metadata["label_table"]["classes"] == list(result.evaluation.table.classes)
 
 
+@pytest.mark.parametrize(("select", "step"), [("best", 4), ("last", 6)])
+def test_the_weights_that_a_run_stands_for(tiny_config, tmp_path, monkeypatch, select, step):
+    """Its best evaluation is that of step 4, whatever the network does."""
+    original = engine.evaluate
+
+    def evaluate(*arguments, **options):
+        result = original(*arguments, **options)
+        monkeypatch.setattr(type(result), "miou", property(lambda self: 1 / (len(seen) + 1)))
+        seen.append(result)
+        return result
+
+    seen = []
+    monkeypatch.setattr(engine, "evaluate", evaluate)
+    engine.train(dataclasses.replace(tiny_config, select=select), tmp_path)
+    assert len(seen) == 3
+    assert model_from_weights(tmp_path)[1]["step"] == step
+
+
+@pytest.mark.parametrize(("crop", "crops", "line"), [
+    ((513, 64), (), "data.crop: expected at most 512x1024 (the largest frame of train, 256x512, at the largest "
+     "data.scale, 2), got 513x64"),
+    ((64, 64), ("64x1025@0.5",), "data.crops: expected at most 512x1024 (the largest frame of train, 256x512, at the "
+     "largest data.scale, 2), got 64x1025"),
+])  # fmt: skip
+def test_crops_larger_than_any_frame_gets_are_refused(crop, crops, line):
+    with pytest.raises(ConfigError) as refused:
+        engine.build_datasets(DataConfig(length=8, crop=crop, crops=crops))
+    assert str(refused.value) == line
+    engine.build_datasets(DataConfig(length=8, crop=(512, 1024)))
+
+
 @pytest.mark.exhaustive
 def test_loss_falls(tiny_config, tmp_path):
     tiny_config.optim.steps = 40
