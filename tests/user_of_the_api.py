@@ -67,9 +67,9 @@ from bcmfnet.viz import (
     loss_maps,
     overlay,
     plot_confusion,
-    plot_overlays,
     plot_training,
     require_matplotlib,
+    with_legend,
 )
 
 logits, images = torch.randn(1, 3, 8, 8), torch.randn(2, 3, 64, 64)
@@ -123,13 +123,13 @@ image, labels = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
 colorize(labels, table)
 overlay(image, labels, table, alpha=0.5)
 comparison(image, labels, labels, table)
-legend(table)
+legend(table, shown=[0, 2])
+with_legend(image, labels, table)
 score = np.zeros((64, 64))
 loss_maps(image, labels, {"mine": LossMaps(score, score, score > 0, threshold=0.36)}, table)
 require_matplotlib("the curves")
 plot_confusion(confusion.matrix, table.classes, "confusion.png")
 plot_training([{"step": 1, "loss": 0.5}], path)
-plot_overlays([image], path, table)
 
 frames: Dataset = build_dataset("synthetic", split="val")
 check_split_leak(frames, frames)

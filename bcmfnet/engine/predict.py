@@ -23,7 +23,7 @@ from bcmfnet.data.pairs import check_frame_size
 from bcmfnet.engine.inference import LabelPredictor
 from bcmfnet.engine.progress import progress_bar
 from bcmfnet.errors import ConfigError, DataError, printable
-from bcmfnet.viz import colorize, overlay
+from bcmfnet.viz import colorize, overlay, with_legend
 
 log = logging.getLogger("bcmfnet.predict")
 
@@ -172,7 +172,7 @@ def _predict_one(
     ids.parent.mkdir(parents=True, exist_ok=True)
     write_png(ids, label_ids(labels, table))
     write_png(color, colorize(labels, table))
-    write_jpeg(shown, overlay(image, labels, table))
+    write_jpeg(shown, with_legend(overlay(image, labels, table), labels, table))
     shares = np.bincount(labels.ravel(), minlength=table.num_classes) / labels.size
     named = zip(table.classes, shares.tolist(), strict=True)
     return {

@@ -35,7 +35,7 @@ def draw_evaluation(folder: Path, evaluation: Evaluation, predictor: LabelPredic
 
 
 def draw_overlays(folder: Path, predictor: LabelPredictor, dataset: Any, count: int = OVERLAYS) -> None:
-    """Write a comparison (frame, truth, prediction, errors) for frames spread evenly over the dataset."""
+    """Write a comparison of prediction and ground truth for frames spread evenly over the dataset."""
     from bcmfnet.data.io import write_jpeg
     from bcmfnet.viz import comparison
 

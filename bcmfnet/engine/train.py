@@ -121,7 +121,7 @@ def build_datasets(data: DataConfig) -> tuple[Any, Any]:
 
 
 def check_crops(data: DataConfig, dataset: Dataset) -> None:
-    """Raise ConfigError for a crop that is larger than any frame gets at the largest scale: all of it padded, always."""
+    """Raise ConfigError for a crop that is larger than any frame gets at the largest scale, so padded in every step."""
     height, width = map(max, zip(*map(dataset.frame_size, range(len(dataset))), strict=True))
     largest = int(height * data.scale[1]), int(width * data.scale[1])
     for _, crop in data.stages():

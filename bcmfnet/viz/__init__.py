@@ -12,8 +12,8 @@ _PUBLIC = {
     "legend": "bcmfnet.viz.pictures",
     "loss_maps": "bcmfnet.viz.pictures",
     "overlay": "bcmfnet.viz.pictures",
+    "with_legend": "bcmfnet.viz.pictures",
     "plot_confusion": "bcmfnet.viz.plots",
-    "plot_overlays": "bcmfnet.viz.plots",
     "plot_training": "bcmfnet.viz.plots",
     "require_matplotlib": "bcmfnet.viz.plots",
 }
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from bcmfnet.viz.pictures import legend as legend
     from bcmfnet.viz.pictures import loss_maps as loss_maps
     from bcmfnet.viz.pictures import overlay as overlay
+    from bcmfnet.viz.pictures import with_legend as with_legend
     from bcmfnet.viz.plots import plot_confusion as plot_confusion
-    from bcmfnet.viz.plots import plot_overlays as plot_overlays
     from bcmfnet.viz.plots import plot_training as plot_training
     from bcmfnet.viz.plots import require_matplotlib as require_matplotlib
 else:

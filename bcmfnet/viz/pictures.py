@@ -15,11 +15,14 @@ from bcmfnet.data.labels import LabelTable
 
 WHITE = (255, 255, 255)
 INK = (60, 60, 60)
-WRONG = (222, 45, 38)
+WRONG, RIGHT = (222, 45, 38), (49, 163, 84)
 IGNORED = (150, 150, 150)
 GAP = 6
 TITLE_HEIGHT = 26
 FONT, FONT_SCALE, CAP_HEIGHT = cv2.FONT_HERSHEY_SIMPLEX, 0.5, 10
+EDGE_RADIUS = 3
+"""Pixels whose distance to a pixel of another class is at most this are those of an edge."""
+LEGEND_WIDTH = 240
 NATS = 8.0
 """Scores and losses from here on have the last colour."""
 
@@ -55,10 +58,34 @@ def errors(image: np.ndarray, target: np.ndarray, prediction: np.ndarray, ignore
     return picture
 
 
+def edge_band(target: np.ndarray, ignore_index: int, radius: int = EDGE_RADIUS) -> np.ndarray:
+    """Whether a pixel of the ground truth has one of another class within `radius` pixels, bool [H, W].
+
+    Ignored pixels are no class, and in no band.
+    """
+    ignored = target == ignore_index
+    window = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    highest = cv2.dilate(np.where(ignored, np.uint8(0), target), window)
+    lowest = cv2.erode(np.where(ignored, np.uint8(255), target), window)
+    return (highest > lowest) & ~ignored
+
+
+def edge_errors(image: np.ndarray, target: np.ndarray, prediction: np.ndarray, ignore_index: int) -> np.ndarray:
+    """The pixels along the edges of the ground truth, right in green and wrong in red, on the faded image."""
+    band, right = edge_band(target, ignore_index), prediction == target
+    picture = _faded(image)
+    picture[band & right] = RIGHT
+    picture[band & ~right] = WRONG
+    return picture
+
+
 def comparison(
     image: np.ndarray, target: np.ndarray, prediction: np.ndarray, table: LabelTable, tile_width: int = 480
 ) -> np.ndarray:
-    """A row of titled tiles: image, ground truth, prediction, errors. RGB uint8.
+    """Titled tiles, three in a row: image, ground truth, prediction; errors, errors along the edges, legend. RGB uint8.
+
+    The title of the edges says which share of their pixels, `edge_band`, is right; the legend has the classes that are
+    in one of the two maps.
 
     Args:
         image: RGB, uint8 [H, W, 3].
@@ -66,22 +93,24 @@ def comparison(
         table: classes, colours and ignore_index.
         tile_width: wider images are shrunk to it, pixels.
 
-    Returns:
-        uint8 [TITLE_HEIGHT + h, 4 w + 3 GAP, 3] for tiles of h x w.
-
     Raises:
         ValueError: sizes that differ.
     """
     _check_size("target", target, image)
     _check_size("prediction", prediction, image)
+    band = edge_band(target, table.ignore_index)
+    share = f": {100 * (prediction == target)[band].mean():.1f} % right" if band.any() else ""
     pictures = {
         "Image": image,
         "Ground truth": overlay(image, target, table),
         "Prediction": overlay(image, prediction, table),
         "Errors": errors(image, target, prediction, table.ignore_index),
+        f"Within {EDGE_RADIUS} px of an edge{share}": edge_errors(image, target, prediction, table.ignore_index),
     }
     tiles = [_titled(title, _shrunk(picture, tile_width)) for title, picture in pictures.items()]
-    return _spaced(tiles, axis=1)
+    shown = np.union1d(target, prediction)
+    key = _titled("", legend(table, max(tiles[0].shape[1], LEGEND_WIDTH), shown=shown))
+    return stacked([_spaced(tiles[:3], axis=1), _spaced([*tiles[3:], key], axis=1)])
 
 
 class LossMaps(NamedTuple):
@@ -148,11 +177,16 @@ def _heat(nats: np.ndarray) -> np.ndarray:
 
 def _selected_pixels(image: np.ndarray, maps: LossMaps, reach: int) -> np.ndarray:
     """The selected pixels, `reach` pixels larger to each side, on the image faded to a light grey."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    picture = np.repeat((170 + grey // 3)[..., None], 3, axis=2)
+    picture = _faded(image)
     window = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     term = cv2.dilate(np.where(maps.selected, maps.term, -1.0).astype(np.float32), window)
     return np.where((term >= 0)[..., None], _heat(term), picture)
+
+
+def _faded(image: np.ndarray) -> np.ndarray:
+    """The image in light greys, uint8 [H, W, 3]."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    return np.repeat((170 + grey // 3)[..., None], 3, axis=2)
 
 
 def _heat_scale(width: int = 240) -> np.ndarray:
@@ -165,30 +199,36 @@ def _heat_scale(width: int = 240) -> np.ndarray:
     return strip
 
 
-def legend(table: LabelTable, width: int = 480, row_height: int = 26) -> np.ndarray:
-    """Class names beside their colours, in as many columns as fit the width; RGB uint8 [rows, width, 3]."""
+def legend(
+    table: LabelTable, width: int = 480, row_height: int = 26, shown: Sequence[int] | np.ndarray | None = None
+) -> np.ndarray:
+    """Class names beside their colours, in as many columns as fit the width; RGB uint8 [rows, width, 3].
+
+    Only the classes among the ids `shown`, where these are given.
+    """
+    ids = [i for i in range(table.num_classes) if shown is None or i in shown]
     swatch, pad = row_height // 2, 8
-    column = swatch + 3 * pad + max(_text_size(name)[0] for name in table.classes)
-    columns = max(1, min(len(table.classes), width // column))
-    rows = -(-len(table.classes) // columns)
+    column = swatch + 3 * pad + max((_text_size(table.classes[i])[0] for i in ids), default=0)
+    columns = max(1, min(len(ids), width // column))
+    rows = -(-len(ids) // columns)
     picture = np.full((rows * row_height, width, 3), WHITE, np.uint8)
-    for index, (name, color) in enumerate(zip(table.classes, table.colors, strict=True)):
-        y, x = index // columns * row_height, index % columns * (width // columns)
+    for place, i in enumerate(ids):
+        y, x = place // columns * row_height, place % columns * (width // columns)
         top = y + (row_height - swatch) // 2
-        picture[top : top + swatch, x : x + swatch] = color
-        _write(picture[y : y + row_height], name, x + swatch + pad)
+        picture[top : top + swatch, x : x + swatch] = table.colors[i]
+        _write(picture[y : y + row_height], table.classes[i], x + swatch + pad)
     return picture
+
+
+def with_legend(picture: np.ndarray, labels: np.ndarray, table: LabelTable) -> np.ndarray:
+    """A picture of labels with the legend of their classes below; RGB uint8."""
+    return stacked([picture, legend(table, max(picture.shape[1], LEGEND_WIDTH), shown=np.unique(labels))])
 
 
 def stacked(images: Sequence[np.ndarray]) -> np.ndarray:
     """Images below each other on white, each at the left."""
     width = max(image.shape[1] for image in images)
-    rows = []
-    for image in images:
-        row = np.full((image.shape[0], width, 3), WHITE, np.uint8)
-        row[:, : image.shape[1]] = image
-        rows.append(row)
-    return _spaced(rows, axis=0)
+    return _spaced([_padded(image, image.shape[0], width) for image in images], axis=0)
 
 
 def _check_size(name: str, labels: np.ndarray, image: np.ndarray) -> None:
@@ -221,8 +261,18 @@ def _text_size(text: str) -> tuple[int, int]:
 
 
 def _spaced(images: Sequence[np.ndarray], axis: int) -> np.ndarray:
-    """Join images along an axis with a white gap between them."""
+    """Join images along an axis with a white gap between them; beside each other they are as high as the highest."""
+    if axis == 1:
+        height = max(image.shape[0] for image in images)
+        images = [_padded(image, height, image.shape[1]) for image in images]
     gap_shape = list(images[0].shape)
     gap_shape[axis] = GAP
     gap = np.full(gap_shape, 255, np.uint8)
     return np.concatenate([piece for image in images for piece in (gap, image)][1:], axis=axis)
+
+
+def _padded(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The image at the top left of a white picture."""
+    picture = np.full((height, width, 3), WHITE, np.uint8)
+    picture[: image.shape[0], : image.shape[1]] = image
+    return picture

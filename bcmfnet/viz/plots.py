@@ -1,4 +1,4 @@
-"""Figures of a run: training curves, confusion matrix, a sheet of comparisons.
+"""Figures of a run: training curves and confusion matrix.
 
 matplotlib is imported when a figure is drawn and used without pyplot, so nothing needs a display. Files are
 written under a temporary name, then renamed.
@@ -13,12 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from bcmfnet.data.labels import LabelTable
 from bcmfnet.errors import MissingPackageError
-from bcmfnet.viz.pictures import legend, stacked
 
 INK, FAINT, BLUE, ORANGE = "#3c3c3c", "#e4e4e4", "#2b6ca3", "#d9772b"
 FEW_POINTS = 25
@@ -98,15 +95,6 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | P
         _draw_cells(cells, _percent(matrix, matrix.sum(1, keepdims=True)), class_names, annotated)
         intersection = np.diagonal(matrix)
         _draw_bars(bars, _percent(intersection, matrix.sum(0) + matrix.sum(1) - intersection), annotated)
-
-
-def plot_overlays(images: Sequence[np.ndarray], path: str | Path, table: LabelTable | None = None) -> None:
-    """Write comparisons (RGB uint8, `comparison`) below each other, with the table's legend at the foot."""
-    rows = list(images)
-    if table is not None:
-        rows.append(legend(table, width=max(image.shape[1] for image in rows)))
-    sheet = cv2.cvtColor(stacked(rows), cv2.COLOR_RGB2BGR)
-    _write_whole(Path(path), cv2.imencode(Path(path).suffix, sheet)[1].tobytes())
 
 
 def require_matplotlib(what: str) -> None:

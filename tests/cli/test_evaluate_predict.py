@@ -63,7 +63,8 @@ def test_predict_writes_three_files_an_image(bcmfnet, weights, frames, tmp_path)
         ids = cv2.imread(str(tmp_path / "out" / f"{stem}_labelIds.png"), cv2.IMREAD_UNCHANGED)
         assert ids.shape == size and ids.dtype == np.uint8 and ids.max() < 10
         assert cv2.imread(str(tmp_path / "out" / f"{stem}_color.png")).shape[:2] == size
-        assert cv2.imread(str(tmp_path / "out" / f"{stem}_overlay.jpg")).shape[:2] == size
+        height, width = cv2.imread(str(tmp_path / "out" / f"{stem}_overlay.jpg")).shape[:2]
+        assert height > size[0] and width >= size[1], "no legend"
     rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert [row["file"] for row in rows] == [str(frames / "a.png"), str(frames / "b.jpg")]
     assert sum(rows[0]["share"].values()) == pytest.approx(1, abs=1e-3)

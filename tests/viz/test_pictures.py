@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
-from bcmfnet.data.labels import LabelTable, get_label_table
-from bcmfnet.viz import LossMaps, colorize, comparison, legend, loss_maps, overlay, pictures
-from bcmfnet.viz.pictures import GAP, IGNORED, NATS, TITLE_HEIGHT, WHITE, WRONG
+from bcmfnet.data.labels import LabelTable, get_label_table, make_label_table
+from bcmfnet.viz import LossMaps, colorize, comparison, legend, loss_maps, overlay, pictures, with_legend
+from bcmfnet.viz.pictures import GAP, IGNORED, NATS, RIGHT, TITLE_HEIGHT, WRONG
 
 TABLE = LabelTable("three", ("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)))
 TARGET = np.array([[0, 1, 2], [255, 0, 1]], np.uint8)
@@ -30,33 +31,76 @@ def test_overlay_blends_classes_and_leaves_ignored_pixels():
 
 
 def tiles_of(picture, height, width):
-    """The four tiles without their titles, after checking that all else is the white of a gap."""
-    assert picture.shape == (TITLE_HEIGHT + height, 4 * width + 3 * GAP, 3)
-    starts = [i * (width + GAP) for i in range(4)]
-    for start in starts[1:]:
-        assert (picture[:, start - GAP : start] == WHITE).all()
-    return [picture[TITLE_HEIGHT:, start : start + width] for start in starts]
+    """The six tiles without their titles: two rows of three."""
+    row = TITLE_HEIGHT + height + GAP
+    return [
+        picture[top : top + height, left : left + width]
+        for top in (TITLE_HEIGHT, row + TITLE_HEIGHT)
+        for left in (0, width + GAP, 2 * (width + GAP))
+    ]
 
 
-def test_comparison_shows_image_truth_prediction_errors():
+def test_comparison_shows_image_truth_prediction_errors_edges():
     prediction = np.array([[0, 2, 2], [1, 0, 1]], np.uint8)
-    image, truth, predicted, errors = tiles_of(comparison(IMAGE, TARGET, prediction, TABLE), 2, 3)
+    image, truth, predicted, errors, edges, _ = tiles_of(comparison(IMAGE, TARGET, prediction, TABLE), 2, 3)
     np.testing.assert_array_equal(image, IMAGE)
     np.testing.assert_array_equal(truth, overlay(IMAGE, TARGET, TABLE))
     np.testing.assert_array_equal(predicted, overlay(IMAGE, prediction, TABLE))
-    right = [GREY] * 3
+    right, faded = [GREY] * 3, [170 + 124 // 3] * 3
     assert errors.tolist() == [[right, list(WRONG), right], [list(IGNORED), right, right]]
+    assert edges.tolist() == [[list(RIGHT), list(WRONG), list(RIGHT)], [faded, list(RIGHT), list(RIGHT)]]
 
 
-def test_comparison_has_titles_and_shrinks_wide_frames():
+@pytest.mark.parametrize("ignore_index", [255, 0])
+def test_the_band_of_an_edge_by_the_distance_to_another_class(ignore_index):
+    rng = np.random.default_rng(0)
+    target = cv2.resize(rng.integers(1, 4, (6, 7), np.uint8), (70, 60), interpolation=cv2.INTER_NEAREST)
+    target[20:30, 30:45] = ignore_index
+    rows, cols = np.indices(target.shape)
+    for radius in (1, 3):
+        expected = np.zeros(target.shape, bool)
+        for row, col in np.argwhere(target != ignore_index):
+            near = np.maximum(abs(rows - row), abs(cols - col)) <= radius
+            disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)).astype(bool)
+            near[near] = disk[rows[near] - row + radius, cols[near] - col + radius]
+            others = (target != target[row, col]) & (target != ignore_index)
+            expected[row, col] = (near & others).any()
+        np.testing.assert_array_equal(pictures.edge_band(target, ignore_index, radius), expected)
+        assert 0.1 < expected.mean() < 0.9
+
+
+def test_comparison_has_titles_and_a_legend_and_shrinks_wide_frames(monkeypatch):
+    titles = []
+    original = pictures._titled
+    monkeypatch.setattr(pictures, "_titled", lambda title, image: titles.append(title) or original(title, image))
     image = np.zeros((512, 1024, 3), np.uint8)
     labels = np.zeros((512, 1024), np.uint8)
-    picture = comparison(image, labels, labels, TABLE, tile_width=256)
-    tiles_of(picture, 128, 256)
-    for tile in range(4):
-        title = picture[:TITLE_HEIGHT, tile * (256 + GAP) :][:, :256]
-        assert title.min() < 128
-        assert (title[[0, -1]] == 255).all(), "the title touches the edge of its strip"
+    labels[:, 512:] = 2
+    prediction = labels.copy()
+    prediction[:256, 512:] = 0
+    picture = comparison(image, labels, prediction, TABLE, tile_width=256)
+    assert picture.shape == (2 * (TITLE_HEIGHT + 128) + GAP, 3 * 256 + 2 * GAP, 3)
+    assert titles[:4] == ["Image", "Ground truth", "Prediction", "Errors"]
+    assert titles[4] == "Within 3 px of an edge: 75.0 % right"
+    key = tiles_of(picture, 128, 256)[5]
+    present = [(key == color).all(-1).any() for color in TABLE.colors]
+    assert present == [True, False, True]
+    title = picture[:TITLE_HEIGHT, :256]
+    assert title.min() < 128
+    assert (title[[0, -1]] == 255).all(), "the title touches the edge of its strip"
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 1000)])
+@pytest.mark.parametrize("classes", [2, 19, 254])
+def test_a_picture_with_its_legend(size, classes):
+    """The picture is where it was, and every class of the labels is below it, however small the frame."""
+    table = make_label_table("many", classes)
+    labels = np.resize(np.arange(classes, dtype=np.uint8), size)
+    image = np.full((*size, 3), 7, np.uint8)
+    picture = with_legend(image, labels, table)
+    np.testing.assert_array_equal(picture[: size[0], : size[1]], image)
+    for color in table.colors:
+        assert (picture[size[0] :] == color).all(-1).any()
 
 
 def test_pictures_of_another_size_are_refused():

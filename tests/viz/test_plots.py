@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from bcmfnet.data.labels import get_label_table
-from bcmfnet.viz import legend, plot_confusion, plot_overlays, plot_training
-from bcmfnet.viz.pictures import GAP
+from bcmfnet.viz import plot_confusion, plot_training
 
 
 @pytest.fixture
@@ -109,18 +108,6 @@ def test_confusion_matrix_of_other_classes_is_refused(tmp_path):
         plot_confusion(np.zeros((3, 3), np.int64), ("road", "car"), tmp_path / "confusion.png")
 
 
-def test_overlays_are_stacked_pixel_for_pixel(tmp_path):
-    rng = np.random.default_rng(0)
-    first, second = rng.integers(0, 256, (9, 300, 3), np.uint8), rng.integers(0, 256, (7, 290, 3), np.uint8)
-    table = get_label_table("camvid11")
-    plot_overlays([first, second], tmp_path / "sheet.png", table)
-    sheet = cv2.cvtColor(cv2.imread(str(tmp_path / "sheet.png")), cv2.COLOR_BGR2RGB)
-    np.testing.assert_array_equal(sheet[:9], first)
-    np.testing.assert_array_equal(sheet[9 + GAP : 16 + GAP, :290], second)
-    assert (sheet[9 : 9 + GAP] == 255).all() and (sheet[:, 290:][9 : 16 + GAP] == 255).all()
-    np.testing.assert_array_equal(sheet[16 + 2 * GAP :], legend(table, width=300))
-
-
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "sheet.png"
     path.write_bytes(b"old")
@@ -130,7 +117,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", disk_full)
     with pytest.raises(OSError, match="No space left"):
-        plot_overlays([np.zeros((4, 4, 3), np.uint8)], path)
+        plot_training([], path)
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["sheet.png"]
 
 
