@@ -234,7 +234,7 @@ if __name__ == "__main__":
     setup(
         packages=[*PACKAGES, "bcmfnet.kernels", "bcmfnet.benchmarks"],
         package_dir={"bcmfnet": "bcmfnet", "bcmfnet.kernels": "kernels", "bcmfnet.benchmarks": "benchmarks"},
-        package_data={"bcmfnet": ["_build.json", "py.typed"]},
+        package_data={"bcmfnet": ["_build.json", "py.typed"], "bcmfnet.models": ["shipped/*"]},
         ext_modules=[Extension("bcmfnet._C", sources=[], optional=True)],
         cmdclass={"build_ext": CMakeBuild, "bdist_wheel": StableABIWheel},
     )

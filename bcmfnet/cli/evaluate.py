@@ -29,7 +29,7 @@ def evaluate(
     Parameters
     ----------
     weights
-        Weights file (.safetensors), or the folder of a run, whose best weights are taken.
+        Weights file, the folder of a run, whose best weights are taken, or camvid11, which comes with the package.
     min_miou
         Exit with 3 when the mIoU, in per cent, is below this.
     json_output

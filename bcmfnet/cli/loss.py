@@ -23,7 +23,7 @@ def loss(
     frames
         Names of frames; the first of the split where none is named.
     weights
-        Weights file (.safetensors), or the folder of a run, whose best weights are taken.
+        Weights file, the folder of a run, whose best weights are taken, or camvid11, which comes with the package.
     """
     common.start_logging()
     from bcmfnet.engine.inference import LabelPredictor

@@ -15,7 +15,7 @@ from bcmfnet.errors import printable
 
 def predict(
     *source: Annotated[str, Parameter(required=True), PATH],
-    weights: Path,
+    weights: Path = Path("camvid11"),
     max_pixels: Annotated[int, Between(1, 2**31 - 1)] = 2**26,
     inference: InferenceOptions = InferenceOptions(),
     common: CommonOptions = CommonOptions(),
@@ -30,7 +30,7 @@ def predict(
     source
         Image files, folders of images, or globs such as 'frames/**/*.png'.
     weights
-        Weights file (.safetensors), or the folder of a run, whose best weights are taken.
+        Weights file, the folder of a run, whose best weights are taken, or camvid11, which comes with the package.
     max_pixels
         Largest image that is read; the memory that a prediction takes grows with it.
     """

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -96,7 +97,7 @@ class ModelConfig:
     aux: bool = True
     """Train with the auxiliary head."""
     pretrained: OptionalPath = None
-    """Weights to start from: a file of ours, the folder of a run, or an official DDRNet-23-slim checkpoint."""
+    """Weights to start from: a file of ours, the folder of a run, camvid11, or an official DDRNet-23-slim file."""
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")
@@ -227,15 +228,17 @@ class TrainConfig:
 
     def with_absolute_paths(self) -> TrainConfig:
         """The same configuration for any working folder."""
+        from bcmfnet.models.weights import list_weights
+
         data = dataclasses.replace(self.data, root=_absolute(self.data.root))
-        model = dataclasses.replace(self.model, pretrained=_absolute(self.model.pretrained))
-        weights = self.loss.class_weights
-        loss = dataclasses.replace(self.loss, class_weights=weights if weights in CLASS_WEIGHTS else _absolute(weights))
+        model = dataclasses.replace(self.model, pretrained=_absolute(self.model.pretrained, list_weights()))
+        loss = dataclasses.replace(self.loss, class_weights=_absolute(self.loss.class_weights, CLASS_WEIGHTS))
         return dataclasses.replace(self, data=data, model=model, loss=loss)
 
 
-def _absolute(path: Any) -> Any:
-    return os.path.abspath(os.path.expanduser(path)) if path else path
+def _absolute(path: Any, names: Collection[str] = ()) -> Any:
+    """A path from the root, None and names as they are."""
+    return path if not path or path in names else os.path.abspath(os.path.expanduser(path))
 
 
 def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
@@ -259,9 +262,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         "val_every": 0.5,
     },
     "camvid": {
-        "data": {"name": "camvid11-segnet", "crop": [360, 480], "batch_size": 8},
-        "optim": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01, "warmup_steps": 100, "epochs": 200},
-        "val_every": 5,
+        "data": {"name": "camvid11-segnet", "crop": [360, 480], "crops": ["192x256@0.64"], "workers": 1},
+        "loss": {"class_weights": "enet"},
+        "optim": {
+            "name": "adamw",
+            "lr": 2e-3,
+            "weight_decay": 0.05,
+            "schedule": "cosine",
+            "warmup_steps": 200,
+            "ema": 0.999,
+            "steps": 11_000,
+        },
+        "val_every": 20,
+        "select": "last",
     },
     "cityscapes": {"data": _CITYSCAPES, "optim": {"lr": 0.01, "warmup_steps": 500, "steps": 120_000}, "val_every": 5},
     "paper": {

@@ -40,7 +40,7 @@ def list_models() -> list[str]:
 def create_model(
     name: str,
     *,
-    num_classes: int,
+    num_classes: int | None = None,
     aux: bool = False,
     pretrained: str | PathLike[str] | None = None,
     **options: Unpack[ContextOptions],
@@ -49,10 +49,10 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        num_classes: 1..256.
+        num_classes: 1..256; without it as many as pretrained weights of ours have.
         aux: with the auxiliary head, which answers in training mode only.
-        pretrained: path of weights of ours, of a run's folder or of an official DDRNet-23-slim checkpoint, see
-            `load_pretrained`; nothing is downloaded.
+        pretrained: path of weights of ours, of a run's folder or of an official DDRNet-23-slim checkpoint, or a name
+            of `list_weights`, see `load_pretrained`; nothing is downloaded.
         options: keywords of the context module (`LMFM` for bcmfnet, `DAPPM` for ddrnet23_slim).
 
     Raises:
@@ -63,12 +63,14 @@ def create_model(
     if name not in MODELS:
         choices = " or ".join(list_models())
         raise ConfigError(f"model: expected {choices}, got {name!r}{_suggestion(name, MODELS)}")
-    if not _is_class_count(num_classes):
-        raise ConfigError(f"num_classes: expected an integer in 1..{MAX_CLASSES}, got {num_classes!r}")
     if not isinstance(pretrained, str | PathLike | None):
         raise ConfigError(
             f"pretrained: expected the path of a weights file, none can be downloaded; got {pretrained!r}"
         )
+    if num_classes is None and pretrained is not None:
+        num_classes = read_weights(pretrained)[1].get("num_classes")
+    if not _is_class_count(num_classes):
+        raise ConfigError(f"num_classes: expected an integer in 1..{MAX_CLASSES}, got {num_classes!r}")
     model_class = MODELS[name]
     known = model_options(model_class)
     for option in options:
@@ -83,7 +85,9 @@ def create_model(
     return model
 
 
-def save_weights(path: str | PathLike, model: nn.Module, metadata: Mapping | None = None) -> None:
+def save_weights(
+    path: str | PathLike, model: nn.Module, metadata: Mapping | None = None, *, dtype: torch.dtype | None = None
+) -> None:
     """Write a model's state dict as safetensors; a former file stays until the new one is complete.
 
     The model within DataParallel, DistributedDataParallel, AveragedModel, torch.compile and wrappers that keep it as
@@ -92,6 +96,8 @@ def save_weights(path: str | PathLike, model: nn.Module, metadata: Mapping | Non
     Args:
         metadata: JSON values to keep beside the weights, e.g. label_table, mean, std. A model that
             `create_model` did not build needs `model` and `num_classes` in it.
+        dtype: in which the kernels of convolutions are written, float16 for a file of half the size; what reads it
+            gives float32 back. Without it each as it is.
 
     Raises:
         CheckpointError: the file cannot be written. ValueError: incomplete metadata, tensors that are not those of the
@@ -108,7 +114,7 @@ def save_weights(path: str | PathLike, model: nn.Module, metadata: Mapping | Non
     _check_names(metadata["model"], own, state)
     check_same_tensors("model", own, state)
     check_values("model", state)
-    write_weights(path, state, metadata)
+    write_weights(path, state, metadata, dtype)
 
 
 def _check_names(name: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

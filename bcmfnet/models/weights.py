@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import json
 import math
@@ -25,10 +26,17 @@ FORMAT = 1
 MSDOS_FOLDER = 0x10  # bit of a zip entry's external attributes
 BEST = "weights/best.safetensors"
 """Where the folder of a training run has its best weights."""
+SHIPPED = Path(__file__).with_name("shipped")
+"""Weights that come with the package, each with a model card and the licence of the frames that it was trained on."""
 METADATA_KEY, DIGEST_KEY = "bcmfnet", "bcmfnet_sha256"
 WRAPPERS = ("module", "model", "_orig_mod")
 """Names under which DataParallel, averaged models, training wrappers and torch.compile keep the network."""
 PREFIXES = re.compile(rf"^(({'|'.join(WRAPPERS)})\.)+|\b_orig_mod\.")
+
+
+def list_weights() -> list[str]:
+    """Names of the weights that come with the package; each stands for its file wherever a path of weights does."""
+    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
 
 
 def read_weights(path: str | PathLike) -> tuple[dict[str, Tensor], dict]:
@@ -36,7 +44,7 @@ def read_weights(path: str | PathLike) -> tuple[dict[str, Tensor], dict]:
 
     A safetensors file of ours has metadata: format, model, num_classes, aux, options and what else was saved, and the
     digest of all that it holds. Of others the state dict alone is read, in a torch file also one under "state_dict" or
-    "model". The folder of a training run stands for its best weights.
+    "model". The folder of a training run stands for its best weights, and a name of `list_weights` for those.
 
     Raises:
         MissingFileError: no file at the path. CheckpointError: an empty, truncated, damaged or foreign file, or a
@@ -60,10 +68,15 @@ def read_weights(path: str | PathLike) -> tuple[dict[str, Tensor], dict]:
 
 
 def _file_of(path: Path) -> Path:
+    if str(path) in list_weights():
+        return SHIPPED / f"{path}.safetensors"
     file = path / BEST if path.is_dir() else path
     if not file.is_file():
         found = "a device or a pipe" if file.exists() else f"a folder without {BEST}" if path.is_dir() else "no file"
-        raise MissingFileError(f"{path}: expected a weights file or the folder of a run, found {found}")
+        *choices, last = ["a weights file", "the folder of a run", *list_weights()]
+        near = difflib.get_close_matches(str(path), list_weights(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise MissingFileError(f"{path}: expected {', '.join(choices)} or {last}, found {found}{hint}")
     return file
 
 
@@ -128,8 +141,12 @@ def _kind(value: Any) -> str:
     return "nothing" if value is None else type(value).__name__
 
 
-def write_weights(path: str | PathLike, state: Mapping[str, Tensor], metadata: Mapping) -> None:
+def write_weights(
+    path: str | PathLike, state: Mapping[str, Tensor], metadata: Mapping, dtype: torch.dtype | None = None
+) -> None:
     """Write tensors and metadata (JSON values) as safetensors; a former file stays until the new one is complete.
+
+    With a dtype, the kernels of convolutions are written in it; vectors, such as batch norm's statistics, stay.
 
     Raises:
         CheckpointError: the file cannot be written. ValueError: metadata that JSON cannot hold.
@@ -142,6 +159,8 @@ def write_weights(path: str | PathLike, state: Mapping[str, Tensor], metadata: M
         raise ValueError(f"metadata: expected JSON values: {error}") from error
     # safetensors stores neither channels_last nor two names of one tensor
     tensors = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}
+    if dtype is not None:
+        tensors |= {key: tensor.to(dtype) for key, tensor in tensors.items() if tensor.ndim > 1}
     replace_file(path, save(tensors, {METADATA_KEY: text, DIGEST_KEY: _digest(tensors, text)}))
 
 
