@@ -1,6 +1,8 @@
 """Draw the record of a training run, for benchmarks/results/, from its run folder.
 
 python -m bcmfnet.benchmarks.record_run RUN OUT.json --command "bcmfnet train ..." --commit REV --note "..."
+
+With --weights FILE.safetensors, also the weights that the run stands for, in half precision.
 """
 
 from __future__ import annotations
@@ -12,6 +14,10 @@ import statistics
 import tomllib
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from bcmfnet.models import create_model, read_weights, save_weights
 
 
 def record(run: Path, command: str, commit: str, note: str) -> dict[str, Any]:
@@ -46,6 +52,14 @@ def record(run: Path, command: str, commit: str, note: str) -> dict[str, Any]:
     }
 
 
+def write_half(run: Path, path: Path) -> None:
+    """Write the weights that a run stands for, in half precision."""
+    state, metadata = read_weights(run)
+    model = create_model(metadata["model"], num_classes=metadata["num_classes"], aux=metadata["aux"])
+    model.load_state_dict(state)
+    save_weights(path, model, metadata, dtype=torch.float16)
+
+
 def main() -> None:
     """Write the record of a run folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -53,9 +67,12 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     for name in ("command", "commit", "note"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--weights", type=Path)
     arguments = parser.parse_args()
     result = record(arguments.run, arguments.command, arguments.commit, arguments.note)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    if arguments.weights:
+        write_half(arguments.run, arguments.weights)
 
 
 if __name__ == "__main__":

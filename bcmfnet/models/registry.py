@@ -113,8 +113,10 @@ def save_weights(
     state = unwrapped("model", model.state_dict())
     _check_names(metadata["model"], own, state)
     check_same_tensors("model", own, state)
+    if dtype is not None:
+        state |= {key: tensor.to(dtype) for key, tensor in state.items() if tensor.ndim > 1}
     check_values("model", state)
-    write_weights(path, state, metadata, dtype)
+    write_weights(path, state, metadata)
 
 
 def _check_names(name: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

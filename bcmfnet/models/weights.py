@@ -141,12 +141,8 @@ def _kind(value: Any) -> str:
     return "nothing" if value is None else type(value).__name__
 
 
-def write_weights(
-    path: str | PathLike, state: Mapping[str, Tensor], metadata: Mapping, dtype: torch.dtype | None = None
-) -> None:
+def write_weights(path: str | PathLike, state: Mapping[str, Tensor], metadata: Mapping) -> None:
     """Write tensors and metadata (JSON values) as safetensors; a former file stays until the new one is complete.
-
-    With a dtype, the kernels of convolutions are written in it; vectors, such as batch norm's statistics, stay.
 
     Raises:
         CheckpointError: the file cannot be written. ValueError: metadata that JSON cannot hold.
@@ -159,8 +155,6 @@ def write_weights(
         raise ValueError(f"metadata: expected JSON values: {error}") from error
     # safetensors stores neither channels_last nor two names of one tensor
     tensors = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}
-    if dtype is not None:
-        tensors |= {key: tensor.to(dtype) for key, tensor in tensors.items() if tensor.ndim > 1}
     replace_file(path, save(tensors, {METADATA_KEY: text, DIGEST_KEY: _digest(tensors, text)}))
 
 
