@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from bcmfnet.cli.app import app
+from bcmfnet.data import get_label_table, normalize
+from bcmfnet.engine.inference import LabelPredictor, label_table
+from bcmfnet.models import create_model
 from bcmfnet.ops import backends, boundary_corrected_loss
 from bcmfnet.reference.bcl import MODES
 
@@ -28,9 +31,29 @@ def run_examples(page):
     return names
 
 
+@pytest.fixture
+def official(tmp_path, monkeypatch):
+    """Weights as the authors of DDRNet publish them, but of a network that was not trained."""
+    model = create_model("ddrnet23_slim", num_classes=19, aux=True)
+    torch.save(
+        {f"model.{key}": tensor for key, tensor in model.state_dict().items()}, tmp_path / "best_val_smaller.pth"
+    )
+    monkeypatch.chdir(tmp_path)
+    return model.eval()
+
+
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
-def test_examples_run(page):
+def test_examples_run(page, official):
     assert run_examples(page.read_text())
+
+
+def test_official_weights_can_be_evaluated(official):
+    run_examples((DOCS / "weights.md").read_text())
+    predictor, metadata = LabelPredictor.from_weights(Path("ddrnet23_slim_cityscapes.safetensors"), "cpu", "off")
+    frame = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    expected = official(normalize(frame)).logits
+    torch.testing.assert_close(predictor.logits(frame), expected, rtol=1e-3, atol=1e-3)
+    assert label_table(metadata, Path("w")) == get_label_table("cityscapes19")
 
 
 def test_the_loss_trains_somebody_elses_model():

@@ -262,7 +262,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "val_every": 0.5,
     },
     "camvid": {
-        "data": {"name": "camvid11-segnet", "crop": [360, 480], "crops": ["192x256@0.64"], "workers": 1},
+        "data": {"name": "camvid11-segnet", "crop": [360, 480], "crops": ["192x256@0.7"], "workers": 1},
         "loss": {"class_weights": "enet"},
         "optim": {
             "name": "adamw",
