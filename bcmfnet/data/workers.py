@@ -57,7 +57,7 @@ class WorkerStream:
 
     def __init__(self, loader: DataLoader, patience: float) -> None:
         self.patience = patience
-        with _stop_signals_blocked():
+        with _signals_blocked(), _no_worker_left():
             try:
                 # Kept here: the workers of a later loader drop what other threads than theirs hold, and an iterator
                 # that is dropped ends the workers that it shares with the original.
@@ -68,10 +68,10 @@ class WorkerStream:
                     f"data.workers: expected to start {loader.num_workers} loader processes, got {got}; "
                     "try --data.workers 0"
                 ) from error
+            self._sigchld = _silence_sigchld()
         self.workers = self.iterator._workers
         self.results: queue.Queue[tuple[bool, Any]] = queue.Queue(1)
         self.ended = threading.Event()
-        self._sigchld = _silence_sigchld()
         self._kill = weakref.finalize(self, _kill, os.getpid(), self.workers)
         self.thread = threading.Thread(target=_receive, args=(self.iterator, self.results, self.ended), daemon=True)
         self.thread.start()
@@ -154,16 +154,33 @@ def _cause(exitcode: int) -> str:
 
 
 @contextlib.contextmanager
-def _stop_signals_blocked() -> Iterator[None]:
-    """Workers inherit the mask, so that none is ended by a signal before it has begun to ignore it."""
+def _signals_blocked() -> Iterator[None]:
+    """Workers inherit the mask, so that none is ended by a signal before it has begun to ignore it.
+
+    SIGCHLD waits too: until it is silenced, the death of a worker would raise wherever this thread happens to be.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, (*STOP_SIGNALS, signal.SIGCHLD))
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+@contextlib.contextmanager
+def _no_worker_left() -> Iterator[None]:
+    """End the workers that have begun where not all of them can.
+
+    At its end a process waits for its children, and these heed no SIGTERM.
+    """
+    before = set(multiprocessing.active_children())
+    try:
+        yield
+    except BaseException:
+        _kill(os.getpid(), [child for child in multiprocessing.active_children() if child not in before])
+        raise
 
 
 def _silence_sigchld() -> Any:

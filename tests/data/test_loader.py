@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils import signal_handling
 
 from bcmfnet.data import EpochSampler, SyntheticStreets, TrainTransform, build_dataset, eval_loader, train_loader
 from bcmfnet.data.labels import make_label_table
@@ -194,6 +196,47 @@ def test_killed_worker_is_one_clear_error_and_no_signal_handler_raises():
     assert signal.getsignal(signal.SIGCHLD) is before
     with pytest.raises(DataError, match="/dev/shm: expected room for the batches of 1 loader processes, got a full "):
         list(eval_loader(Signalled(signal.SIGBUS), workers=1))
+
+
+@posix
+def test_worker_that_is_killed_while_the_others_start(monkeypatch):
+    """At the first moment at which torch's handler of its death would raise."""
+    original = signal_handling._set_SIGCHLD_handler
+
+    def kill_one():
+        original()
+        os.kill(min(child.pid for child in multiprocessing.active_children()), signal.SIGKILL)
+        time.sleep(0.2)
+
+    before = signal.getsignal(signal.SIGCHLD)
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    monkeypatch.setattr(signal_handling, "_set_SIGCHLD_handler", kill_one)
+    expected = r"loader: expected 2 processes, got one \(pid \d+\) ended by SIGKILL; where "
+    try:
+        with pytest.raises(DataError, match=expected):
+            list(eval_loader(STREETS, workers=2))
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert not multiprocessing.active_children()
+
+
+@posix
+def test_no_worker_is_left_where_not_all_can_be_started(monkeypatch):
+    """A worker heeds no SIGTERM, so this process would wait for it at its end."""
+    original, started = multiprocessing.process.BaseProcess.start, []
+
+    def start(process):
+        if started:
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        original(process)
+        started.append(process)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start)
+    expected = "data.workers: expected to start 2 loader processes, got Resource temporarily unavailable; try "
+    with pytest.raises(DataError, match=expected):
+        list(eval_loader(STREETS, workers=2))
+    assert len(started) == 1 and not started[0].is_alive()
+    assert not multiprocessing.active_children()
 
 
 @posix
