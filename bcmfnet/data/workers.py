@@ -31,6 +31,7 @@ POLL = 0.2  # seconds from a request to stop, or the death of a worker, to its n
 WARN_AFTER = 30.0  # seconds without a batch
 PATIENCE = 600.0  # seconds without a batch; a network file system that comes back takes minutes
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+ADVICE = "where memory is short try fewer --data.workers"
 FULL_SHM = (
     "/dev/shm: expected room for the batches of {workers} loader processes, got a full file system; "
     "try --data.workers 0, or docker run --shm-size 1g or --ipc host"
@@ -57,18 +58,24 @@ class WorkerStream:
 
     def __init__(self, loader: DataLoader, patience: float) -> None:
         self.patience = patience
-        with _signals_blocked(), _no_worker_left():
+        with _stop_signals_blocked(), _no_worker_left():
             try:
                 # Kept here: the workers of a later loader drop what other threads than theirs hold, and an iterator
                 # that is dropped ends the workers that it shares with the original.
                 self.iterator = iter(loader)
+                self._sigchld = _silence_sigchld()
             except OSError as error:
                 got = error.strerror or error
                 raise DataError(
                     f"data.workers: expected to start {loader.num_workers} loader processes, got {got}; "
                     "try --data.workers 0"
                 ) from error
-            self._sigchld = _silence_sigchld()
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):  # of torch's handler of SIGCHLD
+                    raise
+                if "Bus error" in str(error):
+                    raise DataError(FULL_SHM.format(workers=loader.num_workers)) from error
+                raise DataError(f"loader: {str(error).strip().rstrip('.')}; {ADVICE}") from error
         self.workers = self.iterator._workers
         self.results: queue.Queue[tuple[bool, Any]] = queue.Queue(1)
         self.ended = threading.Event()
@@ -112,7 +119,7 @@ class WorkerStream:
                     raise DataError(FULL_SHM.format(workers=len(self.workers)))
                 raise DataError(
                     f"loader: expected {len(self.workers)} processes, got one (pid {worker.pid}) ended by "
-                    f"{_cause(worker.exitcode)}; where memory is short try fewer --data.workers"
+                    f"{_cause(worker.exitcode)}; {ADVICE}"
                 )
 
     def close(self) -> None:
@@ -154,15 +161,12 @@ def _cause(exitcode: int) -> str:
 
 
 @contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Workers inherit the mask, so that none is ended by a signal before it has begun to ignore it.
-
-    SIGCHLD waits too: until it is silenced, the death of a worker would raise wherever this thread happens to be.
-    """
+def _stop_signals_blocked() -> Iterator[None]:
+    """Workers inherit the mask, so that none is ended by a signal before it has begun to ignore it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, (*STOP_SIGNALS, signal.SIGCHLD))
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
@@ -179,7 +183,10 @@ def _no_worker_left() -> Iterator[None]:
     try:
         yield
     except BaseException:
+        handler = _silence_sigchld()
         _kill(os.getpid(), [child for child in multiprocessing.active_children() if child not in before])
+        if handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
         raise
 
 
