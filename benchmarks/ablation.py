@@ -2,66 +2,62 @@
 
 python -m bcmfnet.benchmarks.ablation OUT.csv RUNS --data.root DIR --commit REV
 
-Every run has the recipe of the preset camvid and RECIPE. A row is appended when its run ends; runs that have one are
-left out, and one that was stopped goes on from its folder in RUNS, so the command may be stopped and given again.
+Every run is `bcmfnet train` with the preset camvid and RECIPE. A row is appended when its run ends; runs that have one
+are left out, and one that was stopped goes on from its folder in RUNS, so the command may be stopped and given again.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
-import time
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bcmfnet.engine.checkpoint import LAST
-from bcmfnet.engine.config import PAPER_LOSS, TrainConfig, preset
-from bcmfnet.engine.run_folder import owned
-from bcmfnet.engine.train import TrainResult, train
-
-RECIPE: dict[str, dict[str, Any]] = {
-    "data": {"crop": (192, 256), "crops": (), "workers": 1},
-    "optim": {"steps": 1500, "epochs": None},
-}
+RECIPE = "--preset camvid --data.crop 192 256 --optim.steps 1500 --val-every 1000".split()
 OHEM_KEPT = 8 * 192 * 256 // 16
 """Pixels that OHEM keeps at least: one in sixteen of a batch."""
-ROWS: dict[str, dict[str, dict[str, Any]]] = {
-    "BASE, cross-entropy": {"model": {"name": "ddrnet23_slim"}, "loss": {"mode": "plain"}},
-    "LMFM, cross-entropy": {"loss": {"mode": "plain"}},
-    "LMFM, OHEM": {"loss": {"mode": "ohem", "min_kept": OHEM_KEPT}},
-    "LMFM, detect": {"loss": {}},
-    "LMFM, detect, nms 3, ratio 1/16": {"loss": PAPER_LOSS | {"mode": "detect"}},
-    "LMFM, detect, nms 3": {"loss": {"nms": 3}},
-    "LMFM, paper": {"loss": PAPER_LOSS},
+ROWS = {
+    "BASE, cross-entropy": "--model.name ddrnet23_slim --loss.mode plain",
+    "LMFM, cross-entropy": "--loss.mode plain",
+    "LMFM, OHEM": f"--loss.mode ohem --loss.min-kept {OHEM_KEPT}",
+    "LMFM, detect": "--loss.mode detect",
+    "LMFM, detect, nms 3, ratio 1/16": "--loss.mode detect --loss.nms 3 --loss.ratio 0.0625",
+    "LMFM, detect, nms 3": "--loss.mode detect --loss.nms 3",
+    "LMFM, paper": "--loss.mode paper --loss.nms 3 --loss.ratio 0.0625",
 }
 
 
-def configuration(root: str, name: str, seed: int) -> TrainConfig:
-    """The configuration of a run: the preset, the recipe of the table and what its row changes."""
-    config = dataclasses.replace(TrainConfig(), val_every=10**6, seed=seed, select="last")
-    layers = [preset("camvid"), {"data": {"root": root}}, RECIPE, ROWS[name]]
-    for field in ("data", "model", "loss", "optim"):
-        values = {key: value for layer in layers for key, value in layer.get(field, {}).items()}
-        setattr(config, field, dataclasses.replace(getattr(config, field), **values))
-    return config
+def train(folder: Path, root: str, name: str, seed: int) -> None:
+    """Train a row of the table with a seed in a folder, or go on where that was stopped."""
+    if (folder / "checkpoints" / "last.pt").exists():
+        arguments: Sequence[str] = ["--resume", str(folder)]
+    else:
+        own = ["--seed", str(seed), "--data.root", root, "--output-dir", str(folder), "--exist-ok"]
+        arguments = [*RECIPE, *ROWS[name].split(), *own]
+    subprocess.run([sys.executable, "-m", "bcmfnet", "train", *arguments], check=True)
 
 
-def row(name: str, seed: int, result: TrainResult, seconds: float) -> dict[str, Any]:
-    """The row of a run that has ended; scores in per cent."""
-    scores = result.evaluation.to_dict()
+def row(folder: Path, name: str, seed: int) -> dict[str, Any]:
+    """The row of a run that has ended; scores in per cent, the speed in the median."""
+    scores = json.loads((folder / "evaluation.json").read_text())
     boundary = scores["boundary"]
     shown = {
         "miou": scores["miou"],
         "boundary_iou": boundary["boundary_iou"]["mean"],
         **{f"boundary_f_{radius}px": value["mean"] for radius, value in boundary["boundary_f"].items()},
         **{f"trimap_{radius}px": value for radius, value in boundary["trimap_iou"].items()},
-        **{f"iou_{name}": value for name, value in scores["iou"].items()},
+        **{f"iou_{label}": value for label, value in scores["iou"].items()},
     }
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rates = sorted(values["images_per_s"] for values in metrics if "loss" in values)
+    torch = json.loads((folder / "env.json").read_text())["packages"]["torch"]
     figures = {key: round(100 * value, 2) for key, value in shown.items()}
-    return {"run": name, "seed": seed, "steps": result.steps, **figures, "seconds": round(seconds)}
+    run = {"run": name, "seed": seed, "steps": metrics[-1]["step"]}
+    return run | figures | {"images_per_s": round(rates[len(rates) // 2], 1), "torch": torch}
 
 
 def measured(path: Path) -> set[tuple[str, int]]:
@@ -92,18 +88,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), help="rows of the table")
     parser.add_argument("--commit", required=True)
     given = parser.parse_args()
-    common = {"commit": given.commit, "torch": torch.__version__, "threads": torch.get_num_threads()}
     for seed in given.seeds:
         for name in given.only:
             if (name, seed) in measured(given.out):
                 continue
-            folder = given.runs / f"{name.replace(', ', '-').replace('/', '_').replace(' ', '')}-{seed}"
+            folder = given.runs / f"{list(ROWS).index(name)}-{seed}"
             folder.mkdir(parents=True, exist_ok=True)
-            begin = time.perf_counter()
-            with owned(folder, "runs"):
-                result = train(configuration(given.root, name, seed), folder, resume=(folder / LAST).exists())
-            append(given.out, row(name, seed, result, time.perf_counter() - begin) | common)
-            print(name, seed, f"{100 * result.evaluation.miou:.2f} %", flush=True)
+            train(folder, given.root, name, seed)
+            append(given.out, row(folder, name, seed) | {"commit": given.commit})
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ from bcmfnet.models import (
     SegmentationOutput,
     count_multiply_adds,
     count_parameters,
+    list_weights,
     load_pretrained,
     model_from_weights,
     multiply_adds_by_module,
@@ -96,6 +97,7 @@ assert_type(lmfm(images, context.packed(torch.float32)), Tensor)
 DAPPM(512, 128, identity_branch=False, norm_order="post", shortcut=False)
 
 assert_type(list_models(), list[str])
+assert_type(list_weights(), list[str])
 model = create_model("bcmfnet", num_classes=3, aux=True, pretrained=path, interval=1)
 output: SegmentationOutput = model(images)
 assert_type(output.logits, Tensor)
