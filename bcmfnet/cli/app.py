@@ -95,6 +95,7 @@ def _nobody_reads() -> bool:
 
 
 def _say(message: str, code: int) -> int:
+    rank = f" (rank {os.environ['RANK']})" if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ else ""
     with contextlib.suppress(BrokenPipeError):
-        print(f"bcmfnet: {printable(message)}", file=sys.stderr)
+        print(f"bcmfnet{rank}: {printable(message)}", file=sys.stderr)
     return code

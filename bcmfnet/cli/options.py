@@ -55,7 +55,8 @@ class CommonOptions:
         logger = logging.getLogger("bcmfnet")
         logger.setLevel(logging.DEBUG)
         handler = _StderrHandler()
-        handler.setLevel(logging.DEBUG if self.verbose else logging.WARNING if self.quiet else logging.INFO)
+        follows = os.environ.get("RANK", "0") != "0"  # one of several processes, whose leader says the same
+        handler.setLevel(logging.WARNING if self.quiet or follows else logging.DEBUG if self.verbose else logging.INFO)
         logger.handlers = [handler]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,8 @@ def train(
     """Train a network and evaluate its best weights.
 
     Without anything else it trains on generated street scenes for a minute or two. An option that no flag sets has its
-    value from --config, and one that is not there either from --preset: `bcmfnet config show` prints them all.
+    value from --config, and one that is not there either from --preset: `bcmfnet config show` prints them all. Under
+    torchrun all processes train one network; where it starts them again, they go on from what --output-dir holds.
 
     Parameters
     ----------
@@ -55,22 +57,42 @@ def train(
     if dry_run:
         print(to_toml(cfg.to_dict()), end="")
         return 0
+    from bcmfnet.engine.distributed import launched_processes
     from bcmfnet.engine.evaluate import scores_table
     from bcmfnet.engine.run_folder import owned, run_folder
     from bcmfnet.engine.train import train
 
-    if resume is not None:
-        for key, value in {"output_dir": output_dir, "name": name, "exist_ok": exist_ok or None}.items():
-            if value is not None:
-                raise ConfigError(f"{key}: expected none with --resume, the run has its folder, got {value!r}")
-        with owned(resume, "resume"):
-            result = train(cfg, resume, resume=True)
-    else:
-        with run_folder("train", output_dir, name, exist_ok, default_name=preset) as folder:
-            result = train(cfg, folder)
+    with launched_processes() as processes, ExitStack() as stack:
+        if resume is not None:
+            for key, value in {"output_dir": output_dir, "name": name, "exist_ok": exist_ok or None}.items():
+                if value is not None:
+                    raise ConfigError(f"{key}: expected none with --resume, the run has its folder, got {value!r}")
+        elif processes.restarts:
+            resume = processes.from_leader(lambda: _interrupted_run(output_dir))
+            exist_ok = True
+        if resume is not None:
+            owner = owned(resume, "resume")
+        else:
+            owner = run_folder("train", output_dir, name, exist_ok, default_name=preset)
+        folder = processes.from_leader(lambda: stack.enter_context(owner)) or resume
+        result = train(cfg, folder, resume=resume is not None, processes=processes)
+    if not processes.leads:
+        return 0
     if json_output:
         print(json.dumps({"folder": str(result.folder), **result.evaluation.to_dict()}, indent=2))
     else:
         print_table(scores_table(result.evaluation))
         print(f"\nrun folder: {result.folder}")
     return 0
+
+
+def _interrupted_run(output_dir: str | None) -> Path | None:
+    """The run that processes which were started again go on with; None where it has saved nothing yet."""
+    from bcmfnet.engine.checkpoint import LAST
+
+    if output_dir is None:
+        raise ConfigError(
+            "output_dir: expected the folder of the run, since its processes were started again, got none"
+        )
+    folder = Path(output_dir)
+    return folder if (folder / LAST).exists() else None

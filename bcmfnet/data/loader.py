@@ -47,6 +47,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         length: frames of the dataset.
         multiple: the indices of an epoch and rank are cut down to a multiple of this, so that batches of that size
             never hold frames of two epochs.
+        accumulate: batches that a rank adds up before it steps. They are, in turn, those that as many ranks would
+            have, so the frames of a step depend on world_size * accumulate alone.
         start_epoch, start_index: where to begin; start_index counts this rank's indices within the epoch.
     """
 
@@ -60,11 +62,15 @@ class EpochSampler(Sampler[tuple[int, int]]):
         start_epoch: int = 0,
         start_index: int = 0,
         multiple: int = 1,
+        accumulate: int = 1,
     ) -> None:
         self.length, self.seed, self.shuffle = length, seed, shuffle
-        self.rank, self.world_size = rank, world_size
+        self.parts = world_size * accumulate
+        self.mine = slice(rank * accumulate, (rank + 1) * accumulate)
+        self.multiple = multiple
         self.start_epoch, self.start_index = start_epoch, start_index
-        self.per_epoch = length // (world_size * multiple) * multiple
+        self.steps = length // (self.parts * multiple)
+        self.per_epoch = self.steps * multiple * accumulate
 
     def __len__(self) -> int:
         """Indices of an epoch on this rank."""
@@ -73,9 +79,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, start = self.start_epoch, self.start_index
         while self.per_epoch:
-            order = stream(self.seed, ORDER, epoch).permutation(self.length) if self.shuffle else range(self.length)
-            mine = order[self.rank : self.per_epoch * self.world_size : self.world_size]
-            for index in mine[start:]:
+            shuffled = self.shuffle
+            order = stream(self.seed, ORDER, epoch).permutation(self.length) if shuffled else np.arange(self.length)
+            whole = order[: self.steps * self.multiple * self.parts].reshape(self.steps, self.multiple, self.parts)
+            for index in whole[:, :, self.mine].swapaxes(1, 2).reshape(-1)[start:]:
                 yield epoch, int(index)
             epoch, start = epoch + 1, 0
 
@@ -192,12 +199,13 @@ def train_loader(
     start: tuple[int, int] = (0, 0),
     rank: int = 0,
     world_size: int = 1,
+    accumulate: int = 1,
     should_stop: object = False,
     patience: float = PATIENCE,
 ) -> BatchLoader:
-    """Endless batches of augmented frames, from batch start[1] of epoch start[0] on; short batches are dropped.
+    """Endless batches of augmented frames, from step start[1] of epoch start[0] on; short batches are dropped.
 
-    should_stop and patience are `BatchLoader`'s.
+    A step takes `accumulate` batches on each of world_size ranks. should_stop and patience are `BatchLoader`'s.
 
     Raises:
         ConfigError: batch_size < 2 (BatchNorm on the 1x1 map needs two values), or a dataset smaller than a batch.
@@ -206,30 +214,39 @@ def train_loader(
         raise ConfigError(
             f"batch_size: expected at least 2 for each process (BatchNorm on a 1x1 map), got {batch_size}"
         )
-    if len(dataset) < batch_size * world_size:
-        raise ConfigError(
-            f"batch_size: {batch_size} on {world_size} processes needs {batch_size * world_size} frames, "
-            f"but {dataset.split} has {len(dataset)}"
-        )
-    epoch, batches = start
-    sampler = EpochSampler(len(dataset), seed, True, rank, world_size, epoch, batches * batch_size, batch_size)
+    frames = batch_size * world_size * accumulate
+    if len(dataset) < frames:
+        times = f"{batch_size} on {world_size} processes" + (f", {accumulate} times a step," if accumulate > 1 else "")
+        raise ConfigError(f"batch_size: {times} needs {frames} frames, but {dataset.split} has {len(dataset)}")
+    epoch, steps = start
+    start_index = steps * batch_size * accumulate
+    sampler = EpochSampler(len(dataset), seed, True, rank, world_size, epoch, start_index, batch_size, accumulate)
     loader = _loader(TrainSamples(dataset, transform, seed), batch_size, workers, sampler)
     return BatchLoader(loader, should_stop, patience)
 
 
 def eval_loader(
-    dataset: Dataset, *, batch_size: int = 1, workers: int = 0, should_stop: object = False, patience: float = PATIENCE
+    dataset: Dataset,
+    *,
+    batch_size: int = 1,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    should_stop: object = False,
+    patience: float = PATIENCE,
 ) -> BatchLoader:
-    """Every frame once and in order. A batch_size above 1 needs frames of one size (DataError).
+    """Every frame once and in order, each world_size-th of them on a rank. A batch_size above 1 needs frames of one
+    size (DataError).
 
     should_stop and patience are `BatchLoader`'s.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size: expected at least 1, got {batch_size}")
-    return BatchLoader(_loader(EvalSamples(dataset), batch_size, workers, None), should_stop, patience)
+    mine = range(rank, len(dataset), world_size)
+    return BatchLoader(_loader(EvalSamples(dataset), batch_size, workers, mine), should_stop, patience)
 
 
-def _loader(samples: TrainSamples | EvalSamples, batch_size: int, workers: int, sampler: Sampler | None) -> DataLoader:
+def _loader(samples: TrainSamples | EvalSamples, batch_size: int, workers: int, sampler: Sampler | range) -> DataLoader:
     return DataLoader(
         samples,
         batch_size=batch_size,

@@ -22,11 +22,11 @@ from bcmfnet.errors import CheckpointError, ConfigError, MissingFileError
 from bcmfnet.models.weights import check_same_tensors, checked, replace_file
 
 log = logging.getLogger("bcmfnet.checkpoint")
-FORMAT = 2
+FORMAT = 3
 LAST = "checkpoints/last.pt"
 """Where the folder of a run has its last checkpoint."""
 MAY_CHANGE = {
-    "where it runs": ("device", "amp", "compile", "data.root", "data.workers"),
+    "where it runs": ("device", "amp", "compile", "data.root", "data.workers", "optim.accumulate"),
     "how long and how fast": ("optim.steps", "optim.epochs", "optim.lr", "optim.warmup_steps", "optim.power"),
     "what each step reads of the optimiser's options": ("optim.momentum", "optim.weight_decay", "optim.clip"),
     "what is written": ("val_every", "log_every", "save_every_minutes", "keep"),
@@ -46,13 +46,15 @@ class TrainState:
     """Where a run stands.
 
     step is the number of optimiser steps done; evaluated the step of the last evaluation; best_miou the best
-    validation mIoU so far (NaN before the first); frames tells the frames of the run from those of any other.
+    validation mIoU so far (NaN before the first); frames tells the frames of the run from those of any other; batches
+    is how many batches a step has, on all processes.
     """
 
     step: int = 0
     evaluated: int = 0
     best_miou: float = float("nan")
     frames: str = ""
+    batches: int = 1
 
 
 def name_frames(train_set: Dataset, val_set: Dataset) -> str:
@@ -258,7 +260,7 @@ def _train_state(path: Path, payload: dict[str, Any]) -> TrainState:
         path, payload, "state.best_miou", "nan or 0 to 1", lambda v: type(v) is float and not (v < 0 or v > 1)
     )
     frames = checked(path, payload, "state.frames", "text", lambda v: isinstance(v, str))
-    return TrainState(count("step"), count("evaluated"), best, frames)
+    return TrainState(count("step"), count("evaluated"), best, frames, count("batches"))
 
 
 def _optimizer_state(path: Path, payload: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[int, Any]:

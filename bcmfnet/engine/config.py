@@ -173,6 +173,8 @@ class OptimConfig:
     """Power of the polynomial decay."""
     warmup_steps: Annotated[int, Between(0, MAX_STEPS)] = 0
     """Steps of linear warm-up."""
+    accumulate: Annotated[int, Between(1, 2**16)] = 1
+    """Batches, on each process, whose gradients are averaged for a step."""
     clip: Annotated[float | None, Between(0, 10**6, "(]")] = None
     """Norm of all gradients above which they are scaled down to it; None is off."""
     ema: Annotated[float | None, Between(0, 1, "[)")] = None

@@ -7,11 +7,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from bcmfnet.data import eval_loader
 from bcmfnet.data.labels import LabelTable
 from bcmfnet.data.pairs import check_frame_size
+from bcmfnet.engine.distributed import ALONE, Processes
 from bcmfnet.engine.inference import LabelPredictor
 from bcmfnet.engine.progress import progress_bar
 from bcmfnet.metrics import BoundaryMetrics, BoundaryScores, ConfusionMatrix
@@ -55,15 +57,25 @@ def _number(value: float) -> float | None:
 
 
 def evaluate(
-    predictor: LabelPredictor, dataset: Any, *, workers: int = 0, boundary: bool = True, should_stop: object = False
+    predictor: LabelPredictor,
+    dataset: Any,
+    *,
+    workers: int = 0,
+    boundary: bool = True,
+    should_stop: object = False,
+    processes: Processes = ALONE,
 ) -> Evaluation | None:
-    """Evaluate on every frame of a dataset; None when should_stop (asked for its truth) became true on the way."""
+    """Evaluate on every frame of a dataset; None when should_stop (asked for its truth) became true on the way.
+
+    Several processes, with the same weights, share the frames, and each has the scores of all of them.
+    """
     table = dataset.table
     confusion = ConfusionMatrix(table.num_classes, table.ignore_index)
     edges = BoundaryMetrics(table.num_classes, table.ignore_index) if boundary else None
     seconds, frames = 0.0, 0
+    share = {"rank": processes.rank, "world_size": processes.count}
     with progress_bar("evaluate", len(dataset)) as progress:
-        for batch in eval_loader(dataset, batch_size=1, workers=workers, should_stop=should_stop):
+        for batch in eval_loader(dataset, batch_size=1, workers=workers, should_stop=should_stop, **share):
             if should_stop:
                 break
             check_frame_size(batch.files[0][0], *batch.images.shape[-2:])
@@ -76,10 +88,13 @@ def evaluate(
                 for prediction, target in zip(labels.numpy(), batch.labels.numpy(), strict=True):
                     edges.update(prediction, target)
             progress.advance()
-    if frames < len(dataset):
+    counted = np.array([frames, seconds])
+    processes.add_up([counted, confusion.matrix, *(edges.state.values() if edges is not None else ())])
+    if counted[0] < len(dataset):
         return None
     scores = edges.compute() if edges is not None else None
-    return Evaluation(table, confusion, scores, frames, frames / seconds if seconds else math.nan)
+    rate = processes.count * counted[0] / counted[1] if counted[1] else math.nan
+    return Evaluation(table, confusion, scores, len(dataset), rate)
 
 
 def scores_table(evaluation: Evaluation) -> list[tuple[str, ...]]:

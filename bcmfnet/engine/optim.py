@@ -25,10 +25,11 @@ class Schedule:
     weights_until: float | None
 
     @classmethod
-    def of(cls, config: TrainConfig, frames: int) -> Schedule:
-        steps_per_epoch = frames // config.data.batch_size
+    def of(cls, config: TrainConfig, frames: int, processes: int = 1) -> Schedule:
+        parts = processes * config.optim.accumulate
+        steps_per_epoch = frames // (config.data.batch_size * parts)
         if steps_per_epoch < 1:
-            got = config.data.batch_size
+            got = config.data.batch_size if parts == 1 else f"{config.data.batch_size} {parts} times a step"
             raise ConfigError(f"data.batch_size: expected at most the {frames} frames of the set, got {got}")
         if config.optim.steps is None and config.optim.epochs is None:
             raise ConfigError("optim.steps, optim.epochs: expected one of the two, got neither")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 
@@ -57,5 +58,9 @@ def progress_bar(label: str, total: int, done: int = 0) -> Iterator[Progress]:
 
 
 def _on_terminal() -> bool:
-    """Whether standard error is a terminal; a process started without one has None or a closed file."""
-    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+    """Whether standard error is a terminal that this process may draw on: of several processes the leading one may.
+
+    A process started without one has None or a closed file.
+    """
+    leads = os.environ.get("RANK", "0") == "0"
+    return leads and sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()

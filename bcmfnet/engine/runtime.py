@@ -12,24 +12,32 @@ from types import FrameType
 import torch
 
 from bcmfnet.data.workers import STOP_SIGNALS
+from bcmfnet.engine.distributed import ALONE, Processes
 from bcmfnet.errors import ConfigError
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def resolve_device(name: str) -> torch.device:
-    """Device of a name: `auto` is the GPU where there is one. Raises ConfigError for one that is not here."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes != "1":
-        raise ConfigError(f"WORLD_SIZE: expected one process, got {processes}; start bcmfnet without torchrun")
+def resolve_device(name: str, processes: Processes = ALONE) -> torch.device:
+    """Device of a name: `auto` is the GPU where there is one, of several processes each has its own.
+
+    Raises ConfigError for one that is not here, and where the launcher started more processes than the caller can use.
+    """
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started != str(processes.count):
+        raise ConfigError(f"WORLD_SIZE: expected one process, got {started}; start it without torchrun")
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
+    if processes.count > 1 and device.type == "cuda":
+        if device.index is not None:
+            raise ConfigError(f"device: expected auto, cpu or cuda with {processes.count} processes, got {name!r}")
+        device = torch.device("cuda", processes.local_rank)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         expected = f"cuda:0 to cuda:{count - 1}" if count else "auto or cpu, there is no CUDA device here"
@@ -69,10 +77,16 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """True once a signal of STOP_SIGNALS has come; a second SIGINT interrupts at once."""
+    """True once a signal of STOP_SIGNALS has come; a second SIGINT interrupts at once.
 
-    def __init__(self) -> None:
+    Of several processes each receives signals, but all have to stop at the same step: there it is true from the next
+    `agree` on, which all of them call.
+    """
+
+    def __init__(self, processes: Processes = ALONE) -> None:
         self.signal: signal.Signals | None = None
+        self.processes = processes
+        self._received = 0
         self._held = self._pending = False
 
     def __bool__(self) -> bool:
@@ -83,11 +97,18 @@ class StopRequest:
         return 130 if self.signal is signal.SIGINT else 143
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is None:
-            self.signal = signal.Signals(number)
+        if not self._received:
+            self._received = number
+            if self.processes.count == 1:
+                self.signal = signal.Signals(number)
         elif number == signal.SIGINT:
             self._pending = True
             self._interrupt()
+
+    def agree(self) -> None:
+        """Take up what any of the processes has received."""
+        if self.signal is None and (number := self.processes.largest(self._received)):
+            self.signal = signal.Signals(number)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -106,13 +127,13 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(processes: Processes = ALONE) -> Iterator[StopRequest]:
     """Turn the first signal of STOP_SIGNALS into a request that the loop reads between two steps.
 
     Outside the main thread Python hands out no signals: there the request is never set. SIGHUP stays ignored where
     it is, since that is what nohup asks for.
     """
-    request = StopRequest()
+    request = StopRequest(processes)
     previous = {}
     if threading.current_thread() is threading.main_thread():
         previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from bcmfnet.data import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    Batch,
     Dataset,
     TrainTransform,
     build_dataset,
@@ -41,6 +43,7 @@ from bcmfnet.engine.checkpoint import (
     save_checkpoint,
 )
 from bcmfnet.engine.config import CLASS_WEIGHTS, DataConfig, LossConfig, TrainConfig, to_toml
+from bcmfnet.engine.distributed import ALONE, Processes
 from bcmfnet.engine.ema import MovingAverage
 from bcmfnet.engine.environment import describe_environment
 from bcmfnet.engine.evaluate import Evaluation, amp_name, evaluate
@@ -70,7 +73,7 @@ class TrainResult:
     evaluation: Evaluation
 
 
-def train(config: TrainConfig, folder: Path, *, resume: bool = False) -> TrainResult:
+def train(config: TrainConfig, folder: Path, *, resume: bool = False, processes: Processes = ALONE) -> TrainResult:
     """Train as configured and leave everything in the folder.
 
     With resume, go on from the folder's last checkpoint: the weights end bit for bit where an uninterrupted run
@@ -78,16 +81,17 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False) -> TrainRe
     (`run_folder.owned`). Raises ConfigError, DataError, CheckpointError or TrainingError, MissingPackageError where
     matplotlib is not installed; Interrupted after a signal, once the state is saved. Whatever else ends the run, the
     last finished step is saved first. Signals reach the main thread alone, so a run in another is not stopped by them.
+
+    Several processes call it alike. Each loads frames of its own, and a step takes the mean of their gradients; the
+    leading one alone reads and writes the folder.
     """
     require_matplotlib("the curves of a run")
     config = config.with_absolute_paths()
-    checkpoint = last_checkpoint(folder) if resume else None
-    if checkpoint is not None:
-        check_options(checkpoint, config)
-    device = resolve_device(config.device)
+    checkpoint = processes.from_leader(lambda: _checkpoint_to_go_on_from(folder, config) if resume else None)
+    device = resolve_device(config.device, processes)
     amp = resolve_amp(config.amp, device)
     train_set, val_set = build_datasets(config.data)
-    plan = Schedule.of(config, len(train_set))
+    plan = Schedule.of(config, len(train_set), processes.count)
     torch.manual_seed(config.seed)
     model = create_model(
         config.model.name,
@@ -96,8 +100,8 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False) -> TrainRe
         pretrained=config.model.pretrained if not resume else None,
     )
     model.to(device, memory_format=torch.channels_last)
-    with _log_file(folder), stop_on_signals() as stop:
-        run = _Run(config, folder, model, plan, device, amp, train_set, val_set, stop)
+    with _log_file(folder) if processes.leads else contextlib.nullcontext(), stop_on_signals(processes) as stop:
+        run = _Run(config, folder, model, plan, device, amp, train_set, val_set, stop, processes)
         run.start(checkpoint)
         run.loop()
         evaluation = None if stop else run.finish()
@@ -105,6 +109,12 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False) -> TrainRe
             message = f"stopped by {stop.signal.name} at step {run.state.step}; go on with --resume {folder}"
             raise Interrupted(message, stop.exit_code)
         return TrainResult(folder, run.state.step, evaluation)
+
+
+def _checkpoint_to_go_on_from(folder: Path, config: TrainConfig) -> Checkpoint:
+    checkpoint = last_checkpoint(folder)
+    check_options(checkpoint, config)
+    return checkpoint
 
 
 def build_datasets(data: DataConfig) -> tuple[Any, Any]:
@@ -149,13 +159,14 @@ class _Run:
         train_set: Any,
         val_set: Any,
         stop: StopRequest,
+        processes: Processes,
     ) -> None:
         self.config, self.folder, self.plan = config, folder, plan
+        self.processes = processes
         self.device, self.amp = device, amp
         self.train_set, self.val_set = train_set, val_set
         self.stop = stop
         self.model = model
-        self.forward = torch.compile(model) if config.compile else model
         self.criterion = build_loss(config.loss, train_set.table.ignore_index).to(device)
         self.class_weights: Tensor | None = None
         self.optimizer = build_optimizer(model, config.optim)
@@ -163,9 +174,9 @@ class _Run:
         self.average = MovingAverage(model, config.optim.ema) if config.optim.ema is not None else None
         self.averaged = self.average.model if self.average else None
         self.result = self.averaged or model
-        self.state = TrainState()
+        self.state = TrainState(batches=processes.count * config.optim.accumulate)
         self.undo = _Undo(model)
-        self.meter = _Meter(config.data.batch_size)
+        self.meter = _Meter(config.data.batch_size * self.state.batches)
         self.progress = Progress()
         self.saved_step, self.saved_at = 0, time.monotonic()
 
@@ -180,25 +191,40 @@ class _Run:
     def start(self, checkpoint: Checkpoint | None) -> None:
         """Take up a checkpoint, or start anew; then write down what the run is made of."""
         frames = name_frames(self.train_set, self.val_set)
-        named = self._class_weights(resume=checkpoint is not None)
+        weights = self.processes.from_leader(lambda: self._class_weights(resume=checkpoint is not None))
         if checkpoint is not None:
             self._take_up(checkpoint, frames)
         else:
+            self.state.frames = frames
+        if weights is not None:
+            self.class_weights = torch.tensor(list(weights.values()), dtype=torch.float32, device=self.device)
+        self.processes.from_leader(lambda: self._write_beginning(checkpoint, weights))
+        forward = self.processes.parallel(self.model)
+        self.forward = torch.compile(forward) if self.config.compile else forward
+
+    def _write_beginning(self, checkpoint: Checkpoint | None, weights: dict[str, float] | None) -> None:
+        """Write down what the run is made of."""
+        if checkpoint is None:
             for path in (self.checkpoint, *earlier_checkpoints(self.checkpoint)):
                 path.unlink(missing_ok=True)
-            self.state.frames = frames
-            self.metrics = MetricsLog(self.folder)
-        if named is not None:
-            self.class_weights = torch.tensor(list(named.values()), dtype=torch.float32, device=self.device)
-            log.info("class weights: %s", ", ".join(f"{name} {weight:.3g}" for name, weight in named.items()))
-            write_json(self.folder / CLASS_WEIGHTS_FILE, named)
+        elif checkpoint.path != self.checkpoint:
+            checkpoint.path.replace(self.checkpoint)
+        self.metrics = MetricsLog(self.folder, self.state if checkpoint else None)
+        if checkpoint is not None:
+            log.info("resume at step %d of %d", self.state.step, self.plan.steps)
+            for change in check_options(checkpoint, self.config):
+                log.info("from here on %s", change)
+        if weights is not None:
+            log.info("class weights: %s", ", ".join(f"{name} {weight:.3g}" for name, weight in weights.items()))
+            write_json(self.folder / CLASS_WEIGHTS_FILE, weights)
         write_text(self.folder / "config.toml", to_toml(self.config.to_dict()))
         write_json(self.folder / "env.json", describe_environment())
         self.best_weights.parent.mkdir(exist_ok=True)
         log.info("%s: %.2f M parameters", self.config.model.name, count_parameters(self.model) / 1e6)
         log.info("%s: %d frames, %d to validate on", self.config.data.name, len(self.train_set), len(self.val_set))
-        batch = self.config.data.batch_size
-        log.info("%d steps of %d frames on %s in %s", self.plan.steps, batch, self.device, amp_name(self.amp))
+        frames = self.config.data.batch_size * self.state.batches
+        where = f"{self.processes.count} processes on {self.device.type}" if self.processes.count > 1 else self.device
+        log.info("%d steps of %d frames on %s in %s", self.plan.steps, frames, where, amp_name(self.amp))
 
     def _take_up(self, checkpoint: Checkpoint, frames: str) -> None:
         """Go on from a checkpoint. Nothing is written where it is refused."""
@@ -210,15 +236,13 @@ class _Run:
             key = "optim.steps" if self.config.optim.steps else "optim.epochs"
             done = f"at least the {state.step} steps that the run has done"
             raise ConfigError(f"{key}: expected {done}, got {self.plan.steps}")
-        if checkpoint.path != self.checkpoint:
-            checkpoint.path.replace(self.checkpoint)
-        if state.evaluated and not self._has_best_weights():
+        batches, processes = self.processes.count * self.config.optim.accumulate, self.processes.count
+        if state.batches != batches:
+            expected = f"{state.batches} batches a step on all processes, as {checkpoint.path} has them"
+            raise ConfigError(f"optim.accumulate: expected {expected}, got {batches} on {processes}")
+        if state.evaluated and not self.processes.from_leader(self._has_best_weights):
             state.best_miou, state.evaluated = math.nan, min(state.evaluated, state.step - 1)
         self.saved_step = state.step
-        self.metrics = MetricsLog(self.folder, state)
-        log.info("resume at step %d of %d", state.step, self.plan.steps)
-        for change in check_options(checkpoint, self.config):
-            log.info("from here on %s", change)
 
     def _class_weights(self, resume: bool) -> dict[str, float] | None:
         """Weight of each class, those that the run began with; None where the loss has none."""
@@ -249,8 +273,10 @@ class _Run:
                 self._train_and_evaluate()
             except (TrainingError, CheckpointError):  # the state cannot be saved, or is not worth it
                 raise
-            except BaseException:
+            except BaseException as error:
                 self._save_finished()
+                if isinstance(error, RuntimeError) and self.processes.lost(error):
+                    raise TrainingError(f"a process of the run was lost at step {self.state.step}") from error
                 raise
 
     def _train_and_evaluate(self) -> None:
@@ -269,6 +295,8 @@ class _Run:
 
     def _save_finished(self) -> None:
         """Save the last finished step while what broke the loop is on its way."""
+        if not self.processes.leads:
+            return
         try:
             self.undo.take_back()
             self.save()
@@ -293,49 +321,44 @@ class _Run:
         )  # fmt: skip
         loader = train_loader(
             self.train_set, transform, batch_size=data.batch_size, seed=self.config.seed, workers=data.workers,
-            start=divmod(self.state.step, self.plan.steps_per_epoch), should_stop=self.stop,
+            start=divmod(self.state.step, self.plan.steps_per_epoch), rank=self.processes.rank,
+            world_size=self.processes.count, accumulate=self.config.optim.accumulate, should_stop=self.stop,
         )  # fmt: skip
         return iter(loader)
 
     def train_until(self, boundary: int, stream: Iterator[Any]) -> None:
         """Train up to a step, or until a stop is requested."""
         self.model.train()
-        self.meter = _Meter(self.config.data.batch_size)
-        while self.state.step < boundary and not self.stop:
-            batch = next(stream, None)
-            if batch is None:
+        self.meter = _Meter(self.config.data.batch_size * self.state.batches)
+        while self.state.step < boundary:
+            self.stop.agree()
+            batches = [] if self.stop else list(islice(stream, self.config.optim.accumulate))
+            if len(batches) < self.config.optim.accumulate:
                 return
-            self.train_step(batch)
+            self.train_step(batches)
             if self.state.step % self.config.log_every == 0:
                 self._record()
             self.progress.advance()
             if time.monotonic() - self.saved_at >= 60 * self.config.save_every_minutes:
                 self.save()
 
-    def train_step(self, batch: Any) -> None:
+    def train_step(self, batches: list[Batch]) -> None:
         """One step of the optimiser: done and counted, or nothing that `undo` cannot take back."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.lr(self.state.step)
-        images = batch.images.to(self.device, non_blocking=True)
-        images = normalize(images, IMAGENET_MEAN, IMAGENET_STD, torch.channels_last)
-        labels = batch.labels.to(self.device, non_blocking=True)
-        self.undo.keep()
-        with autocast(self.device, self.amp):
-            output = self.forward(images)
-        step = self.state.step
         if self.class_weights is not None:
-            self.criterion.weight = 1 + self.plan.class_weights_left(step) * (self.class_weights - 1)
-        jitter = step if self.config.loss.jitter else None
-        loss, stats = self.criterion(output.logits, labels, jitter=jitter, return_stats=True)
-        if output.aux is not None:
-            loss = loss + self.config.loss.aux_weight * self.criterion(output.aux, labels, jitter=jitter)
+            self.criterion.weight = 1 + self.plan.class_weights_left(self.state.step) * (self.class_weights - 1)
+        self.undo.keep()
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        figures = []
+        for batch in batches[:-1]:
+            with self.forward.no_sync() if self.processes.count > 1 else contextlib.nullcontext():
+                figures.append(self._backward(batch))
+        figures.append(self._backward(batches[-1]))
         if self.config.optim.clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
-        selection = () if self.config.loss.mode == "plain" else stats.selection().values()
-        figures = torch.stack([loss.detach(), *selection])
+        mean = self.processes.mean(torch.stack(figures).mean(0))
         with self.stop.held():
             self.undo.seal()
             self.scaler.step(self.optimizer)
@@ -344,13 +367,30 @@ class _Run:
                 self.average.update(self.state.step + 1)
             self.state.step += 1
             self.undo.drop()
-            self.meter.add(self.state.step, figures, batch.files)
+            self.meter.add(self.state.step, mean, [files for batch in batches for files in batch.files])
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Add the gradients of a batch; the loss, and where it selects what it selects, float32 on the device."""
+        images = batch.images.to(self.device, non_blocking=True)
+        images = normalize(images, IMAGENET_MEAN, IMAGENET_STD, torch.channels_last)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        with autocast(self.device, self.amp):
+            output = self.forward(images)
+        options = {"jitter": self.state.step if self.config.loss.jitter else None}
+        loss, stats = self.criterion(output.logits, labels, **options, return_stats=True)
+        if output.aux is not None:
+            loss = loss + self.config.loss.aux_weight * self.criterion(output.aux, labels, **options)
+        self.scaler.scale(loss / self.config.optim.accumulate).backward()
+        selection = () if self.config.loss.mode == "plain" else stats.selection().values()
+        return torch.stack([loss.detach(), *selection])
 
     def _record(self) -> None:
         """Write down the steps since the last row. Raises TrainingError for a loss not finite."""
         if not self.meter.steps:
             return
         figures, rate = self.meter.read(self.saved_step)
+        if not self.processes.leads:
+            return
         loss, lr = figures["loss"], self.plan.lr(self.state.step - 1)
         step, epoch = self.state.step, self.state.step / self.plan.steps_per_epoch
         self.metrics.add({"step": step, "epoch": epoch, **figures, "lr": lr, "images_per_s": rate})
@@ -360,10 +400,16 @@ class _Run:
 
     def evaluate(self) -> None:
         """Evaluate the current weights in the form that `finish` does, and keep them where they are selected."""
-        workers, predictor = self.config.data.workers, self._predictor(self.result)
-        result = evaluate(predictor, self.val_set, workers=workers, boundary=False, should_stop=self.stop)
+        self.processes.copy_from_leader(self.result)
+        result = self._evaluate(self._predictor(self.result), boundary=False)
         if result is None:
             return
+        if self.processes.leads:
+            self._keep_scores(result)
+        self.state.evaluated = self.state.step
+
+    def _keep_scores(self, result: Evaluation) -> None:
+        """Write down an evaluation, and its weights where they are selected."""
         scores = result.to_dict()
         row = {"step": self.state.step, "epoch": self.state.step / self.plan.steps_per_epoch}
         self.metrics.add(row | {key: scores[key] for key in ("miou", "pixel_accuracy", "iou")})
@@ -374,7 +420,10 @@ class _Run:
             self.state.best_miou = result.miou
         if best or self.config.select == "last":
             save_weights(self.best_weights, self.result, self._metadata(result.miou))
-        self.state.evaluated = self.state.step
+
+    def _evaluate(self, predictor: LabelPredictor, boundary: bool) -> Evaluation | None:
+        options = {"workers": self.config.data.workers, "should_stop": self.stop, "processes": self.processes}
+        return evaluate(predictor, self.val_set, boundary=boundary, **options)
 
     def _predictor(self, model: nn.Module) -> LabelPredictor:
         return LabelPredictor(model, IMAGENET_MEAN, IMAGENET_STD, self.device, self.amp)
@@ -382,6 +431,8 @@ class _Run:
     def save(self) -> None:
         """Save the state to go on from, and the current weights. Raises TrainingError where they are not finite."""
         self._record()
+        if not self.processes.leads:
+            return
         self._check_weights()
         save_checkpoint(
             self.checkpoint, self.state, self.config.to_dict(), self.model, self.optimizer, self.scaler, self.averaged
@@ -416,11 +467,11 @@ class _Run:
 
     def finish(self) -> Evaluation | None:
         """Evaluate the selected weights in full and draw the run; None when stopped on the way."""
-        model, _ = model_from_weights(self.best_weights, self.device)
+        model = self.processes.from_leader(lambda: model_from_weights(self.best_weights)[0]).to(self.device)
         predictor = self._predictor(model)
-        evaluation = evaluate(predictor, self.val_set, workers=self.config.data.workers, should_stop=self.stop)
-        if evaluation is None:
-            return None
+        evaluation = self._evaluate(predictor, boundary=True)
+        if evaluation is None or not self.processes.leads:
+            return evaluation
         write_json(self.folder / "evaluation.json", evaluation.to_dict())
         report.draw_run(self.folder, self.metrics.rows, evaluation, predictor, self.val_set)
         return evaluation
