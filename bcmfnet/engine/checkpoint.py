@@ -26,8 +26,15 @@ FORMAT = 3
 LAST = "checkpoints/last.pt"
 """Where the folder of a run has its last checkpoint."""
 MAY_CHANGE = {
-    "where it runs": ("device", "amp", "compile", "data.root", "data.workers", "optim.accumulate"),
-    "how long and how fast": ("optim.steps", "optim.epochs", "optim.lr", "optim.warmup_steps", "optim.power"),
+    "where it runs": ("device", "amp", "compile", "deterministic", "data.root", "data.workers", "optim.accumulate"),
+    "how long and how fast": (
+        "patience",
+        "optim.steps",
+        "optim.epochs",
+        "optim.lr",
+        "optim.warmup_steps",
+        "optim.power",
+    ),
     "what each step reads of the optimiser's options": ("optim.momentum", "optim.weight_decay", "optim.clip"),
     "what is written": ("val_every", "log_every", "save_every_minutes", "keep"),
 }
@@ -47,7 +54,8 @@ class TrainState:
 
     step is the number of optimiser steps done; evaluated the step of the last evaluation; best_miou the best
     validation mIoU so far (NaN before the first); frames tells the frames of the run from those of any other; batches
-    is how many batches a step has, on all processes.
+    is how many batches a step has, on all processes; threads how many a process computes with; stale how many
+    evaluations have passed since the best one.
     """
 
     step: int = 0
@@ -55,6 +63,8 @@ class TrainState:
     best_miou: float = float("nan")
     frames: str = ""
     batches: int = 1
+    threads: int = 1
+    stale: int = 0
 
 
 def name_frames(train_set: Dataset, val_set: Dataset) -> str:
@@ -260,7 +270,9 @@ def _train_state(path: Path, payload: dict[str, Any]) -> TrainState:
         path, payload, "state.best_miou", "nan or 0 to 1", lambda v: type(v) is float and not (v < 0 or v > 1)
     )
     frames = checked(path, payload, "state.frames", "text", lambda v: isinstance(v, str))
-    return TrainState(count("step"), count("evaluated"), best, frames, count("batches"))
+    return TrainState(
+        count("step"), count("evaluated"), best, frames, count("batches"), count("threads"), count("stale")
+    )
 
 
 def _optimizer_state(path: Path, payload: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[int, Any]:

@@ -98,6 +98,8 @@ class ModelConfig:
     """Train with the auxiliary head."""
     pretrained: OptionalPath = None
     """Weights to start from: a file of ours, the folder of a run, camvid11, or an official DDRNet-23-slim file."""
+    freeze: bool = False
+    """Train the context module and the heads alone; the backbone keeps its weights and its statistics."""
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")
@@ -167,8 +169,8 @@ class OptimConfig:
     """Weight decay."""
     decay_1d: bool = True
     """Decay biases and normalisation parameters too, as the published recipes do."""
-    schedule: Literal["poly", "cosine"] = "poly"
-    """Decay of the learning rate: poly, (1 - t) ** power, or cosine; t goes from 0 to 1."""
+    schedule: Literal["poly", "cosine", "onecycle"] = "poly"
+    """Learning rate over the run, t from 0 to 1: poly, (1 - t) ** power; cosine; onecycle, up until 0.3, then down."""
     power: Annotated[float, Between(0, 100)] = 0.9
     """Power of the polynomial decay."""
     warmup_steps: Annotated[int, Between(0, MAX_STEPS)] = 0
@@ -204,10 +206,14 @@ class TrainConfig:
     """cpu, cuda or cuda:N; auto is the GPU where there is one."""
     compile: bool = False
     """Compile the model with torch.compile."""
+    deterministic: bool = False
+    """Use deterministic algorithms alone: equal runs have equal weights, bit for bit, at the same number of threads."""
     val_every: Annotated[float, Between(0, MAX_EPOCHS, "(]")] = 1.0
     """Epochs between evaluations; the last step is always evaluated."""
     select: Literal["best", "last"] = "best"
     """Evaluated weights that the run stands for, weights/best.safetensors: of the best evaluation, or of the last."""
+    patience: Annotated[int | None, Between(1, MAX_STEPS)] = None
+    """Evaluations without a better one after which the run ends; None is off."""
     log_every: Annotated[int, Between(1, MAX_STEPS)] = 10
     """Steps between rows of metrics.jsonl."""
     save_every_minutes: Annotated[float, Between(0, 10**6)] = 10.0

@@ -41,7 +41,9 @@ class Schedule:
     def lr(self, step: int) -> float:
         """Learning rate of a step (from 0): linear warm-up, then decay to zero at the end."""
         warmup = min(1.0, (step + 1) / (self.optim.warmup_steps + 1))
-        if self.optim.schedule == "cosine":
+        if self.optim.schedule == "onecycle":
+            decay = _one_cycle(step / self.steps)
+        elif self.optim.schedule == "cosine":
             decay = (1 + math.cos(math.pi * step / self.steps)) / 2
         else:
             decay = (1 - step / self.steps) ** self.optim.power
@@ -63,6 +65,16 @@ class Schedule:
         if self.weights_until is None:
             return 1.0
         return max(0.0, 1 - step / (self.weights_until * self.steps))
+
+
+def _one_cycle(t: float) -> float:
+    """From 1/25 up to 1 at t = 0.3, then down to 1/250,000, each way along a cosine (Smith and Topin 2019).
+
+    The numbers are the defaults of torch's OneCycleLR.
+    """
+    peak, start, end = 0.3, 1 / 25, 1 / 25e4
+    low, way = (start, 1 - t / peak) if t < peak else (end, (t - peak) / (1 - peak))
+    return low + (1 - low) * (1 + math.cos(math.pi * way)) / 2
 
 
 def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:

@@ -51,7 +51,15 @@ from bcmfnet.engine.inference import LabelPredictor
 from bcmfnet.engine.optim import Schedule, build_optimizer
 from bcmfnet.engine.progress import Progress, progress_bar
 from bcmfnet.engine.run_folder import MetricsLog, write_json, write_text
-from bcmfnet.engine.runtime import Interrupted, StopRequest, autocast, resolve_amp, resolve_device, stop_on_signals
+from bcmfnet.engine.runtime import (
+    Interrupted,
+    StopRequest,
+    autocast,
+    only_deterministic,
+    resolve_amp,
+    resolve_device,
+    stop_on_signals,
+)
 from bcmfnet.errors import CheckpointError, ConfigError, TrainingError
 from bcmfnet.models import count_parameters, create_model, model_from_weights, save_weights
 from bcmfnet.models.weights import BEST, read_weights
@@ -99,8 +107,10 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, processes:
         aux=config.model.aux,
         pretrained=config.model.pretrained if not resume else None,
     )
+    model.backbone.requires_grad_(not config.model.freeze)
     model.to(device, memory_format=torch.channels_last)
-    with _log_file(folder) if processes.leads else contextlib.nullcontext(), stop_on_signals(processes) as stop:
+    log_file = _log_file(folder) if processes.leads else contextlib.nullcontext()
+    with log_file, only_deterministic(config.deterministic), stop_on_signals(processes) as stop:
         run = _Run(config, folder, model, plan, device, amp, train_set, val_set, stop, processes)
         run.start(checkpoint)
         run.loop()
@@ -174,7 +184,7 @@ class _Run:
         self.average = MovingAverage(model, config.optim.ema) if config.optim.ema is not None else None
         self.averaged = self.average.model if self.average else None
         self.result = self.averaged or model
-        self.state = TrainState(batches=processes.count * config.optim.accumulate)
+        self.state = TrainState(batches=processes.count * config.optim.accumulate, threads=torch.get_num_threads())
         self.undo = _Undo(model)
         self.meter = _Meter(config.data.batch_size * self.state.batches)
         self.progress = Progress()
@@ -240,6 +250,11 @@ class _Run:
         if state.batches != batches:
             expected = f"{state.batches} batches a step on all processes, as {checkpoint.path} has them"
             raise ConfigError(f"optim.accumulate: expected {expected}, got {batches} on {processes}")
+        threads = torch.get_num_threads()
+        if state.threads != threads and self.config.deterministic:
+            advice = f"set OMP_NUM_THREADS={state.threads}, or go on with --deterministic=false"
+            raise ConfigError(f"deterministic: expected {state.threads} threads, as before, got {threads}; {advice}")
+        state.threads = threads
         if state.evaluated and not self.processes.from_leader(self._has_best_weights):
             state.best_miou, state.evaluated = math.nan, min(state.evaluated, state.step - 1)
         self.saved_step = state.step
@@ -291,7 +306,10 @@ class _Run:
                     self._evaluate_where_due()
 
     def _goes_on(self) -> bool:
-        return not self.stop and self.state.step < self.plan.steps
+        return not self.stop and not self._is_stale() and self.state.step < self.plan.steps
+
+    def _is_stale(self) -> bool:
+        return self.config.patience is not None and self.state.stale >= self.config.patience
 
     def _save_finished(self) -> None:
         """Save the last finished step while what broke the loop is on its way."""
@@ -329,6 +347,8 @@ class _Run:
     def train_until(self, boundary: int, stream: Iterator[Any]) -> None:
         """Train up to a step, or until a stop is requested."""
         self.model.train()
+        if self.config.model.freeze:
+            self.model.backbone.eval()
         self.meter = _Meter(self.config.data.batch_size * self.state.batches)
         while self.state.step < boundary:
             self.stop.agree()
@@ -404,20 +424,21 @@ class _Run:
         result = self._evaluate(self._predictor(self.result), boundary=False)
         if result is None:
             return
+        best = not self.state.best_miou >= result.miou
         if self.processes.leads:
-            self._keep_scores(result)
+            self._keep_scores(result, best)
+        if best:
+            self.state.best_miou = result.miou
+        self.state.stale = 0 if best else self.state.stale + 1
         self.state.evaluated = self.state.step
 
-    def _keep_scores(self, result: Evaluation) -> None:
+    def _keep_scores(self, result: Evaluation, best: bool) -> None:
         """Write down an evaluation, and its weights where they are selected."""
         scores = result.to_dict()
         row = {"step": self.state.step, "epoch": self.state.step / self.plan.steps_per_epoch}
         self.metrics.add(row | {key: scores[key] for key in ("miou", "pixel_accuracy", "iou")})
-        best = not self.state.best_miou >= result.miou
         note = "  (best)" if best else ""
         log.info("step %d/%d  val mIoU %.2f %%%s", self.state.step, self.plan.steps, 100 * result.miou, note)
-        if best:
-            self.state.best_miou = result.miou
         if best or self.config.select == "last":
             save_weights(self.best_weights, self.result, self._metadata(result.miou))
 

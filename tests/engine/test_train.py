@@ -9,6 +9,7 @@ import json
 import math
 import os
 import signal
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -20,7 +21,7 @@ from bcmfnet.engine.config import PRESETS, DataConfig, LossConfig, OptimConfig, 
 from bcmfnet.engine.optim import Schedule
 from bcmfnet.engine.runtime import Interrupted
 from bcmfnet.errors import CheckpointError, ConfigError, TrainingError
-from bcmfnet.models import model_from_weights, weights
+from bcmfnet.models import create_model, model_from_weights, weights
 from bcmfnet.ops import boundary_corrected_loss
 from bcmfnet.ops.bcl import checked_options
 from bcmfnet.reference import bcl as reference
@@ -103,6 +104,79 @@ def test_crops_larger_than_any_frame_gets_are_refused(crop, crops, line):
         engine.build_datasets(DataConfig(length=8, crop=crop, crops=crops))
     assert str(refused.value) == line
     engine.build_datasets(DataConfig(length=8, crop=(512, 1024)))
+
+
+def test_a_run_without_a_better_evaluation_ends(tiny_config, tmp_path, monkeypatch):
+    """Of the evaluations of steps 2, 4, ..., the second is the best; resumed, it is still at its end."""
+    scores = iter([0.1, 0.3, 0.2, 0.25, 0.2, 0.2])
+    original = engine._Run._evaluate
+
+    def evaluate(run, predictor, boundary):
+        result = original(run, predictor, boundary)
+        if not boundary:
+            run.scores = next(scores)
+            monkeypatch.setattr(type(result), "miou", property(lambda self: run.scores))
+        return result
+
+    monkeypatch.setattr(engine._Run, "_evaluate", evaluate)
+    tiny_config.optim.steps, tiny_config.val_every, tiny_config.patience = 40, 0.5, 2
+    assert engine.train(tiny_config, tmp_path).steps == 8
+    assert model_from_weights(tmp_path)[1]["step"] == 4
+    assert read_checkpoint(tmp_path / LAST)["state"]["stale"] == 2
+    assert engine.train(tiny_config, tmp_path, resume=True).steps == 8
+
+
+def test_a_frozen_backbone_keeps_weights_and_statistics(tiny_config, tmp_path):
+    tiny_config.model.freeze, tiny_config.optim.steps = True, 1
+    engine.train(tiny_config, tmp_path)
+    torch.manual_seed(tiny_config.seed)
+    start, end = create_model("bcmfnet", num_classes=10, aux=True).state_dict(), weights_of(tmp_path)
+    changed = {key.split(".")[0] for key in start if not torch.equal(start[key], end[key])}
+    assert changed == {"context", "head", "aux_head"}
+
+
+def test_one_cycle_is_that_of_torch():
+    plan = Schedule.of(TrainConfig(optim=OptimConfig(schedule="onecycle", lr=0.5, steps=1000), data=DataConfig()), 100)
+    parameter = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    # torch counts from the first step to the last, here the run ends after the last
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.5, total_steps=1001, cycle_momentum=False)
+    for step in range(1000):
+        assert plan.lr(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=0.02, abs=2e-6), step
+        optimizer.step()
+        theirs.step()
+
+
+def test_deterministic_is_for_the_time_of_the_run(tiny_config, tmp_path, monkeypatch):
+    seen = []
+    original = engine._Run.train_step
+    monkeypatch.setattr(
+        engine._Run,
+        "train_step",
+        lambda *args: (seen.append(torch.are_deterministic_algorithms_enabled()), original(*args)),
+    )
+    tiny_config.deterministic, tiny_config.optim.steps = True, 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine.train(tiny_config, tmp_path)
+    assert seen == [True, True] and not torch.are_deterministic_algorithms_enabled()
+    tiny_config.optim.steps = 3
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    expected = r"deterministic: expected \d+ threads, as before, got 77; set OMP_NUM_THREADS=\d+, or go on with --det"
+    with pytest.raises(ConfigError, match=expected):
+        engine.train(tiny_config, tmp_path, resume=True)
+    tiny_config.deterministic = False
+    engine.train(tiny_config, tmp_path, resume=True)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(1200)
+def test_deterministic_runs_of_500_steps_are_equal(tiny_config, tmp_path):
+    tiny_config.deterministic, tiny_config.optim.steps, tiny_config.val_every = True, 500, 1000
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        engine.train(tiny_config, tmp_path / name)
+    assert_equal_state(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
 
 
 @pytest.mark.exhaustive
@@ -278,7 +352,7 @@ def test_truncated_and_foreign_checkpoints_are_refused(tiny_config, tmp_path):
     with pytest.raises(CheckpointError, match="no training checkpoint, or only the beginning of one"):
         read_checkpoint(path)
     path.write_bytes(sealed({"state_dict": {}}))
-    with pytest.raises(CheckpointError, match="expected a training checkpoint of format 2"):
+    with pytest.raises(CheckpointError, match="expected a training checkpoint of format 3"):
         read_checkpoint(path)
 
 
@@ -443,7 +517,9 @@ def test_resume_is_exact_with_all_that_a_recipe_has(tiny_config, tmp_path, monke
     sizes, norms = [], []
     gradients, clip = engine._Run.train_step, torch.nn.utils.clip_grad_norm_
     monkeypatch.setattr(
-        engine._Run, "train_step", lambda run, batch: sizes.append(batch.labels.shape[1:]) or gradients(run, batch)
+        engine._Run,
+        "train_step",
+        lambda run, batches: sizes.append(batches[0].labels.shape[1:]) or gradients(run, batches),
     )
     monkeypatch.setattr(engine.nn.utils, "clip_grad_norm_", lambda p, norm: norms.append(norm) or clip(p, norm))
     for name in ("whole", "parts"):
