@@ -17,6 +17,7 @@ from bcmfnet.engine.distributed import ALONE, Processes
 from bcmfnet.engine.inference import LabelPredictor
 from bcmfnet.engine.progress import progress_bar
 from bcmfnet.metrics import BoundaryMetrics, BoundaryScores, ConfusionMatrix
+from bcmfnet.metrics.confusion import frame_miou
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Evaluation:
     """Scores of a model on a set.
 
     frames_per_s counts a frame's way from uint8 tensor to label map; reading files and scoring are outside it.
+    by_frame is the mIoU of each frame, in the order of the set (`frame_miou`).
     """
 
     table: LabelTable
@@ -31,6 +33,7 @@ class Evaluation:
     boundary: BoundaryScores | None
     frames: int
     frames_per_s: float
+    by_frame: np.ndarray
 
     @property
     def miou(self) -> float:
@@ -72,7 +75,7 @@ def evaluate(
     table = dataset.table
     confusion = ConfusionMatrix(table.num_classes, table.ignore_index)
     edges = BoundaryMetrics(table.num_classes, table.ignore_index) if boundary else None
-    seconds, frames = 0.0, 0
+    seconds, frames, by_frame = 0.0, 0, np.zeros(len(dataset))
     share = {"rank": processes.rank, "world_size": processes.count}
     with progress_bar("evaluate", len(dataset)) as progress:
         for batch in eval_loader(dataset, batch_size=1, workers=workers, should_stop=should_stop, **share):
@@ -82,19 +85,19 @@ def evaluate(
             start = time.perf_counter()
             labels = predictor(batch.images).cpu()
             seconds += time.perf_counter() - start
+            by_frame[processes.rank + frames * processes.count] = frame_miou(confusion.update(labels, batch.labels))
             frames += len(labels)
-            confusion.update(labels, batch.labels)
             if edges is not None:
                 for prediction, target in zip(labels.numpy(), batch.labels.numpy(), strict=True):
                     edges.update(prediction, target)
             progress.advance()
     counted = np.array([frames, seconds])
-    processes.add_up([counted, confusion.matrix, *(edges.state.values() if edges is not None else ())])
+    processes.add_up([counted, by_frame, confusion.matrix, *(edges.state.values() if edges is not None else ())])
     if counted[0] < len(dataset):
         return None
     scores = edges.compute() if edges is not None else None
     rate = processes.count * counted[0] / counted[1] if counted[1] else math.nan
-    return Evaluation(table, confusion, scores, len(dataset), rate)
+    return Evaluation(table, confusion, scores, len(dataset), rate, by_frame)
 
 
 def scores_table(evaluation: Evaluation) -> list[tuple[str, ...]]:

@@ -19,6 +19,15 @@ def class_iou(matrix: np.ndarray) -> np.ndarray:
     return ratio(intersection, matrix.sum(-1) + matrix.sum(-2) - intersection)
 
 
+def frame_miou(matrix: np.ndarray) -> float:
+    """Mean IoU of a single frame over the classes of its ground truth, from its confusion matrix [C, C].
+
+    A class that a few wrong pixels alone bring in is not in the mean: it lowers the IoU of the class that it took them
+    from. NaN for a frame without a valid pixel.
+    """
+    return mean_of_present(class_iou(matrix)[matrix.any(1)])
+
+
 class ConfusionMatrix:
     """Streaming confusion matrix: every pixel of the set counts once, whatever image it is in.
 
@@ -36,8 +45,8 @@ class ConfusionMatrix:
         self.ignore_index = ignore_index
         self.matrix = np.zeros((num_classes, num_classes), np.int64)
 
-    def update(self, prediction: Any, target: Any) -> None:
-        """Count one image or batch.
+    def update(self, prediction: Any, target: Any) -> np.ndarray:
+        """Count one image or batch, and return the counts of it alone, int64 [C, C].
 
         Args:
             prediction, target: integer torch tensors or numpy arrays of one shape. The prediction at ignored
@@ -49,7 +58,9 @@ class ConfusionMatrix:
         """
         predicted, truth, _ = valid_labels(prediction, target, self.num_classes, self.ignore_index)
         cell = truth * np.intp(self.num_classes) + predicted.astype(np.intp, copy=False)
-        self.matrix += np.bincount(cell, minlength=self.matrix.size).reshape(self.matrix.shape)
+        counts = np.bincount(cell, minlength=self.matrix.size).reshape(self.matrix.shape)
+        self.matrix += counts
+        return counts
 
     def merge(self, other: ConfusionMatrix) -> None:
         """Add the counts of another part of the set, for example another rank's."""

@@ -10,6 +10,7 @@ import torch
 
 from bcmfnet.errors import DataError
 from bcmfnet.metrics import ConfusionMatrix
+from bcmfnet.metrics.confusion import frame_miou
 
 CLASSES = 5
 
@@ -81,6 +82,20 @@ def test_scores_by_hand():
     assert metric.miou() == pytest.approx((1 / 2 + 1 / 3 + 0) / 3)
     assert metric.class_accuracy() == pytest.approx([1, 1 / 3, np.nan, np.nan], nan_ok=True)
     assert metric.pixel_accuracy() == 2 / 4
+
+
+def test_an_update_returns_its_own_counts():
+    metric = ConfusionMatrix(CLASSES)
+    for seed in range(2):
+        prediction, target = random_labels(seed)
+        np.testing.assert_array_equal(metric.update(prediction, target), counted_by_a_loop(prediction, target))
+
+
+def test_miou_of_a_frame_is_over_the_classes_of_its_ground_truth():
+    metric = ConfusionMatrix(4)
+    counts = metric.update(np.array([[0, 0, 1, 2, 7]]), np.array([[0, 1, 1, 1, 255]]))
+    assert frame_miou(counts) == pytest.approx((1 / 2 + 1 / 3) / 2)  # class 2 is in the prediction alone
+    assert np.isnan(frame_miou(metric.update(np.array([0]), np.array([255]))))
 
 
 def test_nothing_seen_is_nan_without_a_warning(recwarn):
