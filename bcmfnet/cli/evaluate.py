@@ -24,7 +24,7 @@ def evaluate(
     """Evaluate weights on a labelled split: IoU, Boundary IoU, boundary F and trimap IoU, pooled over the set.
 
     The dataset is the one that the weights were trained on, and its validation split, unless a flag says otherwise.
-    The folder gets evaluation.json, confusion_matrix.png and overlays.
+    The folder gets evaluation.json, confusion_matrix.png, overlays and report.html, which shows them all.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def evaluate(
     with inference.folder("evaluate") as folder:
         result = evaluate(predictor, dataset, workers=data.workers)
         write_json(folder / "evaluation.json", result.to_dict())
-        draw_evaluation(folder, result, predictor, dataset)
+        draw_evaluation(folder, result, predictor, dataset, weights, metadata)
     if json_output:
         print(json.dumps(result.to_dict(), indent=2))
     else:

@@ -1,49 +1,231 @@
-"""The pictures of a run: curves, confusion matrix, and what the network sees on a few frames."""
+"""What is left of a run to look at: pictures, and report.html, the index of its folder."""
 
 from __future__ import annotations
 
+import math
+import os
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from bcmfnet.data.io import write_jpeg, write_png
 from bcmfnet.engine.config import PAPER_LOSS
-from bcmfnet.engine.evaluate import Evaluation
+from bcmfnet.engine.environment import describe_environment
+from bcmfnet.engine.evaluate import Evaluation, scores_table, summary_table
 from bcmfnet.engine.inference import LabelPredictor
+from bcmfnet.engine.run_folder import write_text
 from bcmfnet.errors import ConfigError, unknown_name
 from bcmfnet.nn import BoundaryCorrectedLoss, OhemCrossEntropy
 from bcmfnet.ops.bcl import checked_options
 from bcmfnet.reference import bcl as reference
-from bcmfnet.viz import plot_confusion, plot_training
+from bcmfnet.viz import LossMaps, comparison, html, loss_tiles, overlay, pictures, plot_confusion, plot_training
+from bcmfnet.viz.curves import Panel
 
 OVERLAYS = 6
+WORST = 6
+"""Frames of a report."""
+PICTURE_BYTES, PICTURE_SIDE = 3_000_000 // (4 * WORST + 4), 640
+"""Of a JPEG in a report: bytes and pixels at most. All together are less than 3 MB, which base64 makes 4 MB."""
+FRONT = ("mIoU", "pixel accuracy", "boundary IoU")
+"""Scores in front of a report."""
+FILES = {
+    "weights": "weights/*.safetensors",
+    "scores": "evaluation.json",
+    "scores of each evaluation": "results.csv",
+    "steps and evaluations": "metrics.jsonl",
+    "curves": "results.png",
+    "confusion matrix": "confusion_matrix.png",
+    "frames, spread evenly": "overlays/*.jpg",
+    "configuration": "config.toml",
+    "class weights": "class_weights.json",
+    "environment": "env.json",
+    "log": "train.log",
+    "state to resume from": "checkpoints/*.pt",
+}
+"""What a folder may have."""
+PANELS = {
+    "Loss": ("", {"loss": "all", "ce": "cross-entropy", "selected_loss": "selected"}),
+    "Validation": ("%", {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}),
+    "Selected pixels": ("%", {"selected": "selected"}),
+    "Threshold of the selection": ("nats", {"threshold": "threshold"}),
+    "Learning rate": ("", {"lr": "lr"}),
+    "Images per second": ("", {"images_per_s": "images/s"}),
+}
+"""Diagrams of metrics.jsonl: unit, and name of the line of each key."""
 
 
 def draw_run(
-    folder: Path, rows: list[dict[str, Any]], evaluation: Evaluation, predictor: LabelPredictor, dataset: Any
+    folder: Path,
+    rows: list[dict[str, Any]],
+    evaluation: Evaluation,
+    predictor: LabelPredictor,
+    dataset: Any,
+    criterion: BoundaryCorrectedLoss,
+    frames_per_step: int,
 ) -> None:
-    """Write results.png (the curves), and what draw_evaluation writes."""
-    draw_evaluation(folder, evaluation, predictor, dataset)
+    """Write results.png (the curves), what draw_evaluation draws, and report.html into the folder of a run.
+
+    rows are those of its metrics.jsonl; a step of training took frames_per_step frames, of all processes together.
+    """
+    _draw_pictures(folder, evaluation, predictor, dataset)
     plot_training(rows, folder / "results.png")
+    options = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+    report = _report(folder, evaluation, predictor, dataset, {"Configuration": options})
+    report.lead = f"{options['model']['name']}, trained on {options['data']['name']} and {report.lead}"
+    report.scores += _speed(rows, frames_per_step)
+    report.panels = _panels(rows)
+    if criterion.options["boundary_weight"]:
+        report.selection = _selection(predictor, dataset, worst_frames(evaluation)[0], criterion)
+    _write_report(folder, report)
 
 
-def draw_evaluation(folder: Path, evaluation: Evaluation, predictor: LabelPredictor, dataset: Any) -> None:
-    """Write overlays/ and confusion_matrix.png."""
+def draw_evaluation(
+    folder: Path,
+    evaluation: Evaluation,
+    predictor: LabelPredictor,
+    dataset: Any,
+    weights: Path,
+    metadata: dict[str, Any],
+) -> None:
+    """Write overlays/, confusion_matrix.png and report.html. The metadata are those of the weights."""
+    _draw_pictures(folder, evaluation, predictor, dataset)
+    options = {"weights": weights, "dataset": dataset.table.name, "split": dataset.split, "device": predictor.device}
+    trained = {key: metadata[key] for key in ("model", "step") if key in metadata} | metadata.get("config", {})
+    options = {"Configuration": options, "Training of the weights": trained}
+    report = _report(folder, evaluation, predictor, dataset, options)
+    report.lead = f"{weights}, {report.lead}"
+    _write_report(folder, report)
+
+
+def _draw_pictures(folder: Path, evaluation: Evaluation, predictor: LabelPredictor, dataset: Any) -> None:
     draw_overlays(folder / "overlays", predictor, dataset)
     plot_confusion(evaluation.confusion.matrix, evaluation.table.classes, folder / "confusion_matrix.png")
 
 
+def _report(
+    folder: Path, evaluation: Evaluation, predictor: LabelPredictor, dataset: Any, options: dict[str, Any]
+) -> html.Report:
+    """What every report has."""
+    summary = summary_table(evaluation)
+    front = [(name, f"{value} %") for name, value in summary[1:] if name in FRONT]
+    return html.Report(
+        title=folder.resolve().name,
+        lead=f"evaluated on the {evaluation.frames} frames of {dataset.split}, at {summary[-1][1]} frames/s",
+        scores=front,
+        classes=scores_table(evaluation),
+        colors=evaluation.table.colors,
+        summary=summary,
+        matrix=evaluation.confusion.matrix.tolist(),
+        worst=[_frame(predictor, dataset, i, evaluation.by_frame[i]) for i in worst_frames(evaluation)],
+        tables=options | {"Environment": _environment()},
+    )
+
+
+def worst_frames(evaluation: Evaluation, count: int = WORST) -> list[int]:
+    """Indices of the frames of the lowest mIoU, the worst first; without those that have none."""
+    order = np.argsort(evaluation.by_frame, kind="stable")[:count]
+    return [int(i) for i in order if not np.isnan(evaluation.by_frame[i])]
+
+
+def _write_report(folder: Path, report: html.Report) -> None:
+    """Write report.html, with the files that the folder has by now."""
+    report.files = {
+        what: [_file(folder, path) for path in sorted(folder.glob(pattern))] for what, pattern in FILES.items()
+    }
+    write_text(folder / "report.html", html.render(report))
+
+
+def _file(folder: Path, path: Path) -> html.File:
+    return html.File(os.fsencode(path.relative_to(folder).as_posix()), path.stat().st_size)
+
+
+def _environment() -> dict[str, Any]:
+    described = describe_environment()
+    rows = described.pop("backends")
+    return described | {
+        "backends": {f"{row['op']} on {row['device']}": f"{row['backend']} ({row['reason']})" for row in rows}
+    }
+
+
+def _panels(rows: list[dict[str, Any]]) -> list[Panel]:
+    """The diagrams of the rows of metrics.jsonl, shares in per cent."""
+
+    def points(key: str, factor: int) -> list[tuple[float, float]]:
+        found = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        return [(step, factor * value) for step, value in found if math.isfinite(value)]
+
+    return [
+        Panel(title, {name: points(key, 100 if unit == "%" else 1) for key, name in lines.items()}, unit)
+        for title, (unit, lines) in PANELS.items()
+    ]
+
+
+def _speed(rows: list[dict[str, Any]], frames_per_step: int) -> list[tuple[str, str]]:
+    """Steps, their time, and images per second in it; evaluations and pauses between two starts are outside it."""
+    trained = [row for row in rows if row.get("images_per_s")]
+    if not trained:
+        return []
+    ends = [row["step"] for row in trained]
+    images = [frames_per_step * (end - start) for start, end in zip([0, *ends], ends, strict=False)]
+    seconds = sum(number / row["images_per_s"] for number, row in zip(images, trained, strict=True))
+    time = f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+    return [("steps", f"{ends[-1]:,}"), ("time of training", time), ("images/s", f"{sum(images) / seconds:.1f}")]
+
+
+def _frame(predictor: LabelPredictor, dataset: Any, index: int, miou: float) -> html.Frame:
+    image, target = dataset.read(index)
+    prediction = _predict(predictor, image)
+    table = dataset.table
+    shown = {
+        "Image": image,
+        html.OVER: overlay(image, target, table),
+        html.WIPED: overlay(image, prediction, table),
+        "Errors": pictures.errors(image, target, prediction, table.ignore_index),
+    }
+    accuracy = (prediction == target)[target != table.ignore_index].mean()
+    note = f"mIoU {100 * miou:.2f} %, pixel accuracy {100 * accuracy:.2f} %"
+    return html.Frame(dataset.name(index), note, _pictures(shown))
+
+
+def _pictures(shown: dict[str, np.ndarray]) -> list[html.Picture]:
+    encoded = {title: pictures.jpeg(picture, PICTURE_BYTES, PICTURE_SIDE) for title, picture in shown.items()}
+    return [html.Picture(title, *picture) for title, picture in encoded.items()]
+
+
+def _selection(predictor: LabelPredictor, dataset: Any, index: int, criterion: BoundaryCorrectedLoss) -> html.Selection:
+    """What the loss of a run selects on a frame."""
+    image, target = dataset.read(index)
+    maps = _maps(_logits(predictor, image), target, criterion)
+    tiles = loss_tiles(image, target, {criterion.options["mode"]: maps}, dataset.table, PICTURE_SIDE)
+    colors = [tuple(color.tolist()) for color in pictures.heat(np.linspace(0, pictures.NATS, 9)[None])[0]]
+    return html.Selection(html.Frame(dataset.name(index), "", _pictures(tiles)), colors, pictures.NATS)
+
+
+def _predict(predictor: LabelPredictor, image: np.ndarray) -> np.ndarray:
+    return predictor(_batch(image))[0].cpu().numpy()
+
+
+def _logits(predictor: LabelPredictor, image: np.ndarray) -> Tensor:
+    return predictor.logits(_batch(image)).cpu()
+
+
+def _batch(image: np.ndarray) -> Tensor:
+    """A batch of one image, uint8 [1, 3, H, W]."""
+    return torch.from_numpy(image).permute(2, 0, 1)[None]
+
+
 def draw_overlays(folder: Path, predictor: LabelPredictor, dataset: Any, count: int = OVERLAYS) -> None:
     """Write a comparison of prediction and ground truth for frames spread evenly over the dataset."""
-    from bcmfnet.data.io import write_jpeg
-    from bcmfnet.viz import comparison
-
     folder.mkdir(exist_ok=True)
     for i in range(0, len(dataset), max(1, len(dataset) // count))[:count]:
         image, target = dataset.read(i)
-        prediction = predictor(torch.from_numpy(image).permute(2, 0, 1)[None])[0].cpu().numpy()
-        write_jpeg(folder / f"{dataset.name(i)}.jpg", comparison(image, target, prediction, dataset.table))
+        picture = comparison(image, target, _predict(predictor, image), dataset.table)
+        write_jpeg(folder / f"{dataset.name(i)}.jpg", picture)
 
 
 def find_frames(dataset: Any, names: Sequence[str]) -> list[int]:
@@ -60,22 +242,22 @@ def draw_loss(path: Path, predictor: LabelPredictor, dataset: Any, index: int) -
 
     `paper` has the paper's suppression and share; OHEM has thresh 0.7 and no min_kept, which is meant for a batch.
     """
-    from bcmfnet.data.io import write_png
-    from bcmfnet.viz import LossMaps, loss_maps
-
     image, target = dataset.read(index)
-    logits = predictor.logits(torch.from_numpy(image).permute(2, 0, 1)[None]).cpu()
     ignore_index = dataset.table.ignore_index
     losses = {mode: BoundaryCorrectedLoss(mode=mode, ignore_index=ignore_index) for mode in reference.MODES}
     losses["paper"] = BoundaryCorrectedLoss(**PAPER_LOSS, ignore_index=ignore_index)
     losses["ohem"] = OhemCrossEntropy(min_kept=0, ignore_index=ignore_index)
-    drawn = {}
-    for mode, criterion in losses.items():
-        options = checked_options(**criterion.options)
-        _, stats, maps = reference.loss(logits, torch.from_numpy(target)[None], options)
-        term = sum(k * ce for k, ce in zip(options.terms, (maps.ce, maps.ce_r, maps.ce_c), strict=True) if k)
-        shown = (maps.q / reference.Q_SCALE, term, maps.selected)
-        cross_entropy = maps.ce[maps.selected].mean().item() if maps.selected.any() else None
-        threshold = stats.threshold.item() / reference.Q_SCALE
-        drawn[mode] = LossMaps(*(values[0].numpy() for values in shown), threshold, cross_entropy)
-    write_png(path, loss_maps(image, target, drawn, dataset.table))
+    logits = _logits(predictor, image)
+    drawn = {mode: _maps(logits, target, criterion) for mode, criterion in losses.items()}
+    write_png(path, pictures.loss_maps(image, target, drawn, dataset.table))
+
+
+def _maps(logits: Tensor, target: np.ndarray, criterion: BoundaryCorrectedLoss) -> LossMaps:
+    """What a loss makes of a frame's logits [1, C, h, w] and labels [H, W]."""
+    options = checked_options(**criterion.options)
+    _, stats, maps = reference.loss(logits, torch.from_numpy(target)[None], options)
+    term = sum(k * ce for k, ce in zip(options.terms, (maps.ce, maps.ce_r, maps.ce_c), strict=True) if k)
+    shown = (maps.q / reference.Q_SCALE, term, maps.selected)
+    cross_entropy = maps.ce[maps.selected].mean().item() if maps.selected.any() else None
+    threshold = stats.threshold.item() / reference.Q_SCALE
+    return LossMaps(*(values[0].numpy() for values in shown), threshold, cross_entropy)

@@ -494,7 +494,9 @@ class _Run:
         if evaluation is None or not self.processes.leads:
             return evaluation
         write_json(self.folder / "evaluation.json", evaluation.to_dict())
-        report.draw_run(self.folder, self.metrics.rows, evaluation, predictor, self.val_set)
+        report.draw_run(
+            self.folder, self.metrics.rows, evaluation, predictor, self.val_set, self.criterion, self.meter.batch_size
+        )
         return evaluation
 
 

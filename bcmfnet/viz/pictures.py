@@ -126,13 +126,13 @@ class LossMaps(NamedTuple):
     cross_entropy: float | None = None
 
 
-def loss_maps(
+def loss_tiles(
     image: np.ndarray, target: np.ndarray, losses: Mapping[str, LossMaps], table: LabelTable, tile_width: int = 480
-) -> np.ndarray:
-    """Titled tiles, four in a row: image, ground truth, and for each loss its score and its selected pixels. RGB uint8.
+) -> dict[str, np.ndarray]:
+    """Tiles by title: image, ground truth, and for each loss its score and its selected pixels. RGB uint8.
 
     A selected pixel has the colour of its loss term, over the faded image, and is drawn one pixel of the tile larger
-    to each side. The scale of the colours stands below; ignored pixels are grey.
+    to each side; ignored pixels are grey in a score.
 
     Args:
         image: RGB, uint8 [H, W, 3].
@@ -151,12 +151,20 @@ def loss_maps(
     for name, maps in losses.items():
         for field, values in zip(maps._fields[:3], maps[:3], strict=True):
             _check_size(f"{name}: {field}", values, image)
-        score = _heat(maps.score)
+        score = heat(maps.score)
         score[ignored] = IGNORED
         pictures[f"{name}: score"] = score
         share = maps.selected.sum() / max(1, np.count_nonzero(~ignored))
         pictures[f"{name}: {_selection(maps, share)}"] = _selected_pixels(image, maps, reach)
-    tiles = [_titled(title, _shrunk(picture, tile_width)) for title, picture in pictures.items()]
+    return {title: _shrunk(picture, tile_width) for title, picture in pictures.items()}
+
+
+def loss_maps(
+    image: np.ndarray, target: np.ndarray, losses: Mapping[str, LossMaps], table: LabelTable, tile_width: int = 480
+) -> np.ndarray:
+    """The tiles of `loss_tiles` with their titles, four in a row, and the scale of their colours below; RGB uint8."""
+    pictures = loss_tiles(image, target, losses, table, tile_width)
+    tiles = [_titled(title, picture) for title, picture in pictures.items()]
     rows = [_spaced(tiles[i : i + 4], axis=1) for i in range(0, len(tiles), 4)]
     return stacked([*rows, _heat_scale()])
 
@@ -169,8 +177,8 @@ def _selection(maps: LossMaps, share: float) -> str:
     return text if maps.cross_entropy is None else f"{text}, mean CE {maps.cross_entropy:.2f}"
 
 
-def _heat(nats: np.ndarray) -> np.ndarray:
-    """Colours of scores, uint8 [H, W, 3]."""
+def heat(nats: np.ndarray) -> np.ndarray:
+    """Colours of scores [H, W], from 0 to NATS; uint8 [H, W, 3]."""
     levels = np.clip(np.nan_to_num(nats) * (255 / NATS), 0, 255).astype(np.uint8)
     return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_PLASMA), cv2.COLOR_BGR2RGB)
 
@@ -180,7 +188,7 @@ def _selected_pixels(image: np.ndarray, maps: LossMaps, reach: int) -> np.ndarra
     picture = _faded(image)
     window = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     term = cv2.dilate(np.where(maps.selected, maps.term, -1.0).astype(np.float32), window)
-    return np.where((term >= 0)[..., None], _heat(term), picture)
+    return np.where((term >= 0)[..., None], heat(term), picture)
 
 
 def _faded(image: np.ndarray) -> np.ndarray:
@@ -193,10 +201,24 @@ def _heat_scale(width: int = 240) -> np.ndarray:
     """The colours from 0 to NATS, and what else there is to say of the tiles."""
     text = f"{NATS:g} nats and more; selected pixels show their loss, enlarged; ignored ones are grey in a score"
     strip = np.full((TITLE_HEIGHT, 20 + width + _text_size(text)[0] + 10, 3), WHITE, np.uint8)
-    strip[8:-8, 20 : 20 + width] = _heat(np.linspace(0, NATS, width)[None])
+    strip[8:-8, 20 : 20 + width] = heat(np.linspace(0, NATS, width)[None])
     _write(strip, "0", x=4)
     _write(strip, text, x=26 + width)
     return strip
+
+
+def jpeg(image: np.ndarray, limit: int, side: int, quality: int = 85) -> tuple[bytes, int, int]:
+    """The image as a JPEG of at most `limit` bytes, and its width and height.
+
+    Sides longer than `side` pixels are shrunk to it, and what is too large then is halved until it fits.
+    """
+    width = round(image.shape[1] * min(1, side / max(image.shape[:2])))
+    while True:
+        image = _shrunk(image, max(1, width))
+        encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, quality))[1]
+        if encoded.size <= limit or image.shape[1] == 1:
+            return encoded.tobytes(), image.shape[1], image.shape[0]
+        width = image.shape[1] // 2
 
 
 def legend(
