@@ -95,7 +95,7 @@ def draw_evaluation(
     """Write overlays/, confusion_matrix.png and report.html. The metadata are those of the weights."""
     _draw_pictures(folder, evaluation, predictor, dataset)
     options = {"weights": weights, "dataset": dataset.table.name, "split": dataset.split, "device": predictor.device}
-    trained = {key: metadata[key] for key in ("model", "step") if key in metadata} | metadata.get("config", {})
+    trained = {"step": metadata.get("step")} | metadata.get("config", {})
     options = {"Configuration": options, "Training of the weights": trained}
     report = _report(folder, evaluation, predictor, dataset, options)
     report.lead = f"{weights}, {report.lead}"

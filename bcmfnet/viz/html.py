@@ -16,7 +16,7 @@ from bcmfnet.viz import curves
 from bcmfnet.viz.markup import Markup, element, join
 from bcmfnet.viz.style import SCRIPT, STYLE
 
-MATRIX_CLASSES = 32
+MATRIX_CLASSES, MATRIX_FILE = 32, "confusion_matrix.png"
 """A confusion matrix of more classes is left to its picture."""
 WHITE_FROM = 0.77
 """Share from which white is better to read than black on the blue of a cell."""
@@ -207,7 +207,7 @@ def _scrolled(label: str, content: Markup) -> Markup:
 def _confusion(report: Report) -> Markup:
     names = [row[0] for row in report.classes[1:-1]]
     if len(names) > MATRIX_CLASSES:
-        return element("p", f"Of {len(names)} classes: see confusion_matrix.png.")
+        return element("p", f"Of {len(names)} classes: ", element("a", MATRIX_FILE, href=MATRIX_FILE))
     columns = [element("th", element("span", name), scope="col") for name in names]
     rows = [
         element("tr", element("th", name, scope="row"), *_cells(name, names, counts))

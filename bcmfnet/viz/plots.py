@@ -23,6 +23,7 @@ ANNOTATED_CLASSES = 32
 STYLE = {
     "font.size": 8,
     "text.color": INK,
+    "text.parse_math": False,  # a dollar in the name of a class is a dollar
     "axes.labelcolor": INK,
     "axes.edgecolor": "#9a9a9a",
     "axes.linewidth": 0.6,

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from frames import write_frame
+from page import parse
 
 from bcmfnet.cli.predict import predict
 from bcmfnet.data.io import MAX_PIXELS
@@ -45,6 +46,15 @@ def test_evaluate_prints_tables_and_leaves_a_folder(bcmfnet, weights, tmp_path):
     scores = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert f"{100 * scores['miou']:.2f}" in result.out
     assert cv2.imread(str(tmp_path / "out" / "confusion_matrix.png")) is not None
+    page = parse((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert page.all("dd")[0].text == f"{100 * scores['miou']:.2f} %"
+    settings = dict(row for table in page.all("section", id="configuration")[0].all("table") for row in table.rows())
+    assert settings == {"weights": str(weights), "dataset": "street10", "split": "val", "device": "cpu"}
+    trained = page.all("section", id="training-of-the-weights")[0].all("table")
+    assert trained[0].rows()[:2] == [["step", "2"], ["seed", "0"]]
+    assert [link.text for link in page.all("section", id="files")[0].all("a")][:2] == [
+        "evaluation.json", "confusion_matrix.png"
+    ]  # fmt: skip
     assert len(list((tmp_path / "out" / "overlays").iterdir())) == 1
 
 

@@ -58,8 +58,8 @@ def stop_after(monkeypatch, step, number):
 def test_run_leaves_everything_in_its_folder(tiny_config, tmp_path):
     result = engine.train(tiny_config, tmp_path)
     for name in ("config.toml", "env.json", "train.log", "metrics.jsonl", "results.csv", "results.png",
-                 "confusion_matrix.png", "evaluation.json", "weights/best.safetensors", "weights/last.safetensors",
-                 "checkpoints/last.pt"):  # fmt: skip
+                 "confusion_matrix.png", "evaluation.json", "report.html", "weights/best.safetensors",
+                 "weights/last.safetensors", "checkpoints/last.pt"):  # fmt: skip
         assert (tmp_path / name).stat().st_size > 0, name
     assert len(list((tmp_path / "overlays").glob("*.jpg"))) == 1
     assert not list(tmp_path.rglob("*.tmp"))

@@ -103,6 +103,11 @@ def test_no_text_of_the_confusion_matrix_overlaps(tmp_path, figures, name):
     assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
 
 
+def test_a_name_with_dollars_is_no_formula(tmp_path, figures):
+    plot_confusion(np.eye(2, dtype=int), (r"$\frac$", "b"), tmp_path / "confusion.png")
+    assert [label.get_text() for label in figures[0].axes[0].get_yticklabels()] == [r"$\frac$", "b"]
+
+
 def test_confusion_matrix_of_other_classes_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"matrix: expected \[2, 2\] for the class names, got \[3, 3\]$"):
         plot_confusion(np.zeros((3, 3), np.int64), ("road", "car"), tmp_path / "confusion.png")
