@@ -48,8 +48,7 @@ class _Parser(HTMLParser):
             self.open.append(element)
 
     def handle_startendtag(self, tag, attrs):
-        assert tag in VOID, f"<{tag}/> does not end <{tag}>"
-        self.handle_starttag(tag, attrs)
+        raise AssertionError(f"<{tag}/> does not end <{tag}>")
 
     def handle_endtag(self, tag):
         assert self.open.pop().tag == tag, f"</{tag}> ends another element"

@@ -48,7 +48,7 @@ def evaluate(
     with inference.folder("evaluate") as folder:
         result = evaluate(predictor, dataset, workers=data.workers)
         write_json(folder / "evaluation.json", result.to_dict())
-        draw_evaluation(folder, result, predictor, dataset, weights, metadata)
+        draw_evaluation(folder, result, predictor, dataset, {"weights": weights}, metadata)
     if json_output:
         print(json.dumps(result.to_dict(), indent=2))
     else:

@@ -89,16 +89,17 @@ def draw_evaluation(
     evaluation: Evaluation,
     predictor: LabelPredictor,
     dataset: Any,
-    weights: Path,
+    options: dict[str, Any],
     metadata: dict[str, Any],
 ) -> None:
-    """Write overlays/, confusion_matrix.png and report.html. The metadata are those of the weights."""
+    """Write overlays/, confusion_matrix.png and report.html; options of the evaluation, metadata of the weights."""
     _draw_pictures(folder, evaluation, predictor, dataset)
-    options = {"weights": weights, "dataset": dataset.table.name, "split": dataset.split, "device": predictor.device}
-    trained = {"step": metadata.get("step")} | metadata.get("config", {})
-    options = {"Configuration": options, "Training of the weights": trained}
-    report = _report(folder, evaluation, predictor, dataset, options)
-    report.lead = f"{weights}, {report.lead}"
+    tables = {
+        "Configuration": options | {"dataset": dataset.table.name, "split": dataset.split},
+        "Training of the weights": {"step": metadata.get("step")} | metadata.get("config", {}),
+    }
+    report = _report(folder, evaluation, predictor, dataset, tables)
+    report.lead = f"{options['weights']}, {report.lead}"
     _write_report(folder, report)
 
 
@@ -113,9 +114,10 @@ def _report(
     """What every report has."""
     summary = summary_table(evaluation)
     front = [(name, f"{value} %") for name, value in summary[1:] if name in FRONT]
+    frames = f"the {evaluation.frames} frames of {dataset.split}, at {evaluation.frames_per_s:.1f} frames/s"
     return html.Report(
         title=folder.resolve().name,
-        lead=f"evaluated on the {evaluation.frames} frames of {dataset.split}, at {summary[-1][1]} frames/s",
+        lead=f"evaluated on {frames}",
         scores=front,
         classes=scores_table(evaluation),
         colors=evaluation.table.colors,

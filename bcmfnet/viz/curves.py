@@ -15,7 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 48, 340, 8, 158
 """Sides of the plot in the picture; the numbers of its axes stand outside."""
 TICKS = 4
 MAX_POINTS, FEW_POINTS = 200, 25
-"""A line has at most so many points, the means of neighbours; those of a line with few are marked."""
+"""A line has at most so many points, which are means; those of a line with few are marked."""
 COLORS = 3
 
 
@@ -52,10 +52,10 @@ def draw(panel: Panel) -> Markup:
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:
-    """The points, or where there are more than MAX_POINTS the means of equally many neighbours."""
+    """The points, or where there are more than MAX_POINTS the means of equally many, at the last of their steps."""
     size = -(-len(points) // MAX_POINTS)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+    return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
 def ticks(low: float, high: float) -> list[float]:

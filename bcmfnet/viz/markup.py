@@ -25,7 +25,7 @@ def element(tag: str, /, *children: object, **attributes: object) -> Markup:
         if value is not None and value is not False:
             words.append(f'{key.rstrip("_").replace("_", "-")}="{"" if value is True else as_text(value)}"')
     if tag in VOID:
-        return Markup(f"<{' '.join(words)}/>")
+        return Markup(f"<{' '.join(words)}>")
     return Markup(f"<{' '.join(words)}>{join(children)}</{tag}>")
 
 

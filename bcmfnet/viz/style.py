@@ -77,9 +77,11 @@ th button:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px;
   border: 1px solid var(--paper); background: linear-gradient(rgb(27 79 138 / var(--share, 0)) 0 0) var(--panel);
 }
 .matrix .high { color: #fff; }
-.matrix th { white-space: nowrap; padding-right: 0.75rem; }
+.matrix th { padding-right: 0.75rem; }
 .matrix thead th { padding: 0 0 0.5rem; vertical-align: bottom; }
-.matrix thead span { display: block; margin: auto; writing-mode: vertical-rl; transform: rotate(180deg); }
+.matrix thead span {
+  display: block; margin: auto; max-height: 12rem; writing-mode: vertical-rl; transform: rotate(180deg);
+}
 .legend {
   display: flex; flex-wrap: wrap; gap: 0.25rem 1.25rem; list-style: none; margin: 0; padding: 0; font-size: 0.875rem;
 }
@@ -103,7 +105,7 @@ input { flex: 1; min-width: 0; margin: 0; accent-color: var(--accent); }
 caption { text-align: left; font-weight: 600; padding-bottom: 0.25rem; }
 .options :is(th, td) { padding: 0.1875rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
 .options th { color: var(--quiet); padding-right: 1rem; }
-.options td { text-align: right; }
+.options td { text-align: right; overflow-wrap: anywhere; }
 .files { display: grid; grid-template-columns: minmax(8rem, 14rem) minmax(0, 1fr); gap: 0.5rem 1.5rem; margin: 0; }
 .files dt, .files dd { font-size: 0.875rem; line-height: 1.5; }
 .files dd { display: flex; flex-wrap: wrap; gap: 0 1.5rem; }
@@ -116,9 +118,11 @@ caption { text-align: left; font-weight: 600; padding-bottom: 0.25rem; }
 @media print {
   body { padding: 0; max-width: none; font-size: 10pt; }
   nav, label:not([hidden]), .over, .wipe.on::after { display: none; }
+  .curves, .tiles { grid-template-columns: 1fr 1fr; }
   .scrolled { overflow: visible; }
+  article { break-inside: avoid; }
   .bar, .matrix td, .swatch, .scale, .keys ::before { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  h2, h3 { break-after: avoid; }
+  h2, h3, h2 + p, .legend { break-after: avoid; }
 }
 """
 
