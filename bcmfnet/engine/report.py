@@ -23,7 +23,7 @@ from bcmfnet.errors import ConfigError, unknown_name
 from bcmfnet.nn import BoundaryCorrectedLoss, OhemCrossEntropy
 from bcmfnet.ops.bcl import checked_options
 from bcmfnet.reference import bcl as reference
-from bcmfnet.viz import LossMaps, comparison, html, loss_tiles, overlay, pictures, plot_confusion, plot_training
+from bcmfnet.viz import LossMaps, comparison, html, overlay, pictures, plot_confusion, plot_training
 from bcmfnet.viz.curves import Panel
 
 OVERLAYS = 6
@@ -203,7 +203,7 @@ def _selection(predictor: LabelPredictor, dataset: Any, index: int, criterion: B
     """What the loss of a run selects on a frame."""
     image, target = dataset.read(index)
     maps = _maps(_logits(predictor, image), target, criterion)
-    tiles = loss_tiles(image, target, {criterion.options["mode"]: maps}, dataset.table, PICTURE_SIDE)
+    tiles = pictures.loss_tiles(image, target, {criterion.options["mode"]: maps}, dataset.table, PICTURE_SIDE)
     colors = [tuple(color.tolist()) for color in pictures.heat(np.linspace(0, pictures.NATS, 9)[None])[0]]
     return html.Selection(html.Frame(dataset.name(index), "", _pictures(tiles)), colors, pictures.NATS)
 

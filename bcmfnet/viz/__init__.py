@@ -11,7 +11,6 @@ _PUBLIC = {
     "comparison": "bcmfnet.viz.pictures",
     "legend": "bcmfnet.viz.pictures",
     "loss_maps": "bcmfnet.viz.pictures",
-    "loss_tiles": "bcmfnet.viz.pictures",
     "overlay": "bcmfnet.viz.pictures",
     "with_legend": "bcmfnet.viz.pictures",
     "plot_confusion": "bcmfnet.viz.plots",
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from bcmfnet.viz.pictures import comparison as comparison
     from bcmfnet.viz.pictures import legend as legend
     from bcmfnet.viz.pictures import loss_maps as loss_maps
-    from bcmfnet.viz.pictures import loss_tiles as loss_tiles
     from bcmfnet.viz.pictures import overlay as overlay
     from bcmfnet.viz.pictures import with_legend as with_legend
     from bcmfnet.viz.plots import plot_confusion as plot_confusion

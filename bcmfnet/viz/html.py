@@ -79,7 +79,7 @@ class Report:
 
     title: str
     lead: str
-    scores: Sequence[tuple[str, str]]
+    scores: list[tuple[str, str]]
     classes: Rows
     colors: Sequence[RGB]
     summary: Rows
@@ -93,7 +93,7 @@ class Report:
 
 def render(report: Report) -> str:
     """The report as an HTML document."""
-    sections = {
+    contents = {
         "Curves": _curves(report),
         "Classes": _scores(report),
         "Confusion matrix": _confusion(report),
@@ -102,7 +102,7 @@ def render(report: Report) -> str:
         **{heading: _table_of_options(options) for heading, options in report.tables.items()},
         "Files": _files(report),
     }
-    sections = {heading: content for heading, content in sections.items() if content}
+    sections = {heading: content for heading, content in contents.items() if content}
     body = element(
         "body",
         _header(report, sections),
