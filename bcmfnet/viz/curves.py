@@ -16,7 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 48, 340, 8, 158
 TICKS = 4
 MAX_POINTS, FEW_POINTS = 200, 25
 """A line has at most so many points, which are means; those of a line with few are marked."""
-COLORS = 3
+COLORS = 6
 
 
 class Panel(NamedTuple):

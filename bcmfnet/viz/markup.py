@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from html import escape
 
 VOID = {"br", "img", "input", "link", "meta"}
@@ -29,7 +30,7 @@ def element(tag: str, /, *children: object, **attributes: object) -> Markup:
     return Markup(f"<{' '.join(words)}>{join(children)}</{tag}>")
 
 
-def join(children: object) -> Markup:
+def join(children: Iterable[object]) -> Markup:
     """Markup of several children, one after another."""
     return Markup("".join(child if isinstance(child, Markup) else as_text(child) for child in children))
 

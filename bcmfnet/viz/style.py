@@ -3,12 +3,14 @@
 STYLE = """
 :root {
   --paper: #fff; --panel: #f6f7f9; --ink: #1c2127; --quiet: #57606a; --rule: #dde1e6; --accent: #1d5b9f;
-  --bar: #cfe0f3; --line0: #1d5b9f; --line1: #b4540a; --line2: #2a7d46; --cell: #000;
+  --bar: #cfe0f3; --line0: #1d5b9f; --line1: #b4540a; --line2: #2a7d46; --line3: #8a3fa0;
+  --line4: #00788a; --line5: #a8325e; --cell: #000;
 }
 @media screen and (prefers-color-scheme: dark) {
   :root {
     --paper: #14171b; --panel: #1c2026; --ink: #e4e7eb; --quiet: #9da7b1; --rule: #2f353d; --accent: #79b4f2;
-    --bar: #24456b; --line0: #79b4f2; --line1: #f0a15c; --line2: #7ccb93; --cell: #fff;
+    --bar: #24456b; --line0: #79b4f2; --line1: #f0a15c; --line2: #7ccb93; --line3: #cf9be0;
+    --line4: #63c6d6; --line5: #f08bb0; --cell: #fff;
   }
 }
 * { box-sizing: border-box; }
@@ -49,6 +51,7 @@ svg circle { fill: var(--color); }
 .rule { stroke: var(--rule); }
 .pointer { stroke: var(--quiet); stroke-dasharray: 2 2; }
 .line0 { --color: var(--line0); } .line1 { --color: var(--line1); } .line2 { --color: var(--line2); }
+.line3 { --color: var(--line3); } .line4 { --color: var(--line4); } .line5 { --color: var(--line5); }
 table { border-collapse: collapse; font-size: 0.875rem; }
 th { font-weight: 400; text-align: left; }
 .numbers td, .numbers th { padding: 0.25rem 0.75rem; border-bottom: 1px solid var(--rule); }
