@@ -1,25 +1,45 @@
-"""`bcmfnet data verify`."""
+"""`bcmfnet data`."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from bcmfnet.cli.options import CommonOptions, print_table
-from bcmfnet.engine.config import PATH
+from bcmfnet.engine.config import PATH, OptionalPath
 
 app = App(name="data", help="Look after datasets.")
+
+
+@Parameter(name="data")
+@dataclass
+class SourceOptions:
+    """The labelled frames to look at."""
+
+    name: str
+    """Dataset: camvid11-segnet, camvid11-ignore, cityscapes, folder or synthetic."""
+    root: Annotated[str, PATH] = ""
+    """Folder of the dataset."""
+    num_classes: int | None = None
+    """Number of classes of a folder dataset."""
+    colors: OptionalPath = None
+    """JSON or CSV file with the classes of a folder dataset and their colours; needed where its masks are colours."""
+    splits: tuple[str, ...] = ("train", "val")
+    """Splits to look at."""
+
+    def options(self) -> dict[str, Any]:
+        """What a dataset of that name takes besides its root and split."""
+        options = {"num_classes": self.num_classes, "colors": self.colors}
+        return {key: value for key, value in options.items() if value is not None}
 
 
 @app.command
 def verify(
     *,
-    data_name: Annotated[str, Parameter(name="--data.name")],
-    data_root: Annotated[str, Parameter(name="--data.root"), PATH] = "",
-    num_classes: Annotated[int | None, Parameter(name="--data.num-classes")] = None,
-    splits: Annotated[tuple[str, ...], Parameter(name="--data.splits")] = ("train", "val"),
+    data: SourceOptions,
     json_output: Annotated[bool, Parameter(name="--json")] = False,
     common: CommonOptions = CommonOptions(),
 ) -> int:
@@ -32,22 +52,13 @@ def verify(
 
     Parameters
     ----------
-    data_name
-        Dataset: camvid11-segnet, camvid11-ignore, cityscapes or folder.
-    data_root
-        Folder of the dataset.
-    num_classes
-        Number of classes of a folder dataset.
-    splits
-        Splits to look at.
     json_output
         Print JSON instead of a table.
     """
     common.start_logging()
     from bcmfnet.data import verify
 
-    options = {"num_classes": num_classes} if num_classes is not None else {}
-    report = verify(data_name, data_root, splits, **options)
+    report = verify(data.name, data.root, data.splits, **data.options())
     if json_output:
         print(json.dumps(report.to_dict(), indent=2))
         return 0 if report.ok else 1

@@ -92,6 +92,8 @@ class DataOptions:
     """Dataset; without it the one that the weights were trained on."""
     root: Annotated[str, PATH] = ""
     """Folder of the dataset; generated data needs none."""
+    colors: OptionalPath = None
+    """Colour file of a folder dataset; without it the one that the weights were trained with."""
     split: str | None = None
     """Split; without it the validation split of the weights."""
     workers: Workers = 1
@@ -101,14 +103,20 @@ class DataOptions:
         """The dataset, where nothing is said the one of a weights file's metadata."""
         from bcmfnet.data import build_dataset
         from bcmfnet.engine.inference import trained_on
+        from bcmfnet.models.weights import checked
 
         data = trained_on(metadata, weights)
         if data is None and self.name is None:
             raise ConfigError(f"data.name: expected a dataset, since {weights} does not name one; got none")
+        if data is not None and "colors" in metadata["config"]["data"]:
+            data.colors = checked(weights, metadata, "config.data.colors", "str", lambda v: isinstance(v, str))
         data = data or DataConfig()
         split = self.split or data.val_split
         if self.name not in (None, data.name):
-            data = DataConfig(self.name, num_classes=metadata["num_classes"] if self.name == "folder" else None)
+            count = metadata["num_classes"] if self.name == "folder" and self.colors is None else None
+            data = DataConfig(self.name, num_classes=count)
+        if self.colors is not None:
+            data.colors = self.colors
         dataset = build_dataset(data.name, self.root, split, **data.options(split))
         if dataset.table.num_classes != metadata["num_classes"]:
             got = f"the {dataset.table.num_classes} of {dataset.table.name}"

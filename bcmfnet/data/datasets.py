@@ -7,8 +7,10 @@ import logging
 import os
 from pathlib import Path, PureWindowsPath
 
+from bcmfnet.data.colors import color_ids, read_colors
 from bcmfnet.data.decode import UNKNOWN, ColorLabels, IdLabels, id_labels
-from bcmfnet.data.io import IMAGE_ENDINGS
+from bcmfnet.data.files import list_images
+from bcmfnet.data.io import IMAGE_ENDINGS, is_gray_png
 from bcmfnet.data.labels import (
     CAMVID_VOID_COLORS,
     CITYSCAPES_ROWS,
@@ -23,6 +25,13 @@ from bcmfnet.errors import ConfigError, DataError, MissingDataError, unknown_nam
 log = logging.getLogger("bcmfnet.data")
 CAMVID_FRAMES = {"train": 367, "val": 101, "test": 233}
 CAMVID_VOID = 11
+LAYOUTS = (
+    ("images/{}", "masks/{}"),
+    ("{}/images", "{}/masks"),
+    ("images/{}", "labels/{}"),
+    ("img_dir/{}", "ann_dir/{}"),
+)
+"""Folders of images and of masks of a split, below the root of a dataset `folder`."""
 SYNTHETIC_FRAMES = {"train": 1000, "val": 100, "test": 100}
 
 
@@ -36,7 +45,7 @@ def build_dataset(
         root: its folder; `cityscapes` falls back on the environment's CITYSCAPES_DATASET, `synthetic` needs none.
         split: train, val or test.
         strict: raise when an image has no mask; else leave it out and tell it in the dataset's `unpaired`.
-        options: `folder`: num_classes, classes; `synthetic`: length, size, seed.
+        options: `folder`: num_classes, classes, colors (see `colors.read_colors`); `synthetic`: length, size, seed.
 
     Raises:
         ConfigError: unknown name or option, or a root that is not there.
@@ -91,7 +100,13 @@ def _camvid_ignore(root: str | Path | None, split: str, strict: bool) -> PairedF
         images = index_files(folder / split, IMAGE_ENDINGS)
         labels = index_files(folder / f"{split}_labels", ("_L.png",))
     _compare_with_camvid(split, len(images))
-    return PairedFiles(split, table, images, labels, ColorLabels(table, CAMVID_VOID_COLORS), strict)
+    return PairedFiles(split, table, images, labels, _camvid_colors(), strict)
+
+
+def _camvid_colors() -> ColorLabels:
+    """Strays are void; labels of other colours (swapped channels, interpolated when resized) have more than a few."""
+    table = get_label_table("camvid11")
+    return ColorLabels(color_ids(table, CAMVID_VOID_COLORS), f"the table {table.name}", strays=0.01)
 
 
 def _listed_names(path: Path) -> set[str]:
@@ -134,24 +149,46 @@ def _cityscapes_labels() -> IdLabels:
 
 
 def _plain_folder(
-    root: str | Path | None, split: str, strict: bool, num_classes: int | None = None, classes: tuple[str, ...] = ()
+    root: str | Path | None,
+    split: str,
+    strict: bool,
+    num_classes: int | None = None,
+    classes: tuple[str, ...] = (),
+    colors: str | Path | None = None,
 ) -> PairedFiles:
-    """images/{split}/NAME.* and masks/{split}/NAME.png, or {split}/images/ and {split}/masks/."""
+    """Images and masks in one of LAYOUTS; masks of colours need the file `colors`, masks of ids may have it."""
     folder = _folder(root, "folder")
-    if num_classes is None and not classes:
+    if colors is not None:
+        table, ids = read_colors(colors)
+        if num_classes not in (None, table.num_classes):
+            raise ConfigError(f"num_classes: expected {table.num_classes}, as {colors} has, got {num_classes}")
+        if classes:
+            raise ConfigError(f"classes: expected none beside {colors}, which names them, got {tuple(classes)}")
+    elif num_classes is None and not classes:
         raise ConfigError("num_classes: expected the number of classes of dataset folder, got none")
-    table = make_label_table("folder", len(classes) if num_classes is None else num_classes, tuple(classes))
-    layouts = (
-        (folder / "images" / split, folder / "masks" / split),
-        (folder / split / "images", folder / split / "masks"),
-    )
-    at = next((layout for layout in layouts if layout[0].is_dir()), None)
-    if at is None:
-        raise MissingDataError(
-            f"{folder}: expected images/{split} and masks/{split}, or {split}/images and {split}/masks"
+    else:
+        table = make_label_table("folder", len(classes) if num_classes is None else num_classes, tuple(classes))
+    images, labels = (index_files(path, IMAGE_ENDINGS) for path in _layout(folder, split))
+    by_color = colors is not None and not is_gray_png(labels[min(labels)])
+    decode = ColorLabels(ids, str(colors)) if by_color else id_labels(table)
+    return PairedFiles(split, table, images, labels, decode, strict)
+
+
+def _layout(folder: Path, split: str) -> tuple[Path, Path]:
+    """The folders of images and of masks. Raises DataError where there are masks in two layouts."""
+    layouts = [tuple(folder / part.format(split) for part in layout) for layout in LAYOUTS]
+    whole = [layout for layout in layouts if all(map(Path.is_dir, layout))]
+    filled = [layout for layout in whole if list_images(layout[1])]
+    if len(filled) > 1:
+        found = " and ".join(
+            f"{images.relative_to(folder)} with {masks.relative_to(folder)}" for images, masks in filled
         )
-    images, labels = (index_files(path, IMAGE_ENDINGS) for path in at)
-    return PairedFiles(split, table, images, labels, id_labels(table), strict)
+        raise DataError(f"{folder}: expected one layout of {split}, found {found}")
+    found = filled or whole or [layout for layout in layouts if layout[0].is_dir()]
+    if not found:
+        known = ", or ".join(f"{images.format(split)} and {masks.format(split)}" for images, masks in LAYOUTS)
+        raise MissingDataError(f"{folder}: expected {known}")
+    return found[0]
 
 
 def _synthetic(

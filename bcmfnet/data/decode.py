@@ -9,12 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from bcmfnet.data.colors import ColorIds
 from bcmfnet.data.io import read_label
-from bcmfnet.data.labels import RGB, LabelTable
+from bcmfnet.data.labels import LabelTable
 from bcmfnet.errors import DataError
 
 UNKNOWN = 254
-STRAY_SHARE = 0.01  # of a label's pixels that may have colours which no table knows
 
 
 @dataclass(frozen=True)
@@ -51,38 +51,44 @@ def id_labels(table: LabelTable, void: tuple[int, ...] = ()) -> IdLabels:
 
 @dataclass(frozen=True)
 class ColorLabels:
-    """Reads colour-coded labels: the table's colours are classes, those of `void` and stray pixels of others are void.
+    """Reads colour-coded labels.
 
-    Labels whose colours are others (swapped channels, another palette, interpolated when they were resized) have more
-    of them than a few strays, and are refused.
+    Args:
+        ids: training id, or void, of each known colour.
+        source: what has these colours, for the error.
+        void: id of stray pixels.
+        strays: share of a label's pixels that may have unknown colours.
     """
 
-    table: LabelTable
-    void: tuple[RGB, ...]
+    ids: ColorIds
+    source: str
+    void: int = 255
+    strays: float = 0.0
 
     def __call__(self, path: Path) -> np.ndarray:
         """Training ids, uint8 [H, W]. Raises DataError with the file and its commonest unknown colour."""
         red, green, blue = (channel.astype(np.int32) for channel in cv2.split(read_label(path, color=True)))
         color = red << 16 | green << 8 | blue
-        label = _id_of_color(self.table, self.void)[color]
+        label = _id_of_color(self.ids)[color]
         unknown = label == UNKNOWN
         count = np.count_nonzero(unknown)
-        if count > STRAY_SHARE * label.size:
+        if count > self.strays * label.size:
             values, counts = np.unique(color[unknown], return_counts=True)
             worst = int(values[counts.argmax()])
+            row, column = np.argwhere(color == worst)[0]
             raise DataError(
-                f"{path}: {100 * count / label.size:.3g} % of the pixels have colours outside the table "
-                f"{self.table.name}, most of them {(worst >> 16, worst >> 8 & 255, worst & 255)} (red, green, blue)"
+                f"{path}: {100 * count / label.size:.3g} % of the pixels have colours outside {self.source}, most of "
+                f"them {(worst >> 16, worst >> 8 & 255, worst & 255)} (red, green, blue), {counts.max()} pixels, "
+                f"the first in row {row}, column {column}"
             )
-        label[unknown] = self.table.ignore_index
+        label[unknown] = self.void
         return label
 
 
-@lru_cache
-def _id_of_color(table: LabelTable, void: tuple[RGB, ...]) -> np.ndarray:
+@lru_cache(8)
+def _id_of_color(ids: ColorIds) -> np.ndarray:
     """Training id, void or UNKNOWN of every 24-bit colour, uint8 [2 ** 24]: 16 MiB, of which few pages are read."""
-    ids = np.full(1 << 24, UNKNOWN, np.uint8)
-    named = [(color, table.ignore_index) for color in void] + [(color, i) for i, color in enumerate(table.colors)]
-    for (red, green, blue), value in named:
-        ids[red << 16 | green << 8 | blue] = value
-    return ids
+    id_of = np.full(1 << 24, UNKNOWN, np.uint8)
+    for (red, green, blue), value in ids:
+        id_of[red << 16 | green << 8 | blue] = value
+    return id_of

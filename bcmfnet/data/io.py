@@ -89,6 +89,13 @@ def read_label(path: str | Path, color: bool = False, max_pixels: int = MAX_PIXE
     return label if header.bits == 8 else label // (255 // (2**header.bits - 1))
 
 
+def is_gray_png(path: str | Path) -> bool:
+    """Whether a label holds ids and no colours, by its header; False for what is no PNG. Raises DataError."""
+    with _open(path) as file:
+        start = file.read(26)
+    return start.startswith(PNG_SIGNATURE) and start[25:] in (bytes([GRAY]), bytes([GRAY_ALPHA]))
+
+
 def write_png(path: str | Path, image: np.ndarray, compression: int = 1) -> None:
     """Write ids [H, W] or RGB [H, W, 3], uint8, as PNG (zlib level `compression`, 0..9)."""
     _write(path, ".png", image, (cv2.IMWRITE_PNG_COMPRESSION, compression))

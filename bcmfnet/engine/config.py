@@ -42,6 +42,8 @@ class DataConfig:
     """Split to evaluate on."""
     num_classes: Annotated[int | None, Between(2, 254)] = None
     """Number of classes of a folder dataset; the other datasets know theirs."""
+    colors: OptionalPath = None
+    """JSON or CSV file with the classes of a folder dataset and their colours; needed where its masks are colours."""
     length: Annotated[int | None, Between(8, 10**7)] = None
     """Number of generated training frames, an eighth of it to validate on; synthetic only."""
     crop: Annotated[tuple[int, int], Between(64, MAX_SIDE)] = (256, 512)
@@ -80,9 +82,9 @@ class DataConfig:
             stages.append((share, (height, width)))
         return (*stages, (1.0, self.crop))
 
-    def options(self, split: str) -> dict[str, int]:
+    def options(self, split: str) -> dict[str, Any]:
         """What a dataset of that name takes besides its root and split."""
-        options = {"num_classes": self.num_classes, "length": self.length}
+        options = {"num_classes": self.num_classes, "colors": self.colors, "length": self.length}
         if self.length is not None and split != self.train_split:
             options["length"] = self.length // 8
         return {key: value for key, value in options.items() if value is not None}
@@ -238,7 +240,7 @@ class TrainConfig:
         """The same configuration for any working folder."""
         from bcmfnet.models.weights import list_weights
 
-        data = dataclasses.replace(self.data, root=_absolute(self.data.root))
+        data = dataclasses.replace(self.data, root=_absolute(self.data.root), colors=_absolute(self.data.colors))
         model = dataclasses.replace(self.model, pretrained=_absolute(self.model.pretrained, list_weights()))
         loss = dataclasses.replace(self.loss, class_weights=_absolute(self.loss.class_weights, CLASS_WEIGHTS))
         return dataclasses.replace(self, data=data, model=model, loss=loss)

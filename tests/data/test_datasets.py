@@ -150,7 +150,15 @@ def test_cityscapes_layout(tmp_path, monkeypatch):
     assert "label value 34 is outside the table: expected a labelId 0..33" in refusal("cityscapes", tmp_path, "val")
 
 
-@pytest.mark.parametrize(("images", "masks"), [("images/train", "masks/train"), ("train/images", "train/masks")])
+FOLDER_LAYOUTS = [
+    ("images/train", "masks/train"),
+    ("train/images", "train/masks"),
+    ("images/train", "labels/train"),
+    ("img_dir/train", "ann_dir/train"),
+]
+
+
+@pytest.mark.parametrize(("images", "masks"), FOLDER_LAYOUTS)
 def test_folder_layouts(tmp_path, images, masks):
     ids = np.where(IDS == 5, 255, IDS)
     write_frame(tmp_path / images / "a.jpeg", tmp_path / masks / "a.png", ids)
@@ -162,10 +170,37 @@ def test_folder_layouts(tmp_path, images, masks):
     assert line == f"{tmp_path / masks / 'a.png'}: label value 10 is outside the table: expected 0..9 or 255 (void)"
 
 
+@pytest.mark.parametrize("first", FOLDER_LAYOUTS)
+@pytest.mark.parametrize("second", FOLDER_LAYOUTS)
+def test_masks_in_two_layouts_are_refused_and_empty_folders_are_none(tmp_path, first, second):
+    """Polygons of ultralytics, text files in labels/, may lie beside the masks."""
+    if first == second:
+        return
+    write_frame(tmp_path / first[0] / "a.png", tmp_path / first[1] / "a.png", IDS)
+    for folder in second:
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / second[1] / "a.txt").write_text("0 0.1 0.1 0.9 0.1 0.5 0.9\n")
+    assert build_dataset("folder", tmp_path, num_classes=11).files(0)[1] == str(tmp_path / first[1] / "a.png")
+    write_frame(tmp_path / second[0] / "a.png", tmp_path / second[1] / "a.png", IDS)
+    in_order = sorted((first, second), key=FOLDER_LAYOUTS.index)
+    found = " and ".join(f"{images} with {masks}" for images, masks in in_order)
+    line = refusal("folder", tmp_path, num_classes=11)
+    assert line == f"{tmp_path}: expected one layout of train, found {found}"
+
+
+@pytest.mark.parametrize(("images", "masks"), FOLDER_LAYOUTS)
+def test_images_without_a_folder_of_masks(tmp_path, images, masks):
+    (tmp_path / images).mkdir(parents=True)
+    write_png(tmp_path / images / "a.png", IDS)
+    first = next(layout for layout in FOLDER_LAYOUTS if layout[0] == images)[1]
+    assert refusal("folder", tmp_path, num_classes=11) == f"{tmp_path / first}: no such folder"
+
+
 def test_folder_needs_classes_and_a_layout(tmp_path):
     assert "number of classes" in refusal("folder", tmp_path, error=ConfigError)
     assert "expected 2..254, got 0" in refusal("folder", tmp_path, error=ConfigError, num_classes=0)
-    assert "expected images/train and masks/train" in refusal("folder", tmp_path, num_classes=3)
+    known = ", or ".join(f"{images} and {masks}" for images, masks in FOLDER_LAYOUTS)
+    assert refusal("folder", tmp_path, num_classes=3) == f"{tmp_path}: expected {known}"
 
 
 def test_unknown_name_and_option(tmp_path):

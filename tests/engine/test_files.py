@@ -209,6 +209,7 @@ def test_another_precision_than_the_checkpoints_is_refused(tmp_path):
 OTHER = {
     "data.name": "folder", "data.root": "/elsewhere", "data.train_split": "val", "data.val_split": "test",
     "data.num_classes": 5, "data.length": 9, "data.crop": (64, 64), "data.scale": (0.5, 1.5), "data.flip": 0.25,
+    "data.colors": "/elsewhere/colors.csv",
     "data.crops": ("64x64@0.5",), "data.balance": 0.25, "optim.schedule": "cosine", "optim.clip": 1.0, "optim.ema": 0.9,
     "optim.accumulate": 2, "model.freeze": True, "deterministic": True, "patience": 3,
     "loss.max_kept": 9, "loss.ce_weight": 0.5, "loss.alpha": 0.5, "loss.beta": 0.5, "loss.flip": "mirror",
@@ -222,7 +223,7 @@ OTHER = {
     "val_every": 2.0, "log_every": 1, "save_every_minutes": 1.0, "keep": 3, "select": "last",
 }  # fmt: skip
 OBEYED = ("data.root", "data.workers", "optim.lr", "optim.momentum", "optim.weight_decay", "optim.power", "amp",
-          "optim.warmup_steps", "optim.steps", "device", "compile", "val_every", "log_every",
+          "data.colors", "optim.warmup_steps", "optim.steps", "device", "compile", "val_every", "log_every",
           "save_every_minutes", "keep", "optim.clip", "optim.accumulate",
           "deterministic", "patience")  # fmt: skip
 
