@@ -35,6 +35,7 @@ from bcmfnet.data import (
     list_label_tables,
     make_label_table,
     normalize,
+    prepare,
     read_image,
     read_label,
     train_loader,
@@ -141,7 +142,7 @@ write_png(path, image)
 write_jpeg(path, image)
 read_image(path), read_label(path)
 also = (CITYSCAPES_ROWS, Batch, BatchLoader, EpochSampler, EvalTransform, PairedFiles, SyntheticStreets, TrainSamples)
-more = (TrainTransform, VerifyReport, collate, eval_loader, train_loader, verify, verify_datasets)
+more = (TrainTransform, VerifyReport, collate, eval_loader, prepare, train_loader, verify, verify_datasets)
 
 BoundaryCorrectedLoss(mode="papr")  # type: ignore[arg-type]
 BoundaryCorrectedLoss(mde="paper")  # type: ignore[call-arg]

@@ -9,6 +9,7 @@ _HOMES = {
     "labels": ("CITYSCAPES_ROWS", "LabelTable", "get_label_table", "list_label_tables", "make_label_table"),
     "loader": ("Batch", "BatchLoader", "EpochSampler", "TrainSamples", "collate", "eval_loader", "train_loader"),
     "pairs": ("Dataset", "PairedFiles", "check_split_leak"),
+    "prepared": ("prepare",),
     "synthetic": ("SyntheticStreets",),
     "transforms": ("IMAGENET_MEAN", "IMAGENET_STD", "EvalTransform", "TrainTransform", "normalize"),
     "verification": ("VerifyReport", "verify", "verify_datasets"),
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from bcmfnet.data.pairs import Dataset as Dataset
     from bcmfnet.data.pairs import PairedFiles as PairedFiles
     from bcmfnet.data.pairs import check_split_leak as check_split_leak
+    from bcmfnet.data.prepared import prepare as prepare
     from bcmfnet.data.synthetic import SyntheticStreets as SyntheticStreets
     from bcmfnet.data.transforms import IMAGENET_MEAN as IMAGENET_MEAN
     from bcmfnet.data.transforms import IMAGENET_STD as IMAGENET_STD

@@ -1,4 +1,4 @@
-"""Datasets by name: CamVid in two protocols, Cityscapes, a plain folder, and the drawn streets."""
+"""Datasets by name: CamVid in two protocols, Cityscapes, a plain folder, prepared frames, and the drawn streets."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from bcmfnet.data.labels import (
     make_label_table,
 )
 from bcmfnet.data.pairs import Dataset, PairedFiles, index_files
+from bcmfnet.data.prepared import PreparedFrames
 from bcmfnet.data.synthetic import SyntheticStreets
 from bcmfnet.errors import ConfigError, DataError, MissingDataError, unknown_name
 
@@ -180,10 +181,8 @@ def _layout(folder: Path, split: str) -> tuple[Path, Path]:
     whole = [layout for layout in layouts if all(map(Path.is_dir, layout))]
     filled = [layout for layout in whole if list_images(layout[1])]
     if len(filled) > 1:
-        found = " and ".join(
-            f"{images.relative_to(folder)} with {masks.relative_to(folder)}" for images, masks in filled
-        )
-        raise DataError(f"{folder}: expected one layout of {split}, found {found}")
+        both = (" with ".join(str(part.relative_to(folder)) for part in layout) for layout in filled)
+        raise DataError(f"{folder}: expected one layout of {split}, found {' and '.join(both)}")
     found = filled or whole or [layout for layout in layouts if layout[0].is_dir()]
     if not found:
         known = ", or ".join(f"{images.format(split)} and {masks.format(split)}" for images, masks in LAYOUTS)
@@ -203,10 +202,16 @@ def _synthetic(
     return SyntheticStreets(SYNTHETIC_FRAMES.get(split, 1) if length is None else length, size, seed, split)
 
 
+def _prepared(root: str | Path | None, split: str, strict: bool) -> PreparedFrames:
+    """What `prepared.prepare` wrote."""
+    return PreparedFrames(_folder(root, "prepared"), split)
+
+
 _BUILDERS = {
     "camvid11-segnet": _camvid_segnet,
     "camvid11-ignore": _camvid_ignore,
     "cityscapes": _cityscapes,
     "folder": _plain_folder,
+    "prepared": _prepared,
     "synthetic": _synthetic,
 }

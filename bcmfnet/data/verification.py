@@ -16,6 +16,7 @@ from bcmfnet.data.datasets import build_dataset
 from bcmfnet.data.labels import LabelTable
 from bcmfnet.data.messages import DecoderMessages
 from bcmfnet.data.pairs import Dataset, PairedFiles, check_frame_size, shared_names
+from bcmfnet.data.prepared import PreparedFrames
 from bcmfnet.errors import DataError, printable
 
 log = logging.getLogger("bcmfnet.data")
@@ -95,7 +96,7 @@ def verify_datasets(datasets: Mapping[str, Dataset]) -> VerifyReport:
         report.table = dataset.table
         report.problems += dataset.unpaired
         report.frames[split], report.pixels[split] = len(dataset), np.zeros(256, np.int64)
-        looked, said = _look(dataset, lambda i, dataset=dataset: _counted(dataset.read(i)[1]))
+        looked, said = _look(dataset, lambda i, dataset=dataset: _counted(_whole_label(dataset, i)))
         report.warnings += said
         for found in looked:
             if isinstance(found, str):
@@ -118,11 +119,11 @@ def check_before_training(datasets: Iterable[Dataset]) -> None:
     these have no two classes. Logs what verify would warn of. Raises DataError with the first problem.
     """
     for dataset in datasets:
-        if isinstance(dataset, PairedFiles):
+        if isinstance(dataset, PairedFiles | PreparedFrames):
             _check_one_in(-(-len(dataset) // QUICK_LABELS), dataset)
 
 
-def _check_one_in(every: int, dataset: PairedFiles) -> None:
+def _check_one_in(every: int, dataset: PairedFiles | PreparedFrames) -> None:
     """Check each `every`-th label map of a split, and the headers of all its images."""
 
     def look(i: int) -> Looked:
@@ -143,6 +144,13 @@ def _check_one_in(every: int, dataset: PairedFiles) -> None:
         raise DataError(problems[0] + more)
     for line in said + warnings:
         log.warning("%s", printable(line))
+
+
+def _whole_label(dataset: Dataset, i: int) -> np.ndarray:
+    """Ids of frame i, of which the image was read too."""
+    if isinstance(dataset, PreparedFrames):
+        dataset.check(i)
+    return dataset.read(i)[1]
 
 
 def _counted(label: np.ndarray) -> Looked:
@@ -203,7 +211,7 @@ def count_pixels(dataset: Dataset) -> np.ndarray:
     """Pixels of each label value in each frame, int64 [frames, 256]. Raises DataError for a label that is not whole."""
 
     def count(i: int) -> np.ndarray:
-        label = dataset.label(i) if isinstance(dataset, PairedFiles) else dataset.read(i)[1]
+        label = dataset.label(i) if isinstance(dataset, PairedFiles | PreparedFrames) else dataset.read(i)[1]
         return np.bincount(label.ravel(), minlength=256)
 
     with ThreadPoolExecutor() as pool:

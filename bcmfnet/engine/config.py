@@ -33,7 +33,7 @@ class DataConfig:
     """Where the frames come from and how they are cut for training."""
 
     name: str = "synthetic"
-    """Dataset: synthetic, camvid11-segnet, camvid11-ignore, cityscapes or folder."""
+    """Dataset: synthetic, camvid11-segnet, camvid11-ignore, cityscapes, folder, or prepared by `data prepare`."""
     root: Annotated[str, PATH] = ""
     """Folder of the dataset; generated data needs none."""
     train_split: str = "train"

@@ -27,7 +27,7 @@ def refusal(name, root, split="train", error=DataError, **options) -> str:
 
 
 def test_names():
-    assert list_datasets() == ["camvid11-ignore", "camvid11-segnet", "cityscapes", "folder", "synthetic"]
+    assert list_datasets() == ["camvid11-ignore", "camvid11-segnet", "cityscapes", "folder", "prepared", "synthetic"]
 
 
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".JPG"])
@@ -206,7 +206,7 @@ def test_folder_needs_classes_and_a_layout(tmp_path):
 def test_unknown_name_and_option(tmp_path):
     line = refusal("camvid11-segne", tmp_path, error=ConfigError)
     assert line == (
-        "dataset: expected one of camvid11-ignore, camvid11-segnet, cityscapes, folder, synthetic, "
+        "dataset: expected one of camvid11-ignore, camvid11-segnet, cityscapes, folder, prepared, synthetic, "
         "got 'camvid11-segne'; did you mean 'camvid11-segnet'?"
     )
     line = refusal("synthetic", None, error=ConfigError, lenght=3)
