@@ -29,6 +29,7 @@ from bcmfnet.data import (
     build_dataset,
     check_split_leak,
     collate,
+    convert,
     eval_loader,
     get_label_table,
     list_datasets,
@@ -142,7 +143,7 @@ write_png(path, image)
 write_jpeg(path, image)
 read_image(path), read_label(path)
 also = (CITYSCAPES_ROWS, Batch, BatchLoader, EpochSampler, EvalTransform, PairedFiles, SyntheticStreets, TrainSamples)
-more = (TrainTransform, VerifyReport, collate, eval_loader, prepare, train_loader, verify, verify_datasets)
+more = (TrainTransform, VerifyReport, collate, convert, eval_loader, prepare, train_loader, verify, verify_datasets)
 
 BoundaryCorrectedLoss(mode="papr")  # type: ignore[arg-type]
 BoundaryCorrectedLoss(mde="paper")  # type: ignore[call-arg]

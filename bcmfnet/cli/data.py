@@ -103,3 +103,50 @@ def prepare(
     print(f"{output_dir}: {', '.join(f'{len(d)} frames of {split}' for split, d in datasets.items())}; use "
           f"--data.name prepared --data.root {output_dir}")  # fmt: skip
     return 0
+
+
+@app.command
+def convert(
+    source: Annotated[str, PATH],
+    /,
+    *,
+    output_dir: Annotated[str, PATH],
+    split: str = "train",
+    images: OptionalPath = None,
+    colors: OptionalPath = None,
+    background: str = "background",
+    void: tuple[str, ...] = (),
+    common: CommonOptions = CommonOptions(),
+) -> int:
+    """Draw polygons into masks: annotations of COCO or of labelme become a dataset `folder`.
+
+    Writes images/SPLIT, masks/SPLIT and colors.json, which `--data.colors` takes; once for each split into the same
+    folder, whose later splits have the classes of the first. Where shapes overlap the later one is seen: labelme's as
+    they stand in the file, COCO's with the smaller ones over the larger ones. Compressed RLE is refused.
+
+    Parameters
+    ----------
+    source
+        COCO file (instances of polygons or of uncompressed RLE), labelme file, or folder of labelme files.
+    output_dir
+        Folder of the dataset.
+    split
+        Split to write.
+    images
+        Folder of the images; without it they are looked for where the annotations say, beside themselves.
+    colors
+        JSON or CSV file with the classes and their colours; without it the background and the labels of the source.
+    background
+        Class of the pixels that no shape covers; void leaves them out.
+    void
+        Labels that are no classes, and left out too.
+    """
+    common.start_logging()
+    from bcmfnet.data import convert
+    from bcmfnet.engine.run_folder import run_folder
+
+    with run_folder("convert", output_dir, None, exist_ok=True) as folder:
+        frames, table = convert(source, folder, split, images=images, colors=colors, background=background, void=void)
+    print(f"{output_dir}: {frames} frames of {split}, classes {', '.join(table.classes)}; use --data.name folder "
+          f"--data.root {output_dir} --data.colors {folder / 'colors.json'}")  # fmt: skip
+    return 0

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 _HOMES = {
+    "conversion": ("convert",),
     "datasets": ("build_dataset", "list_datasets"),
     "io": ("read_image", "read_label", "write_jpeg", "write_png"),
     "labels": ("CITYSCAPES_ROWS", "LabelTable", "get_label_table", "list_label_tables", "make_label_table"),
@@ -19,6 +20,7 @@ __all__ = sorted(_HOME_OF)
 
 
 if TYPE_CHECKING:
+    from bcmfnet.data.conversion import convert as convert
     from bcmfnet.data.datasets import build_dataset as build_dataset
     from bcmfnet.data.datasets import list_datasets as list_datasets
     from bcmfnet.data.io import read_image as read_image

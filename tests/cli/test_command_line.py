@@ -24,11 +24,12 @@ from bcmfnet.models.ddrnet import DualResolutionNet
 
 VERBS = (
     *(("train",), ("evaluate",), ("predict",), ("loss",), ("benchmark",), ("env",)),
-    *(("data", "verify"), ("config", "show")),
+    *(("data", "verify"), ("data", "prepare"), ("data", "convert"), ("config", "show")),
 )
 REQUIRED = {
     "evaluate": ("--weights", "w"), "predict": ("image", "--weights", "w"), "loss": ("--weights", "w"),
-    "data": ("--data.name", "synthetic"),
+    "data verify": ("--data.name", "synthetic"), "data convert": ("a.json", "--output-dir", "o"),
+    "data prepare": ("--data.name", "synthetic", "--output-dir", "o"),
 }  # fmt: skip
 NEGATIVE = {"--model.no-aux", "--optim.no-decay-1d", "--no-compile", "--loss.no-jitter", "--loss.no-per-image",
             "--loss.no-inplace-grad", "--loss.no-validate"}  # fmt: skip
@@ -84,7 +85,7 @@ def wrong_values():
 ], ids=" ".join)  # fmt: skip
 def test_a_value_of_another_type_or_out_of_bounds_is_one_line_that_names_the_flag(bcmfnet, verb):
     for _, flag, words in filter(lambda found: found[0] == verb, wrong_values()):
-        result = bcmfnet(*verb, *REQUIRED.get(verb[0], ()), *words)
+        result = bcmfnet(*verb, *REQUIRED.get(" ".join(verb), ()), *words)
         assert (result.code, result.out) == (2, ""), words
         named = re.escape(flag)
         assert re.match(rf'bcmfnet: (Invalid value ("x" )?for {named}[:.]|{named}: )', result.err), result.err
@@ -147,7 +148,7 @@ def test_every_path_may_begin_with_the_home_folder(bcmfnet, monkeypatch, tmp_pat
     paths = [
         argument
         for argument in leaves
-        if "Path" in str(argument.hint) or re.search("root|dir|pretrained", argument.name)
+        if "Path" in str(argument.hint) or re.search("root|dir|pretrained|colors|images", argument.name)
     ]
     for argument in paths:
         argument.tokens[:] = [Token(value="~/x y", source="cli")]
@@ -163,10 +164,22 @@ def test_wrong_values_are_found_in_every_verb():
 
 @pytest.mark.parametrize(("argv", "code", "message"), [
     (["trian"], 2, 'Unknown command "trian". Did you mean "train"? Available commands: '),
-    (["data", "verfy"], 2, 'Unknown command "verfy". Did you mean "verify"? Available commands: verify.'),
+    (["data", "verfy"], 2, 'Unknown command "verfy". Did you mean "verify"? Available commands: '),
     (["predict"], 2, 'Command "predict" parameter SOURCE requires an argument.'),
     (["evaluate"], 2, 'Command "evaluate" parameter --weights requires an argument.'),
     (["data", "verify"], 2, 'Command "data verify" parameter --data.name requires an argument.'),
+    (["data", "prepare", "--data.name", "synthetic"], 2, 'Command "data prepare" parameter --output-dir requires an '),
+    (["data", "convert", "--output-dir", "{no}"], 2, 'Command "data convert" parameter SOURCE requires an argument.'),
+    (["data", "convert", "{no}/a.json", "--output-dir", "{no}"], 2, "{no}/a.json: expected the annotations of COCO "),
+    (["data", "convert", "{dir}/a.toml", "--output-dir", "{no}"], 1, "{dir}/a.toml: expected the annotations of COCO "),
+    (["data", "convert", "{dir}", "--output-dir", "{no}", "--split", "a/b"], 2, "--split: expected the name of a "),
+    (["data", "prepare", "--data.name", "synthetic", "--output-dir", "{dir}"], 2, "--output-dir: {dir} exists and is "),
+    (["evaluate", "--weights", "{run}", "--data.name", "prepared", "--data.root", "{dir}"], 2,
+     "{dir}/index.json: no such file; `bcmfnet data prepare` writes it"),
+    (["data", "verify", "--data.name", "folder", "--data.root", "{dir}", "--data.colors", "{no}.csv"], 2,
+     "--data.colors: expected a file of names and colours at {no}.csv: No such file or directory"),
+    (["evaluate", "--weights", "{run}", "--data.name", "folder", "--data.root", "{dir}", "--data.colors", "{no}"], 2,
+     "--data.colors: expected a .json or .csv file, got {no}"),
     (["env", "now"], 2, "Unused Tokens: ['now']."),
     (["evaluate", "--weights", "{no}"], 2, "{no}: expected a weights file or the folder of a run, found no file"),
     (["loss", "--weights", "{no}"], 2, "{no}: expected a weights file or the folder of a run, found no file"),
