@@ -114,30 +114,36 @@ def prepare(folder: Path, datasets: Mapping[str, Dataset]) -> None:
     Raises:
         DataError: a frame that cannot be read, or not enough room.
     """
-    sizes = {split: [data.frame_size(i) for i in range(len(data))] for split, data in datasets.items()}
-    needed = sum(BYTES * height * width for of_split in sizes.values() for height, width in of_split)
-    log.info("%s: %d frames, %s", folder, sum(map(len, sizes.values())), _megabytes(needed))
+    sizes = [data.frame_size(i) for data in datasets.values() for i in range(len(data))]
+    needed = sum(BYTES * height * width for height, width in sizes)
+    log.info("%s: %d frames, %s", folder, len(sizes), _megabytes(needed))
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(f"{folder}: expected room for {_megabytes(needed)}, got {_megabytes(free)}")
-    with contextlib.suppress(FileNotFoundError):
-        (folder / INDEX).unlink()
-    splits = {split: _write_split(folder / f"{split}.frames", data, sizes[split]) for split, data in datasets.items()}
-    content = {"table": asdict(next(iter(datasets.values())).table), "splits": splits}
-    with _written_whole(folder / INDEX) as file:
-        index = {"format": FORMAT, "sha256": _digest(content), "content": content}
-        file.write(json.dumps(index).encode())
+    paths = {split: folder / f"{split}.frames" for split in datasets}
+    (folder / INDEX).unlink(missing_ok=True)
+    try:
+        splits = {split: _write_split(paths[split], data) for split, data in datasets.items()}
+        content = {"table": asdict(next(iter(datasets.values())).table), "splits": splits}
+        with _written_whole(folder / INDEX) as file:
+            index = {"format": FORMAT, "sha256": _digest(content), "content": content}
+            file.write(json.dumps(index).encode())
+    except BaseException:
+        for path in paths.values():
+            path.unlink(missing_ok=True)
+        raise
 
 
-def _write_split(path: Path, dataset: Dataset, sizes: list[tuple[int, int]]) -> dict[str, Any]:
+def _write_split(path: Path, dataset: Dataset) -> dict[str, Any]:
     frames = []
     with _written_whole(path) as file:
-        for i, (height, width) in enumerate(sizes):
-            pixels = b"".join(part.tobytes() for part in dataset.read(i))
-            file.write(pixels)
+        for i in range(len(dataset)):
             sources = [[os.path.abspath(source), *state] for source in dataset.files(i) if (state := _state(source))]
-            frame = {"name": dataset.name(i), "height": height, "width": width, "crc32": zlib.crc32(pixels)}
-            frames.append(frame | {"sources": sources})
+            image, label = dataset.read(i)
+            pixels = image.tobytes() + label.tobytes()
+            file.write(pixels)
+            size = {"height": label.shape[0], "width": label.shape[1]}
+            frames.append({"name": dataset.name(i), **size, "crc32": zlib.crc32(pixels), "sources": sources})
     return {"unpaired": dataset.unpaired, "frames": frames}
 
 
