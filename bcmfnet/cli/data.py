@@ -1,4 +1,4 @@
-"""`bcmfnet data`."""
+"""`bcmfnet data verify`, `prepare` and `convert`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ app = App(name="data", help="Look after datasets.")
 @Parameter(name="data")
 @dataclass
 class SourceOptions:
-    """The labelled frames to look at."""
+    """A dataset as a whole."""
 
     name: str
     """Dataset: camvid11-segnet, camvid11-ignore, cityscapes, folder, prepared or synthetic."""
@@ -28,7 +28,7 @@ class SourceOptions:
     colors: OptionalPath = None
     """JSON or CSV file with the classes of a folder dataset and their colours; needed where its masks are colours."""
     splits: tuple[str, ...] = ("train", "val")
-    """Splits to look at."""
+    """Splits to take."""
 
     def options(self) -> dict[str, Any]:
         """What a dataset of that name takes besides its root and split."""
