@@ -93,7 +93,7 @@ class DataOptions:
     root: Annotated[str, PATH] = ""
     """Folder of the dataset; generated data needs none."""
     colors: OptionalPath = None
-    """Colour file of a folder dataset; without it the one that the weights were trained with."""
+    """Colour file of a folder dataset, needed where its masks are colours."""
     split: str | None = None
     """Split; without it the validation split of the weights."""
     workers: Workers = 1
@@ -103,13 +103,10 @@ class DataOptions:
         """The dataset, where nothing is said the one of a weights file's metadata."""
         from bcmfnet.data import build_dataset
         from bcmfnet.engine.inference import trained_on
-        from bcmfnet.models.weights import checked
 
         data = trained_on(metadata, weights)
         if data is None and self.name is None:
             raise ConfigError(f"data.name: expected a dataset, since {weights} does not name one; got none")
-        if data is not None and "colors" in metadata["config"]["data"]:
-            data.colors = checked(weights, metadata, "config.data.colors", "str", lambda v: isinstance(v, str))
         data = data or DataConfig()
         split = self.split or data.val_split
         if self.name not in (None, data.name):

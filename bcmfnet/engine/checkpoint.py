@@ -27,10 +27,22 @@ LAST = "checkpoints/last.pt"
 """Where the folder of a run has its last checkpoint."""
 MAY_CHANGE = {
     "where it runs": (
-        "device", "amp", "compile", "deterministic", "data.root", "data.colors", "data.workers", "optim.accumulate",
+        "device",
+        "amp",
+        "compile",
+        "deterministic",
+        "data.root",
+        "data.colors",
+        "data.workers",
+        "optim.accumulate",
     ),
     "how long and how fast": (
-        "patience", "optim.steps", "optim.epochs", "optim.lr", "optim.warmup_steps", "optim.power",
+        "patience",
+        "optim.steps",
+        "optim.epochs",
+        "optim.lr",
+        "optim.warmup_steps",
+        "optim.power",
     ),
     "what each step reads of the optimiser's options": ("optim.momentum", "optim.weight_decay", "optim.clip"),
     "what is written": ("val_every", "log_every", "save_every_minutes", "keep"),

@@ -474,6 +474,8 @@ class _Run:
         """What a weights file says of itself; no path of this machine goes out with the weights."""
         config = self.config.to_dict()
         config["data"].pop("root")
+        if config["data"].pop("colors", None):
+            config["data"]["num_classes"] = self.train_set.table.num_classes
         config["model"].pop("pretrained", None)
         if config["loss"]["class_weights"] not in CLASS_WEIGHTS:
             config["loss"]["class_weights"] = "file"
