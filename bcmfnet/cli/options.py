@@ -20,7 +20,7 @@ from cyclopts import UNSET, App, Argument, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
 from bcmfnet.engine.bounds import as_utf8, check_numbers, number_type
-from bcmfnet.engine.config import PATH, DataConfig, OptionalPath, TrainConfig, Workers, preset
+from bcmfnet.engine.config import PATH, DataConfig, OptionalPath, TrainConfig, TTAConfig, Workers, preset
 from bcmfnet.errors import ConfigError
 
 EXCLUSIVE = ("steps", "epochs")
@@ -36,6 +36,8 @@ KEYS = {"dataset": "data.name", "model": "model.name"}
 
 TrainOptions = Annotated[TrainConfig, Parameter(name="*", negative=None, negative_iterable=(), show_default=False)]
 """The flags of a training configuration. A preset sets their defaults, so a help shows none."""
+TTAOptions = Annotated[TTAConfig, Parameter(name="tta", consume_multiple=True)]
+"""The flags of test-time augmentation."""
 
 
 @Parameter(name="*")
@@ -62,7 +64,18 @@ class CommonOptions:
 
 @Parameter(name="*")
 @dataclass
-class InferenceOptions:
+class DeviceOptions:
+    """Where weights run."""
+
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    """Mixed precision; auto is bf16 where the device computes in it, else off."""
+    device: str = "auto"
+    """cpu, cuda or cuda:N; auto is the GPU where there is one."""
+
+
+@Parameter(name="*")
+@dataclass
+class InferenceOptions(DeviceOptions):
     """Where weights run, and where the results go."""
 
     output_dir: OptionalPath = None
@@ -71,10 +84,6 @@ class InferenceOptions:
     """Name of the folder under runs/VERB; without it the verb."""
     exist_ok: bool = False
     """Write into an output folder that has something in it."""
-    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    """Mixed precision; auto is bf16 where the device computes in it, else off."""
-    device: str = "auto"
-    """cpu, cuda or cuda:N; auto is the GPU where there is one."""
 
     def folder(self, verb: str) -> AbstractContextManager[Path]:
         """The folder for the results, for the time of the code inside; see `engine.run_folder`."""

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from bcmfnet.cli.options import CommonOptions, InferenceOptions
+from bcmfnet.cli.options import CommonOptions, InferenceOptions, TTAOptions
 from bcmfnet.engine.bounds import Between
-from bcmfnet.engine.config import PATH
+from bcmfnet.engine.config import PATH, TTAConfig
 from bcmfnet.errors import printable
 
 
@@ -18,6 +18,7 @@ def predict(
     weights: Path = Path("camvid11"),
     max_pixels: Annotated[int, Between(1, 2**31 - 1)] = 2**26,
     inference: InferenceOptions = InferenceOptions(),
+    tta: TTAOptions = TTAConfig(),
     common: CommonOptions = CommonOptions(),
 ) -> int:
     """Write label ids, colours and an overlay for each image.
@@ -37,11 +38,12 @@ def predict(
     common.start_logging()
     from bcmfnet.engine.inference import LabelPredictor, label_table
     from bcmfnet.engine.predict import find_images, predict
+    from bcmfnet.engine.tta import with_tta
 
     frames = find_images(source)
     predictor, metadata = LabelPredictor.from_weights(weights, inference.device, inference.amp)
     table = label_table(metadata, weights)
     with inference.folder("predict") as folder:
-        result = predict(predictor, table, frames, folder, max_pixels)
+        result = predict(with_tta(predictor, tta), table, frames, folder, max_pixels)
     print(f"{result.done} of {len(frames)} images written to {printable(folder)}")
     return 1 if result.failed else 0

@@ -259,6 +259,43 @@ def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+LOGIT_STRIDE = 8
+"""Pixels of a frame to a step of the networks' logits."""
+
+
+@dataclass
+class TTAConfig:
+    """Test-time augmentation: the views of a frame that a prediction is the mean of; off by default."""
+
+    scales: Annotated[tuple[float, ...], Between(0.1, 4)] = (1.0,)
+    """Scales of the frame, over which softmax probabilities are averaged."""
+    flip: bool = False
+    """Average over the mirrored frame as well, at each scale."""
+    window: Annotated[tuple[int, int] | None, Between(64, MAX_SIDE)] = None
+    """Height and width of windows that slide over the scaled frame, multiples of 8 pixels; None is the whole frame."""
+    stride: Annotated[tuple[int, int] | None, Between(LOGIT_STRIDE, MAX_SIDE)] = None
+    """Rows and columns from a window to the next, multiples of 8 pixels; None is two thirds of the window."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "tta.")
+        _require(len(self.scales) > 0, "tta.scales", "a scale", self.scales)
+        for key, value in (("window", self.window), ("stride", self.stride)):
+            aligned = value is None or not any(side % LOGIT_STRIDE for side in value)
+            _require(aligned, f"tta.{key}", f"multiples of {LOGIT_STRIDE}", value)
+        if self.stride is not None:
+            _require(self.window is not None, "tta.stride", "none without a window", self.stride)
+            inside = all(step <= side for step, side in zip(self.stride, self.window, strict=True))
+            _require(inside, "tta.stride", f"at most the window's {self.window}", self.stride)
+
+    def steps(self) -> tuple[int, int]:
+        """Rows and columns from a window to the next."""
+        return self.stride or tuple(2 * side // (3 * LOGIT_STRIDE) * LOGIT_STRIDE for side in self.window)
+
+    def changes(self) -> dict[str, dict[str, Any]]:
+        """What an evaluation's JSON has of it: plain values under `tta`, nothing where all is off."""
+        return {} if self == TTAConfig() else {"tta": _without_none(dataclasses.asdict(self))}
+
+
 _CITYSCAPES = {"name": "cityscapes", "crop": [1024, 1024], "batch_size": 8, "workers": 8}
 
 PAPER_LOSS = {"mode": "paper", "nms": 3, "ratio": 1 / 16}

@@ -14,7 +14,7 @@ from bcmfnet.data import eval_loader
 from bcmfnet.data.labels import LabelTable
 from bcmfnet.data.pairs import check_frame_size
 from bcmfnet.engine.distributed import ALONE, Processes
-from bcmfnet.engine.inference import LabelPredictor
+from bcmfnet.engine.inference import Predictor
 from bcmfnet.engine.progress import progress_bar
 from bcmfnet.metrics import BoundaryMetrics, BoundaryScores, ConfusionMatrix
 from bcmfnet.metrics.confusion import frame_miou
@@ -60,7 +60,7 @@ def _number(value: float) -> float | None:
 
 
 def evaluate(
-    predictor: LabelPredictor,
+    predictor: Predictor,
     dataset: Any,
     *,
     workers: int = 0,

@@ -21,6 +21,8 @@ from bcmfnet.models.weights import checked
 from bcmfnet.ops import upsample_argmax
 
 KEPT = "in its metadata (see save_weights)"
+Predictor = Callable[[Tensor], Tensor]
+"""Label maps uint8 [N, H, W] of RGB frames uint8 [N, 3, H, W]: a LabelPredictor, or what is made of one."""
 
 
 class LabelPredictor:

@@ -20,7 +20,7 @@ from bcmfnet.data.io import MAX_PIXELS, read_image, write_jpeg, write_png
 from bcmfnet.data.labels import LabelTable, cityscapes_train_id_to_id
 from bcmfnet.data.messages import DecoderMessages
 from bcmfnet.data.pairs import check_frame_size
-from bcmfnet.engine.inference import LabelPredictor
+from bcmfnet.engine.inference import Predictor
 from bcmfnet.engine.progress import progress_bar
 from bcmfnet.errors import ConfigError, DataError, printable
 from bcmfnet.viz import colorize, overlay, with_legend
@@ -109,7 +109,7 @@ def _without_predictions(root: Path, images: list[Path]) -> list[Path]:
 
 
 def predict(
-    predictor: LabelPredictor, table: LabelTable, frames: Sequence[Frame], folder: Path, max_pixels: int = MAX_PIXELS
+    predictor: Predictor, table: LabelTable, frames: Sequence[Frame], folder: Path, max_pixels: int = MAX_PIXELS
 ) -> PredictResult:
     """Write NAME_labelIds.png, NAME_color.png, NAME_overlay.jpg for each frame, and a line of predictions.jsonl.
 
@@ -150,16 +150,21 @@ def _check_no_frame_is_replaced(frames: Sequence[Frame], folder: Path) -> None:
 
 
 def _reason(frame: Frame, error: Exception) -> str:
-    """One line for what went wrong with a frame; what cannot be read is a DataError, so an OSError is of writing."""
+    """One line for what went wrong with a frame.
+
+    What cannot be read is a DataError, so an OSError is of writing; a ConfigError is of an option that others may fit.
+    """
     if isinstance(error, DataError):
         return str(error)
+    if isinstance(error, ConfigError):
+        return printable(f"{frame.path}: {error}")
     if isinstance(error, OSError):
         return printable(f"{frame.path}: its prediction cannot be written: {error.strerror}")
     return printable(f"{frame.path}: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _predict_one(
-    predictor: LabelPredictor, table: LabelTable, frame: Frame, folder: Path, max_pixels: int, messages: DecoderMessages
+    predictor: Predictor, table: LabelTable, frame: Frame, folder: Path, max_pixels: int, messages: DecoderMessages
 ) -> dict[str, object]:
     with messages.kept():
         image = read_image(frame.path, max_pixels)
