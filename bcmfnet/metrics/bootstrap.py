@@ -11,6 +11,9 @@ from bcmfnet.metrics._common import ratio
 from bcmfnet.metrics.boundary import BoundaryMetrics
 from bcmfnet.metrics.confusion import ConfusionMatrix
 
+BLOCK = 256
+"""Draws that are scored at a time: enough for the calls to cost nothing, few enough to fit the cache."""
+
 
 class FrameSums(NamedTuple):
     """Intersection and union of each class in one frame, int64 [2, C]; a sum over frames has the pooled IoU."""
@@ -70,11 +73,12 @@ def paired_bootstrap(
         raise DataError("bootstrap: expected a pixel of a class in the frames, got ignored ones alone")
     table = both.reshape(count, -1).astype(np.float64)  # sums of pixels are exact in it, and BLAS adds them
     rng = np.random.default_rng(seed)
-    differences = np.empty(samples)
-    for sample in range(samples):
-        times = np.bincount(rng.integers(count, size=count), minlength=count)
-        scores = mean_iou_of_sums((times @ table).reshape(both.shape[1:]))
-        differences[sample] = scores[1] - scores[0]
+    differences = []
+    for start in range(0, samples, BLOCK):
+        draws = (rng.integers(count, size=count) for _ in range(start, min(start + BLOCK, samples)))
+        times = np.stack([np.bincount(draw, minlength=count) for draw in draws])
+        scores = mean_iou_of_sums((times @ table).reshape(-1, *both.shape[1:]))
+        differences.append(scores[:, 1] - scores[:, 0])
     tail = (1 - confidence) / 2
-    low, high = np.nanquantile(differences, (tail, 1 - tail))
+    low, high = np.nanquantile(np.concatenate(differences), (tail, 1 - tail))
     return float(low), float(high)

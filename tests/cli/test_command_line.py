@@ -23,12 +23,13 @@ from bcmfnet.models import create_model, save_weights
 from bcmfnet.models.ddrnet import DualResolutionNet
 
 VERBS = (
-    *(("train",), ("evaluate",), ("predict",), ("loss",), ("benchmark",), ("env",)),
+    *(("train",), ("evaluate",), ("compare",), ("predict",), ("loss",), ("benchmark",), ("env",)),
     *(("data", "verify"), ("data", "prepare"), ("data", "convert"), ("config", "show")),
 )
 REQUIRED = {
     "evaluate": ("--weights", "w"), "predict": ("image", "--weights", "w"), "loss": ("--weights", "w"),
-    "data verify": ("--data.name", "synthetic"), "data convert": ("a.json", "--output-dir", "o"),
+    "compare": ("a", "b"), "data verify": ("--data.name", "synthetic"),
+    "data convert": ("a.json", "--output-dir", "o"),
     "data prepare": ("--data.name", "synthetic", "--output-dir", "o"),
 }  # fmt: skip
 NEGATIVE = {"--model.no-aux", "--optim.no-decay-1d", "--no-compile", "--loss.no-jitter", "--loss.no-per-image",
@@ -203,6 +204,23 @@ def test_wrong_values_are_found_in_every_verb():
     (["evaluate", "--weights", "{run}", "--output-dir", "{dir}/a.toml/x"], 2,
      "--output-dir: expected a folder to write to, got {dir}/a.toml/x: Not a directory"),
     (["evaluate", "--weights", "{run}", "--name", "a/b"], 2, "--name: expected the name of a folder, got 'a/b'"),
+    (["evaluate", "--weights", "{run}", "--tta.scales", "1", "0"], 2,
+     "--tta.scales: expected numbers from 0.1 to 4, got (1, 0)"),
+    (["evaluate", "--weights", "{run}", "--tta.scales"], 2, "--tta.scales: expected a scale, got ()"),
+    (["predict", "{dir}", "--tta.scales=-1"], 2, "--tta.scales: expected a number from 0.1 to 4, got -1"),
+    (["compare", "{run}", "{run}", "--tta.scales", "nan"], 2, "--tta.scales: expected a number from 0.1 to 4, got nan"),
+    (["predict", "{dir}", "--tta.window", "64", "99"], 2, "--tta.window: expected multiples of 8, got (64, 99)"),
+    (["predict", "{dir}", "--tta.stride", "64", "64"], 2, "--tta.stride: expected none without a window, got (64, 64)"),
+    (["evaluate", "--weights", "{run}", "--tta.window", "64", "64", "--tta.stride", "64", "72"], 2,
+     "--tta.stride: expected at most the window's (64, 64), got (64, 72)"),
+    (["evaluate", "--weights", "{run}", "--submission", "--min-miou", "50"], 2,
+     "--min-miou: expected none with --submission, which scores nothing, got 50.0"),
+    (["evaluate", "--weights", "{run}", "--submission", "--data.name", "folder"], 2,
+     "--data.name: expected cityscapes with --submission, got 'folder'"),
+    (["compare", "{run}"], 2, 'Command "compare" parameter B requires an argument.'),
+    (["compare", "{run}", "{no}"], 2, "{no}: expected a weights file or the folder of a run, found no file"),
+    (["compare", "{run}", "{run}", "--samples", "99"], 2, "--samples: expected an integer from 100 to 1000000, got 99"),
+    (["compare", "{run}", "{run}"], 2, "--data.split: expected at least two frames to draw from, got 1"),
     (["loss", "nowhere", "--weights", "{run}"], 2, "FRAMES: expected one of street_val_0_000000, got 'nowhere'"),
     (["data", "verify", "--data.name", "x"], 2, "--data.name: expected one of camvid11-ignore, "),
     (["data", "verify", "--data.name", "folder", "--data.root", "{no}"], 2, "--data.root: expected a folder, found"),

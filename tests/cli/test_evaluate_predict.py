@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import os
@@ -12,12 +13,19 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import torch
 from frames import write_frame
 from page import parse
 
 from bcmfnet.cli.predict import predict
+from bcmfnet.data import IMAGENET_MEAN, IMAGENET_STD, get_label_table, read_image
 from bcmfnet.data.io import MAX_PIXELS
+from bcmfnet.data.labels import cityscapes_train_id_to_id
 from bcmfnet.data.pairs import MIN_SIDE
+from bcmfnet.engine.config import TTAConfig
+from bcmfnet.engine.inference import LabelPredictor
+from bcmfnet.engine.tta import TTAPredictor
+from bcmfnet.models import create_model, save_weights
 from bcmfnet.models.ddrnet import MIN_SIZE
 
 
@@ -64,6 +72,73 @@ def test_evaluate_gate(bcmfnet, weights, tmp_path):
         result = bcmfnet("evaluate", *argv)
         assert result.code == code
         assert json.loads(result.out)["frames"] > 0
+
+
+def test_evaluate_with_views_says_so_in_its_scores(bcmfnet, local_network, weights, tmp_path):
+    """Of a network that windows change nothing for: the scores are the same, those of views others."""
+    options = {"plain": (), "window": ("--tta.window", 64, 64), "views": ("--tta.flip", "--tta.scales", 0.5, 1, 1.5)}
+    scores = {}
+    for name, flags in options.items():
+        result = bcmfnet("evaluate", "--weights", weights, *flags, "--output-dir", tmp_path / name, "--json")
+        assert result.code == 0, result.err
+        scores[name] = json.loads(result.out)
+        assert json.loads((tmp_path / name / "evaluation.json").read_text()) == scores[name]
+    assert "tta" not in scores["plain"]
+    assert scores["window"].pop("tta") == {"scales": [1], "flip": False, "window": [64, 64]}
+    assert scores["views"].pop("tta") == {"scales": [0.5, 1, 1.5], "flip": True}
+    assert scores["window"]["iou"] == scores["plain"]["iou"] != scores["views"]["iou"]
+
+
+def test_predict_with_views_is_the_predictor_of_the_library(bcmfnet, local_network, weights, frames, tmp_path):
+    flags = ("--tta.scales", 1, 2, "--tta.flip", "--device", "cpu", "--amp", "off")
+    result = bcmfnet("predict", frames, "--weights", weights, *flags, "--output-dir", tmp_path / "out")
+    assert (result.code, result.err) == (0, "")
+    predictor, _ = LabelPredictor.from_weights(weights, "cpu", "off")
+    image = torch.from_numpy(read_image(frames / "a.png")).permute(2, 0, 1)[None]
+    expected = TTAPredictor(predictor, TTAConfig(scales=(1, 2), flip=True))(image)[0].numpy()
+    ids = cv2.imread(str(tmp_path / "out" / "a_labelIds.png"), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(ids, expected) and not np.array_equal(ids, predictor(image)[0].numpy())
+
+
+def test_a_window_that_is_larger_than_a_frame_is_one_line(bcmfnet, local_network, weights, frames, tmp_path):
+    """evaluate ends with it, predict goes on with the other frames: a.png has 97x65 pixels, b.jpg 64x80."""
+    out = ("--weights", weights, "--output-dir", tmp_path / "out")
+    result = bcmfnet("evaluate", *out, "--tta.window", 512, 256)
+    line = "tta.window: expected at most {}, height and width of a frame at scale 1, got {}"
+    assert (result.code, result.err) == (2, f"bcmfnet: --{line.format((256, 512), (512, 256))}\n")
+    assert not (tmp_path / "out").exists()
+    result = bcmfnet("predict", frames, *out, "--tta.window", 64, 96)
+    assert (result.code, result.out) == (1, f"1 of 2 images written to {tmp_path / 'out'}\n")
+    assert result.err == f"{frames / 'b.jpg'}: {line.format((80, 64), (64, 96))}\n"
+
+
+def test_a_submission_of_a_split_without_labels(bcmfnet, local_network, tmp_path):
+    table = dataclasses.asdict(get_label_table("cityscapes19"))
+    metadata = {"label_table": table, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    save_weights(tmp_path / "w", create_model("bcmfnet", num_classes=19), metadata)
+    image = tmp_path / "leftImg8bit" / "test" / "bonn" / "bonn_000000_000019_leftImg8bit.png"
+    pixels = write_frame(image, tmp_path / "unused.png", np.zeros((72, 96), np.uint8))
+    data = ("--data.root", tmp_path, "--data.split", "test", "--device", "cpu", "--amp", "off")
+    for folder, more in (("out", ()), ("json", ("--json",))):
+        out = ("--output-dir", tmp_path / folder)
+        result = bcmfnet("evaluate", "--weights", tmp_path / "w", *data, *out, "--submission", *more)
+        assert result.code == 0, result.err
+    assert json.loads(result.out) == {"frames": 1, "folder": str(tmp_path / "json")}
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["bonn_000000_000019_pred_labelIds.png"]
+    predictor, _ = LabelPredictor.from_weights(tmp_path / "w", "cpu", "off")
+    labels = predictor(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0].numpy()
+    written = cv2.imread(str(tmp_path / "out" / "bonn_000000_000019_pred_labelIds.png"), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(written, cityscapes_train_id_to_id()[labels]) and len(np.unique(written)) > 1
+
+
+def test_a_submission_needs_weights_of_the_benchmark(bcmfnet, local_network, weights, tmp_path):
+    image = tmp_path / "leftImg8bit" / "val" / "bonn" / "bonn_000000_000019_leftImg8bit.png"
+    write_frame(image, tmp_path / "unused.png", np.zeros((72, 96), np.uint8))
+    out = ("--data.root", tmp_path, "--output-dir", tmp_path / "out", "--submission")
+    result = bcmfnet("evaluate", "--weights", weights, *out)
+    line = "--submission: expected weights of the classes cityscapes19, got those of street10"
+    assert (result.code, result.err) == (2, f"bcmfnet: {line}\n")
+    assert not (tmp_path / "out").exists()
 
 
 def test_predict_writes_three_files_an_image(bcmfnet, weights, frames, tmp_path):
