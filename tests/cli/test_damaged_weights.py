@@ -11,11 +11,13 @@ from torch import nn
 from bcmfnet.models import read_weights
 from bcmfnet.models.weights import write_weights
 
+OUT = ("--output-dir", "{out}")
 VERBS = {
-    "predict": ("predict", "{frame}", "--weights", "{path}"),
-    "evaluate": ("evaluate", "--weights", "{path}"),
-    "loss": ("loss", "--weights", "{path}"),
-    "train": ("train", "--optim.steps", "1", "--data.workers", "0", "--model.pretrained", "{path}"),
+    "predict": ("predict", "{frame}", "--weights", "{path}", *OUT),
+    "evaluate": ("evaluate", "--weights", "{path}", *OUT),
+    "compare": ("compare", "{path}", "{path}"),
+    "loss": ("loss", "--weights", "{path}", *OUT),
+    "train": ("train", "--optim.steps", "1", "--data.workers", "0", "--model.pretrained", "{path}", *OUT),
 }
 
 
@@ -60,7 +62,6 @@ def test_unusable_weights_are_one_line(bcmfnet, trained, tmp_path, verb, write, 
     path, frame = tmp_path / "w.safetensors", tmp_path / "a.png"
     frame.touch()
     write(path, trained / "weights" / "best.safetensors")
-    argv = (word.format(path=path, frame=frame) for word in VERBS[verb])
-    result = bcmfnet(*argv, "--output-dir", tmp_path / "out")
+    result = bcmfnet(*(word.format(path=path, frame=frame, out=tmp_path / "out") for word in VERBS[verb]))
     assert (result.code, result.out, result.err) == (1, "", f"bcmfnet: {path}: {expected}\n")
     assert not (tmp_path / "out").exists()
