@@ -17,7 +17,7 @@ from bcmfnet.data.io import write_jpeg, write_png
 from bcmfnet.engine.config import PAPER_LOSS
 from bcmfnet.engine.environment import describe_environment
 from bcmfnet.engine.evaluate import Evaluation, scores_table, summary_table
-from bcmfnet.engine.inference import LabelPredictor
+from bcmfnet.engine.inference import LabelPredictor, Predictor
 from bcmfnet.engine.run_folder import write_text
 from bcmfnet.errors import ConfigError, unknown_name
 from bcmfnet.nn import BoundaryCorrectedLoss, OhemCrossEntropy
@@ -87,7 +87,7 @@ def draw_run(
 def draw_evaluation(
     folder: Path,
     evaluation: Evaluation,
-    predictor: LabelPredictor,
+    predictor: Predictor,
     dataset: Any,
     options: dict[str, Any],
     metadata: dict[str, Any],
@@ -103,13 +103,13 @@ def draw_evaluation(
     _write_report(folder, report)
 
 
-def _draw_pictures(folder: Path, evaluation: Evaluation, predictor: LabelPredictor, dataset: Any) -> None:
+def _draw_pictures(folder: Path, evaluation: Evaluation, predictor: Predictor, dataset: Any) -> None:
     draw_overlays(folder / "overlays", predictor, dataset)
     plot_confusion(evaluation.confusion.matrix, evaluation.table.classes, folder / "confusion_matrix.png")
 
 
 def _report(
-    folder: Path, evaluation: Evaluation, predictor: LabelPredictor, dataset: Any, options: dict[str, Any]
+    folder: Path, evaluation: Evaluation, predictor: Predictor, dataset: Any, options: dict[str, Any]
 ) -> html.Report:
     """What every report has."""
     summary = summary_table(evaluation)
@@ -179,7 +179,7 @@ def _speed(rows: list[dict[str, Any]], frames_per_step: int) -> list[tuple[str, 
     return [("steps", f"{ends[-1]:,}"), ("time of training", time), ("images/s", f"{sum(images) / seconds:.1f}")]
 
 
-def _frame(predictor: LabelPredictor, dataset: Any, index: int, miou: float) -> html.Frame:
+def _frame(predictor: Predictor, dataset: Any, index: int, miou: float) -> html.Frame:
     image, target = dataset.read(index)
     prediction = _predict(predictor, image)
     table = dataset.table
@@ -199,7 +199,7 @@ def _pictures(shown: dict[str, np.ndarray]) -> list[html.Picture]:
     return [html.Picture(title, *picture) for title, picture in encoded.items()]
 
 
-def _selection(predictor: LabelPredictor, dataset: Any, index: int, criterion: BoundaryCorrectedLoss) -> html.Selection:
+def _selection(predictor: Predictor, dataset: Any, index: int, criterion: BoundaryCorrectedLoss) -> html.Selection:
     """What the loss of a run selects on a frame."""
     image, target = dataset.read(index)
     maps = _maps(_logits(predictor, image), target, criterion)
@@ -208,7 +208,7 @@ def _selection(predictor: LabelPredictor, dataset: Any, index: int, criterion: B
     return html.Selection(html.Frame(dataset.name(index), "", _pictures(tiles)), colors, pictures.NATS)
 
 
-def _predict(predictor: LabelPredictor, image: np.ndarray) -> np.ndarray:
+def _predict(predictor: Predictor, image: np.ndarray) -> np.ndarray:
     return predictor(_batch(image))[0].cpu().numpy()
 
 
@@ -221,7 +221,7 @@ def _batch(image: np.ndarray) -> Tensor:
     return torch.from_numpy(image).permute(2, 0, 1)[None]
 
 
-def draw_overlays(folder: Path, predictor: LabelPredictor, dataset: Any, count: int = OVERLAYS) -> None:
+def draw_overlays(folder: Path, predictor: Predictor, dataset: Any, count: int = OVERLAYS) -> None:
     """Write a comparison of prediction and ground truth for frames spread evenly over the dataset."""
     folder.mkdir(exist_ok=True)
     for i in range(0, len(dataset), max(1, len(dataset) // count))[:count]:
@@ -239,7 +239,7 @@ def find_frames(dataset: Any, names: Sequence[str]) -> list[int]:
     return [numbers[name] for name in names] or [0]
 
 
-def draw_loss(path: Path, predictor: LabelPredictor, dataset: Any, index: int) -> None:
+def draw_loss(path: Path, predictor: Predictor, dataset: Any, index: int) -> None:
     """Write a picture of what each mode of the loss scores and selects on a frame, with its default options.
 
     `paper` has the paper's suppression and share; OHEM has thresh 0.7 and no min_kept, which is meant for a batch.

@@ -252,7 +252,7 @@ class _Run:
             raise ConfigError(f"optim.accumulate: expected {expected}, got {batches} on {processes}")
         threads = torch.get_num_threads()
         if state.threads != threads and self.config.deterministic:
-            advice = f"set OMP_NUM_THREADS={state.threads}, or go on with --deterministic=false"
+            advice = f"set OMP_NUM_THREADS={state.threads}, or go on with --no-deterministic"
             raise ConfigError(f"deterministic: expected {state.threads} threads, as before, got {threads}; {advice}")
         state.threads = threads
         if state.evaluated and not self.processes.from_leader(self._has_best_weights):

@@ -32,7 +32,8 @@ REQUIRED = {
     "data convert": ("a.json", "--output-dir", "o"),
     "data prepare": ("--data.name", "synthetic", "--output-dir", "o"),
 }  # fmt: skip
-NEGATIVE = {"--model.no-aux", "--optim.no-decay-1d", "--no-compile", "--loss.no-jitter", "--loss.no-per-image",
+NEGATIVE = {"--model.no-aux", "--optim.no-decay-1d", "--no-compile", "--no-deterministic", "--model.no-freeze",
+            "--loss.no-jitter", "--loss.no-per-image",
             "--loss.no-inplace-grad", "--loss.no-validate"}  # fmt: skip
 
 

@@ -162,7 +162,9 @@ def test_deterministic_is_for_the_time_of_the_run(tiny_config, tmp_path, monkeyp
     assert seen == [True, True] and not torch.are_deterministic_algorithms_enabled()
     tiny_config.optim.steps = 3
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
-    expected = r"deterministic: expected \d+ threads, as before, got 77; set OMP_NUM_THREADS=\d+, or go on with --det"
+    expected = (
+        r"deterministic: expected \d+ threads, as before, got 77; set OMP_NUM_THREADS=\d+, or go on with --no-det"
+    )
     with pytest.raises(ConfigError, match=expected):
         engine.train(tiny_config, tmp_path, resume=True)
     tiny_config.deterministic = False
