@@ -39,13 +39,13 @@ def train(folder: str, save_every_minutes: float, resume: bool, shared: Any) -> 
     for name, owner in (("train_until", engine._Run), ("evaluate", engine._Run), ("save_checkpoint", engine)):
         _tell(owner, name, ("train_until", "evaluate", "save_checkpoint").index(name), shared)
     engine.report.draw_run = lambda *args: None
-    add = engine._Meter.add
+    add = engine.Meter.add
 
     def added(meter: Any, step: int, *args: Any) -> None:
         shared[STEP] = step
         add(meter, step, *args)
 
-    engine._Meter.add = added
+    engine.Meter.add = added
     try:
         engine.train(small_config(save_every_minutes), Path(folder), resume=resume)
     except Interrupted as stopped:

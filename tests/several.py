@@ -75,7 +75,7 @@ def train(processes: Processes, folder: str, config: TrainConfig, resume: bool, 
         return figures
 
     engine._Run._backward = first_counts
-    add = engine._Meter.add
+    add = engine.Meter.add
 
     def added(meter: Any, step: int, *args: Any) -> None:
         steps[processes.rank] = step
@@ -83,7 +83,7 @@ def train(processes: Processes, folder: str, config: TrainConfig, resume: bool, 
         if strike is not None and (processes.rank, step) == strike[:2]:
             os.kill(os.getpid(), strike[2])
 
-    engine._Meter.add = added
+    engine.Meter.add = added
     try:
         engine.train(config, Path(folder), resume=resume, processes=processes)
     except Interrupted as stopped:

@@ -19,6 +19,7 @@ from bcmfnet.engine.environment import describe_environment
 from bcmfnet.engine.evaluate import Evaluation, scores_table, summary_table
 from bcmfnet.engine.inference import LabelPredictor, Predictor
 from bcmfnet.engine.run_folder import write_text
+from bcmfnet.engine.steps import Laps
 from bcmfnet.errors import ConfigError, unknown_name
 from bcmfnet.nn import BoundaryCorrectedLoss, OhemCrossEntropy
 from bcmfnet.ops.bcl import checked_options
@@ -55,6 +56,7 @@ PANELS = {
     "Threshold of the selection": ("nats", {"threshold": "threshold"}),
     "Learning rate": ("", {"lr": "lr"}),
     "Images per second": ("", {"images_per_s": "images/s"}),
+    "Time of a step": ("s", {f"{part}_s": part for part in Laps.PARTS}),
 }
 """Diagrams of metrics.jsonl: unit, and name of the line of each key."""
 

@@ -60,6 +60,7 @@ from bcmfnet.engine.runtime import (
     resolve_device,
     stop_on_signals,
 )
+from bcmfnet.engine.steps import ADVICE, Laps, Meter, Undo, intact
 from bcmfnet.errors import CheckpointError, ConfigError, TrainingError
 from bcmfnet.models import count_parameters, create_model, model_from_weights, save_weights
 from bcmfnet.models.weights import BEST, read_weights
@@ -69,7 +70,6 @@ from bcmfnet.viz import require_matplotlib
 log = logging.getLogger("bcmfnet.train")
 
 CLASS_WEIGHTS_FILE = "class_weights.json"
-ADVICE = "try a lower --optim.lr, a longer --optim.warmup-steps or --amp off"
 
 
 @dataclass
@@ -185,8 +185,9 @@ class _Run:
         self.averaged = self.average.model if self.average else None
         self.result = self.averaged or model
         self.state = TrainState(batches=processes.count * config.optim.accumulate, threads=torch.get_num_threads())
-        self.undo = _Undo(model)
-        self.meter = _Meter(config.data.batch_size * self.state.batches)
+        self.undo = Undo(model)
+        self.meter = Meter(config.data.batch_size * self.state.batches)
+        self.laps = Laps(device)
         self.progress = Progress()
         self.saved_step, self.saved_at = 0, time.monotonic()
 
@@ -349,9 +350,10 @@ class _Run:
         self.model.train()
         if self.config.model.freeze:
             self.model.backbone.eval()
-        self.meter = _Meter(self.config.data.batch_size * self.state.batches)
+        self.meter = Meter(self.config.data.batch_size * self.state.batches)
         while self.state.step < boundary:
             self.stop.agree()
+            self.laps.mark("loader")
             batches = [] if self.stop else list(islice(stream, self.config.optim.accumulate))
             if len(batches) < self.config.optim.accumulate:
                 return
@@ -364,6 +366,7 @@ class _Run:
 
     def train_step(self, batches: list[Batch]) -> None:
         """One step of the optimiser: done and counted, or nothing that `undo` cannot take back."""
+        self.laps.mark("optimizer")
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.lr(self.state.step)
         if self.class_weights is not None:
@@ -375,6 +378,7 @@ class _Run:
             with self.forward.no_sync() if self.processes.count > 1 else contextlib.nullcontext():
                 figures.append(self._backward(batch))
         figures.append(self._backward(batches[-1]))
+        self.laps.mark("optimizer")
         if self.config.optim.clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
@@ -388,18 +392,23 @@ class _Run:
             self.state.step += 1
             self.undo.drop()
             self.meter.add(self.state.step, mean, [files for batch in batches for files in batch.files])
+        self.laps.mark("rest")
 
     def _backward(self, batch: Batch) -> Tensor:
         """Add the gradients of a batch; the loss, and where it selects what it selects, float32 on the device."""
+        self.laps.mark("copy")
         images = batch.images.to(self.device, non_blocking=True)
         images = normalize(images, IMAGENET_MEAN, IMAGENET_STD, torch.channels_last)
         labels = batch.labels.to(self.device, non_blocking=True)
+        self.laps.mark("forward")
         with autocast(self.device, self.amp):
             output = self.forward(images)
+        self.laps.mark("loss")
         options = {"jitter": self.state.step if self.config.loss.jitter else None}
         loss, stats = self.criterion(output.logits, labels, **options, return_stats=True)
         if output.aux is not None:
             loss = loss + self.config.loss.aux_weight * self.criterion(output.aux, labels, **options)
+        self.laps.mark("backward")
         self.scaler.scale(loss / self.config.optim.accumulate).backward()
         selection = () if self.config.loss.mode == "plain" else stats.selection().values()
         return torch.stack([loss.detach(), *selection])
@@ -408,12 +417,14 @@ class _Run:
         """Write down the steps since the last row. Raises TrainingError for a loss not finite."""
         if not self.meter.steps:
             return
+        steps = len(self.meter.steps)
         figures, rate = self.meter.read(self.saved_step)
+        seconds = {f"{part}_s": total / steps for part, total in self.laps.read().items()}
         if not self.processes.leads:
             return
         loss, lr = figures["loss"], self.plan.lr(self.state.step - 1)
         step, epoch = self.state.step, self.state.step / self.plan.steps_per_epoch
-        self.metrics.add({"step": step, "epoch": epoch, **figures, "lr": lr, "images_per_s": rate})
+        self.metrics.add({"step": step, "epoch": epoch, **figures, "lr": lr, "images_per_s": rate, **seconds})
         level = logging.DEBUG if self.progress.visible else logging.INFO
         log.log(level, "step %d/%d  loss %.4f  lr %.2e  %.1f images/s", step, self.plan.steps, loss, lr, rate)
         self.progress.note(f"loss {loss:.3f}  {rate:.1f} images/s")
@@ -467,7 +478,7 @@ class _Run:
             if not tensor.isfinite().all():
                 raise TrainingError(
                     f"{name}: expected finite weights, got nan or inf after step {self.state.step}; {ADVICE}; "
-                    f"{_intact(self.saved_step)}"
+                    f"{intact(self.saved_step)}"
                 )
 
     def _metadata(self, miou: float | None) -> dict[str, Any]:
@@ -500,79 +511,6 @@ class _Run:
             self.folder, self.metrics.rows, evaluation, predictor, self.val_set, self.criterion, self.meter.batch_size
         )
         return evaluation
-
-
-class _Undo:
-    """What a step changes before its update, to take it back where the step is not finished.
-
-    That is the running statistics of batch norm and the random generator. Only the update changes weights, and one
-    that was broken off half-way cannot be taken back.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.buffers = list(model.buffers())
-        self.copies = [buffer.clone() for buffer in self.buffers]
-        self.step = "finished"
-
-    def keep(self) -> None:
-        """A step begins."""
-        torch._foreach_copy_(self.copies, self.buffers)
-        self.rng = torch.get_rng_state()
-        self.step = "begun"
-
-    def seal(self) -> None:
-        """Its update begins."""
-        self.step = "sealed"
-
-    def drop(self) -> None:
-        """The step is finished."""
-        self.step = "finished"
-
-    def take_back(self) -> None:
-        """Go back to the end of the last finished step. Raises TrainingError where there is no way back."""
-        if self.step == "sealed":
-            raise TrainingError("its successor's update was broken off half-way")
-        if self.step == "begun":
-            torch._foreach_copy_(self.buffers, self.copies)
-            torch.set_rng_state(self.rng)
-            self.step = "finished"
-
-
-class _Meter:
-    """Figures of the steps since the last reading, kept on the device so that no step waits for them."""
-
-    NAMES = ("loss", "ce", "selected", "threshold", "selected_loss")
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self._reset()
-
-    def _reset(self) -> None:
-        self.figures: list[Tensor] = []
-        self.steps: list[tuple[int, list[tuple[str, ...]]]] = []
-        self.start = time.perf_counter()
-
-    def add(self, step: int, figures: Tensor, files: list[tuple[str, ...]]) -> None:
-        self.figures.append(figures)
-        self.steps.append((step, files))
-
-    def read(self, saved_step: int) -> tuple[dict[str, float], float]:
-        """Mean figures and images per second since the last reading. Raises TrainingError for a loss not finite."""
-        rows = torch.stack(self.figures).tolist()
-        for (value, *_), (step, files) in zip(rows, self.steps, strict=True):
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"loss: expected a finite number, got {value} at step {step}, on {', '.join(f[0] for f in files)}; "
-                    f"{ADVICE}; {_intact(saved_step)}"
-                )
-        rate = len(rows) * self.batch_size / (time.perf_counter() - self.start)
-        self._reset()
-        means = (sum(column) / len(rows) for column in zip(*rows, strict=True))
-        return dict(zip(self.NAMES, means, strict=False)), rate
-
-
-def _intact(saved_step: int) -> str:
-    return f"the last checkpoint, of step {saved_step}, is intact"
 
 
 def build_loss(config: LossConfig, ignore_index: int) -> BoundaryCorrectedLoss:

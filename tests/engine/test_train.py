@@ -20,11 +20,14 @@ from bcmfnet.engine.checkpoint import LAST, earlier_checkpoints, read_checkpoint
 from bcmfnet.engine.config import PRESETS, DataConfig, LossConfig, OptimConfig, TrainConfig
 from bcmfnet.engine.optim import Schedule
 from bcmfnet.engine.runtime import Interrupted
+from bcmfnet.engine.steps import Laps
 from bcmfnet.errors import CheckpointError, ConfigError, TrainingError
 from bcmfnet.models import create_model, model_from_weights, weights
 from bcmfnet.ops import boundary_corrected_loss
 from bcmfnet.ops.bcl import checked_options
 from bcmfnet.reference import bcl as reference
+
+TIMES = [f"{part}_s" for part in Laps.PARTS]
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +70,11 @@ def test_run_leaves_everything_in_its_folder(tiny_config, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in rows if "miou" in row] == [4, 6]  # an epoch is 8 // 2 steps; the last step always
+
+    for row in rows:
+        if "loss" in row:  # the parts of a step of two frames are no more than the whole
+            assert sum(row[time] for time in TIMES) <= 2 / row["images_per_s"] * (1 + 1e-6)
+            assert all(row[f"{part}_s"] > 0 for part in ("forward", "loss", "backward", "optimizer"))
 
     best = max(row["miou"] for row in rows if "miou" in row)
     model, metadata = model_from_weights(tmp_path / "weights" / "best.safetensors")
@@ -221,9 +229,9 @@ def test_same_seed_same_weights_other_seed_others(tiny_config, tmp_path):
 
 
 def test_nan_loss_stops_with_step_files_and_advice(tiny_config, tmp_path, monkeypatch):
-    original = engine._Meter.add
+    original = engine.Meter.add
     monkeypatch.setattr(
-        engine._Meter, "add",
+        engine.Meter, "add",
         lambda meter, step, figures, files: original(meter, step, figures * (float("nan") if step == 5 else 1), files),
     )  # fmt: skip
     message = r"got nan at step 5, on synthetic:\S+, synthetic:\S+; try .*; the last checkpoint, of step 4, is intact"
@@ -252,14 +260,14 @@ def break_step(patch, step, where):
 
         patch.setattr(torch.optim.AdamW, "step", update)
         return
-    original = engine._Meter.add
+    original = engine.Meter.add
 
     def add(meter, done, *args):
         original(meter, done, *args)
         if done == step - 1:
             patch.setattr(engine.BoundaryCorrectedLoss, "forward", break_off)
 
-    patch.setattr(engine._Meter, "add", add)
+    patch.setattr(engine.Meter, "add", add)
 
 
 def test_broken_step_leaves_the_state_of_the_last_finished_one(tiny_config, tmp_path, monkeypatch, caplog):
@@ -416,8 +424,8 @@ def test_a_killed_run_whose_files_are_damaged_ends_as_one_that_was_not(
     caplog.clear()
     engine.train(config, parts, resume=True)
     assert_equal_state(weights_of(whole), weights_of(parts))
-    expected = [row | {"images_per_s": 0} for row in rows_of(whole)]
-    assert [row | {"images_per_s": 0} for row in rows_of(parts)] == expected
+    times = dict.fromkeys(("images_per_s", *TIMES), 0)
+    assert [row | times for row in rows_of(parts)] == [row | times for row in rows_of(whole)]
     assert (parts / "results.csv").read_text() == (whole / "results.csv").read_text()
     assert model_from_weights(best)[1] == model_from_weights(whole / "weights" / "best.safetensors")[1]
     assert warnings_of(caplog) == [
@@ -495,7 +503,7 @@ def test_rows_say_what_the_loss_selects(tiny_config, tmp_path, monkeypatch, mode
     engine.train(tiny_config, tmp_path)
     (row,) = (row for row in map(json.loads, (tmp_path / "metrics.jsonl").open()) if "loss" in row)
     if mode == "plain":
-        assert list(row) == ["step", "epoch", "loss", "lr", "images_per_s"]
+        assert list(row) == ["step", "epoch", "loss", "lr", "images_per_s", *TIMES]
         return
     expected = []
     for loss, logits, target in calls[::2]:  # the auxiliary head's are between
