@@ -25,14 +25,19 @@ ORDER, AUGMENTATION = 0, 1  # keys that keep the two kinds of random streams apa
 
 
 class Batch(NamedTuple):
-    """Frames of one size: images uint8 [N, 3, H, W], labels uint8 [N, H, W], and the files of each frame."""
+    """Frames of one size: images uint8 [N, 3, H, W], labels uint8 [N, H, W], and the files of each frame.
+
+    problems has a line for each frame that could not be read, and that another one stands in for.
+    """
 
     images: Tensor
     labels: Tensor
     files: list[tuple[str, ...]]
+    problems: list[str]
 
 
-Sample = tuple[np.ndarray, np.ndarray, tuple[str, ...]]
+Sample = tuple[np.ndarray, np.ndarray, tuple[str, ...], str | None]
+STAND_INS = 8  # frames that are tried in the place of one that cannot be read
 
 
 def stream(seed: int, *key: int) -> np.random.Generator:
@@ -89,14 +94,28 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 @dataclass(frozen=True)
 class TrainSamples:
-    """Map (epoch, index) to an augmented frame; a DataError is returned, for `collate` to hand to the parent."""
+    """Map (epoch, index) to an augmented frame; a DataError is returned, for `collate` to hand to the parent.
+
+    Where `strict` is off, the next frame of the dataset that can be read stands in for one that cannot.
+    """
 
     dataset: Dataset
     transform: TrainTransform
     seed: int
+    strict: bool = True
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | DataError:
+        sample = self._augmented(*key)
+        if self.strict or not isinstance(sample, DataError):
+            return sample
         epoch, index = key
+        for step in range(1, STAND_INS + 1):
+            other = self._augmented(epoch, (index + step) % len(self.dataset))
+            if not isinstance(other, DataError):
+                return *other[:3], str(sample)
+        return sample
+
+    def _augmented(self, epoch: int, index: int) -> Sample | DataError:
         rng = stream(self.seed, AUGMENTATION, epoch, index)
         return _load(self.dataset, index, lambda image, label: self.transform(image, label, rng))
 
@@ -128,7 +147,7 @@ def _load(dataset: Dataset, index: int, transform) -> Sample | DataError:
         image, label = transform(*dataset.read(index))
     except DataError as error:
         return error
-    return image, label, dataset.files(index)
+    return image, label, dataset.files(index), None
 
 
 def collate(samples: Sequence[Sample | DataError]) -> Batch | DataError:
@@ -136,14 +155,15 @@ def collate(samples: Sequence[Sample | DataError]) -> Batch | DataError:
     for sample in samples:
         if isinstance(sample, DataError):
             return sample
-    images, labels, files = zip(*samples, strict=True)
+    images, labels, files, problems = zip(*samples, strict=True)
     for label, names in zip(labels, files, strict=True):
         if label.shape != labels[0].shape:
             return DataError(
                 f"{names[0]}: {label.shape[1]}x{label.shape[0]} pixels in one batch with {labels[0].shape[1]}x"
                 f"{labels[0].shape[0]} of {files[0][0]}; frames of several sizes need batch_size 1"
             )
-    batch = Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), list(files))
+    told = [problem for problem in problems if problem is not None]
+    batch = Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), list(files), told)
     if (worker := get_worker_info()) is not None:
         # On its way to the parent a batch goes to shared memory anyway; where that fails there, torch only prints.
         try:
@@ -200,12 +220,14 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
     accumulate: int = 1,
+    strict: bool = True,
     should_stop: object = False,
     patience: float = PATIENCE,
 ) -> BatchLoader:
     """Endless batches of augmented frames, from step start[1] of epoch start[0] on; short batches are dropped.
 
-    A step takes `accumulate` batches on each of world_size ranks. should_stop and patience are `BatchLoader`'s.
+    A step takes `accumulate` batches on each of world_size ranks. strict is TrainSamples', should_stop and patience are
+    `BatchLoader`'s.
 
     Raises:
         ConfigError: batch_size < 2 (BatchNorm on the 1x1 map needs two values), or a dataset smaller than a batch.
@@ -221,7 +243,7 @@ def train_loader(
     epoch, steps = start
     start_index = steps * batch_size * accumulate
     sampler = EpochSampler(len(dataset), seed, True, rank, world_size, epoch, start_index, batch_size, accumulate)
-    loader = _loader(TrainSamples(dataset, transform, seed), batch_size, workers, sampler)
+    loader = _loader(TrainSamples(dataset, transform, seed, strict), batch_size, workers, sampler)
     return BatchLoader(loader, should_stop, patience)
 
 

@@ -34,6 +34,7 @@ MAY_CHANGE = {
         "data.root",
         "data.colors",
         "data.workers",
+        "data.strict",
         "optim.accumulate",
     ),
     "how long and how fast": (

@@ -58,6 +58,8 @@ class DataConfig:
     """Strength of the brightness, contrast and saturation jitter; 0 is off."""
     balance: Annotated[float, Between(0, 1)] = 0.0
     """Probability that a crop is laid around a pixel of a class drawn evenly from those of its frame."""
+    strict: bool = False
+    """End at a frame that cannot be read, instead of taking another one in its place with a warning."""
     batch_size: Annotated[int, Between(2, 2**16)] = 8
     """Frames per training step and process; batch normalisation needs two."""
     workers: Workers = 2

@@ -61,7 +61,7 @@ from bcmfnet.engine.runtime import (
     stop_on_signals,
 )
 from bcmfnet.engine.steps import ADVICE, Laps, Meter, Undo, intact
-from bcmfnet.errors import CheckpointError, ConfigError, TrainingError
+from bcmfnet.errors import CheckpointError, ConfigError, TrainingError, printable
 from bcmfnet.models import count_parameters, create_model, model_from_weights, save_weights
 from bcmfnet.models.weights import BEST, read_weights
 from bcmfnet.nn import BoundaryCorrectedLoss, UpsampledCrossEntropy
@@ -188,6 +188,7 @@ class _Run:
         self.undo = Undo(model)
         self.meter = Meter(config.data.batch_size * self.state.batches)
         self.laps = Laps(device)
+        self.problems: dict[str, int] = {}
         self.progress = Progress()
         self.saved_step, self.saved_at = 0, time.monotonic()
 
@@ -291,9 +292,19 @@ class _Run:
                 raise
             except BaseException as error:
                 self._save_finished()
-                if isinstance(error, RuntimeError) and self.processes.lost(error):
-                    raise TrainingError(f"a process of the run was lost at step {self.state.step}") from error
+                if (text := self._explained(error)) is not None:
+                    raise TrainingError(f"{text} at step {self.state.step}") from error
                 raise
+
+    def _explained(self, error: BaseException) -> str | None:
+        """What an error of torch's means to the user, where that is known."""
+        if isinstance(error, RuntimeError) and self.processes.lost(error):
+            return "a process of the run was lost"
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            crop = "x".join(map(str, self.plan.crop(min(self.state.step, self.plan.steps - 1))[0]))
+            advice = "try a lower --data.batch-size (and --optim.accumulate), --data.crop or --loss.inplace-grad"
+            return f"out of memory with {self.config.data.batch_size} crops of {crop}; {advice};"
+        return None
 
     def _train_and_evaluate(self) -> None:
         self.save()
@@ -341,7 +352,8 @@ class _Run:
         loader = train_loader(
             self.train_set, transform, batch_size=data.batch_size, seed=self.config.seed, workers=data.workers,
             start=divmod(self.state.step, self.plan.steps_per_epoch), rank=self.processes.rank,
-            world_size=self.processes.count, accumulate=self.config.optim.accumulate, should_stop=self.stop,
+            world_size=self.processes.count, accumulate=self.config.optim.accumulate, strict=data.strict,
+            should_stop=self.stop,
         )  # fmt: skip
         return iter(loader)
 
@@ -357,12 +369,20 @@ class _Run:
             batches = [] if self.stop else list(islice(stream, self.config.optim.accumulate))
             if len(batches) < self.config.optim.accumulate:
                 return
+            self._tell_problems(batches)
             self.train_step(batches)
             if self.state.step % self.config.log_every == 0:
                 self._record()
             self.progress.advance()
             if time.monotonic() - self.saved_at >= 60 * self.config.save_every_minutes:
                 self.save()
+
+    def _tell_problems(self, batches: list[Batch]) -> None:
+        """Warn of each frame that cannot be read once, and count how often another one stood in."""
+        for line in (line for batch in batches for line in batch.problems):
+            if line not in self.problems:
+                log.warning("%s; another frame stands in for it", printable(line))
+            self.problems[line] = self.problems.get(line, 0) + 1
 
     def train_step(self, batches: list[Batch]) -> None:
         """One step of the optimiser: done and counted, or nothing that `undo` cannot take back."""
@@ -506,6 +526,9 @@ class _Run:
         evaluation = self._evaluate(predictor, boundary=True)
         if evaluation is None or not self.processes.leads:
             return evaluation
+        if self.problems:
+            text = "%d frames cannot be read; another one stood in for them %d times"
+            log.warning(text, len(self.problems), sum(self.problems.values()))
         write_json(self.folder / "evaluation.json", evaluation.to_dict())
         report.draw_run(
             self.folder, self.metrics.rows, evaluation, predictor, self.val_set, self.criterion, self.meter.batch_size

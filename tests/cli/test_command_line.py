@@ -32,9 +32,9 @@ REQUIRED = {
     "data convert": ("a.json", "--output-dir", "o"),
     "data prepare": ("--data.name", "synthetic", "--output-dir", "o"),
 }  # fmt: skip
-NEGATIVE = {"--model.no-aux", "--optim.no-decay-1d", "--no-compile", "--no-deterministic", "--model.no-freeze",
-            "--loss.no-jitter", "--loss.no-per-image",
-            "--loss.no-inplace-grad", "--loss.no-validate"}  # fmt: skip
+NEGATIVE = {"--model.no-aux", "--model.no-freeze", "--optim.no-decay-1d", "--no-compile", "--no-deterministic",
+            "--data.no-strict", "--loss.no-jitter", "--loss.no-per-image", "--loss.no-inplace-grad",
+            "--loss.no-validate"}  # fmt: skip
 
 
 @pytest.fixture

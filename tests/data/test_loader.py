@@ -121,6 +121,28 @@ def test_error_of_a_worker_is_its_own_line(segnet_root, workers):
     assert str(caught.value) == f"{path}: truncated PNG"
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_next_frame_stands_in_for_one_that_cannot_be_read(segnet_root, workers):
+    """In its place of the batch, as it would be augmented by itself; the others are as they were."""
+    whole = build_dataset("camvid11-segnet", segnet_root, "train")
+    options = {"batch_size": 3, "seed": 0, "workers": workers, "strict": False}
+    before = next(iter(train_loader(whole, TrainTransform((8, 8)), **options)))
+    path = segnet_root / "train" / "b.png"
+    path.write_bytes(path.read_bytes()[:60])
+    batch = next(iter(train_loader(whole, TrainTransform((8, 8)), **options)))
+    assert batch.problems == [f"{path}: truncated PNG"] and before.problems == []
+    broken, stand_in = ([names[0] for names in before.files].index(str(segnet_root / "train" / f"{name}.png"))
+                        for name in "bc")  # fmt: skip
+    expected = [stand_in if place == broken else place for place in range(3)]
+    assert batch.files == [before.files[place] for place in expected]
+    assert torch.equal(batch.images, before.images[expected]) and torch.equal(batch.labels, before.labels[expected])
+    for name in "ac":
+        path = segnet_root / "train" / f"{name}.png"
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(DataError, match="[abc].png: truncated PNG$"):
+        next(iter(train_loader(whole, TrainTransform((8, 8)), **options)))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_eval_loader_gives_each_frame_once_in_order(workers):
     loader = eval_loader(STREETS, batch_size=4, workers=workers)

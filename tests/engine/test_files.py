@@ -211,7 +211,7 @@ OTHER = {
     "data.num_classes": 5, "data.length": 9, "data.crop": (64, 64), "data.scale": (0.5, 1.5), "data.flip": 0.25,
     "data.colors": "/elsewhere/colors.csv",
     "data.crops": ("64x64@0.5",), "data.balance": 0.25, "optim.schedule": "cosine", "optim.clip": 1.0, "optim.ema": 0.9,
-    "optim.accumulate": 2, "model.freeze": True, "deterministic": True, "patience": 3,
+    "optim.accumulate": 2, "data.strict": True, "model.freeze": True, "deterministic": True, "patience": 3,
     "loss.max_kept": 9, "loss.ce_weight": 0.5, "loss.alpha": 0.5, "loss.beta": 0.5, "loss.flip": "mirror",
     "loss.norm": "valid", "loss.per_image": True, "loss.inplace_grad": True, "loss.validate": True,
     "loss.jitter": False, "loss.class_weights": "enet", "loss.class_weights_until": 0.5,
@@ -224,7 +224,7 @@ OTHER = {
 }  # fmt: skip
 OBEYED = ("data.root", "data.workers", "optim.lr", "optim.momentum", "optim.weight_decay", "optim.power", "amp",
           "data.colors", "optim.warmup_steps", "optim.steps", "device", "compile", "val_every", "log_every",
-          "save_every_minutes", "keep", "optim.clip", "optim.accumulate",
+          "save_every_minutes", "keep", "optim.clip", "optim.accumulate", "data.strict",
           "deterministic", "patience")  # fmt: skip
 
 

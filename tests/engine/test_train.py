@@ -189,6 +189,27 @@ def test_deterministic_runs_of_500_steps_are_equal(tiny_config, tmp_path):
     assert_equal_state(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
 
 
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't allocate memory: you tried to"),
+    MemoryError(),
+])  # fmt: skip
+def test_out_of_memory_says_what_to_lower(tiny_config, tmp_path, monkeypatch, error):
+    original = engine._Run._backward
+
+    def backward(run, batch):
+        if run.state.step == 2:
+            raise error
+        return original(run, batch)
+
+    monkeypatch.setattr(engine._Run, "_backward", backward)
+    advice = "try a lower --data.batch-size (and --optim.accumulate), --data.crop or --loss.inplace-grad"
+    with pytest.raises(TrainingError) as raised:
+        engine.train(tiny_config, tmp_path)
+    assert str(raised.value) == f"out of memory with 2 crops of 64x96; {advice}; at step 2"
+    assert read_checkpoint(tmp_path / LAST)["state"]["step"] == 2
+
+
 @pytest.mark.exhaustive
 def test_loss_falls(tiny_config, tmp_path):
     tiny_config.optim.steps = 40
