@@ -306,9 +306,16 @@ _PAPER = PAPER_LOSS | {"jitter": False}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "synthetic": {
-        "data": {"name": "synthetic", "crop": [256, 512]},
-        "optim": {"name": "adamw", "lr": 2e-3, "weight_decay": 0.01, "warmup_steps": 10, "steps": 150},
-        "val_every": 0.5,
+        "data": {"name": "synthetic", "crop": [256, 512], "crops": ["128x256@0.75"], "balance": 0.5, "batch_size": 4},
+        "loss": {"class_weights": "enet"},
+        "optim": {
+            "name": "adamw",
+            "lr": 4e-3,
+            "weight_decay": 0.01,
+            "schedule": "cosine",
+            "warmup_steps": 20,
+            "steps": 680,
+        },
     },
     "camvid": {
         "data": {"name": "camvid11-segnet", "crop": [360, 480], "crops": ["192x256@0.7"], "workers": 1},

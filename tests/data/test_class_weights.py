@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from bcmfnet.data import SyntheticStreets, verification
 from bcmfnet.data.class_weights import class_weights, mean_of_one, read_class_weights
 from bcmfnet.errors import ConfigError
 
@@ -100,3 +101,10 @@ def test_what_a_run_writes_can_be_read(tmp_path):
     weights = class_weights("enet", PIXELS)
     (tmp_path / "weights.json").write_text(json.dumps(dict(zip(CLASSES, weights.tolist(), strict=True))))
     assert read_class_weights(tmp_path / "weights.json", CLASSES).tolist() == weights.tolist()
+
+
+def test_of_drawn_frames_every_nth_is_counted(monkeypatch):
+    monkeypatch.setattr(verification, "DRAWN_FRAMES", 10)
+    streets = SyntheticStreets(25, size=(64, 96))
+    expected = [np.bincount(streets.read(i)[1].ravel(), minlength=256) for i in range(0, 25, 3)]
+    np.testing.assert_array_equal(verification.count_pixels(streets), expected)
