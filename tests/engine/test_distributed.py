@@ -88,7 +88,7 @@ def test_three_processes_are_one_up_to_the_rounding_of_a_third(context, tmp_path
     assert run(context, 1, alone, several.small_config(**config, accumulate=3))[0] == [0]
     ours, theirs = state_of(together)["model"], state_of(alone)["model"]
     for name, tensor in ours.items():
-        tolerance = 1e-4 * tensor.abs().max().item()
+        tolerance = 1e-4 * (1 + tensor.abs().max().item())  # what a bias before a batch norm has is rounding alone
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=tolerance, msg=name)
 
 
