@@ -1,8 +1,8 @@
-"""Draw the record of a training run, for benchmarks/results/, from its run folder.
+"""Draw the record of a training, for benchmarks/results/, from its run folders: one, or several in their order.
 
-python -m bcmfnet.benchmarks.record_run RUN OUT.json --command "bcmfnet train ..." --commit REV --note "..."
+python -m bcmfnet.benchmarks.record_run RUN ... --out OUT.json --command "bcmfnet train ..." --commit REV --note "..."
 
-With --weights FILE.safetensors, also the weights that the run stands for, in half precision.
+With --weights FILE.safetensors, also the weights that the last run stands for, in half precision.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import torch
 from bcmfnet.models import create_model, read_weights, save_weights
 
 
-def record(run: Path, command: str, commit: str, note: str) -> dict[str, Any]:
+def record(run: Path) -> dict[str, Any]:
     """What was run, on what, how long it took and what it reached; times are those of the training steps alone."""
     config = tomllib.loads((run / "config.toml").read_text())
-    config["data"].pop("root", None)
+    for section, path in (("data", "root"), ("data", "colors"), ("model", "pretrained")):
+        config[section].pop(path, None)
     environment = json.loads((run / "env.json").read_text())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
@@ -34,9 +35,6 @@ def record(run: Path, command: str, commit: str, note: str) -> dict[str, Any]:
         seconds += (row["step"] - previous) * config["data"]["batch_size"] / row["images_per_s"]
         previous = row["step"]
     return {
-        "command": command,
-        "commit": commit,
-        "note": note,
         "packages": environment["packages"],
         "cpu": environment["cpu"],
         "config": config,
@@ -52,27 +50,30 @@ def record(run: Path, command: str, commit: str, note: str) -> dict[str, Any]:
     }
 
 
-def write_half(run: Path, path: Path) -> None:
-    """Write the weights that a run stands for, in half precision."""
+def write_half(run: Path, path: Path, about: dict[str, Any]) -> None:
+    """Write the weights that a run stands for in half precision, with what is to be said about them."""
     state, metadata = read_weights(run)
     model = create_model(metadata["model"], num_classes=metadata["num_classes"], aux=metadata["aux"])
     model.load_state_dict(state)
-    save_weights(path, model, metadata, dtype=torch.float16)
+    save_weights(path, model, metadata | about, dtype=torch.float16)
 
 
 def main() -> None:
-    """Write the record of a run folder."""
+    """Write the record of run folders."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
     for name in ("command", "commit", "note"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--weights", type=Path)
-    arguments = parser.parse_args()
-    result = record(arguments.run, arguments.command, arguments.commit, arguments.note)
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    if arguments.weights:
-        write_half(arguments.run, arguments.weights)
+    given = parser.parse_args()
+    *before, last = map(record, given.runs)
+    total = sum(run["steps"] for run in (*before, last))
+    about = {"command": given.command, "commit": given.commit, "total_steps": total}
+    result = {**about, "note": given.note, **last, "before": before}
+    given.out.write_text(json.dumps(result, indent=2) + "\n")
+    if given.weights:
+        write_half(given.runs[-1], given.weights, about)
 
 
 if __name__ == "__main__":
