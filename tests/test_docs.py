@@ -42,9 +42,9 @@ def official(tmp_path, monkeypatch):
     return model.eval()
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+@pytest.mark.parametrize("page", ["loss.md", "weights.md"])
 def test_examples_run(page, official):
-    assert run_examples(page.read_text())
+    assert run_examples((DOCS / page).read_text())
 
 
 def test_official_weights_can_be_evaluated(official):
