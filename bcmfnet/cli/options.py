@@ -23,7 +23,8 @@ from bcmfnet.engine.bounds import as_utf8, check_numbers, number_type
 from bcmfnet.engine.config import PATH, DataConfig, OptionalPath, TrainConfig, TTAConfig, Workers, preset
 from bcmfnet.errors import ConfigError
 
-EXCLUSIVE = ("steps", "epochs")
+HIDDEN_BY = {"optim.epochs": "optim.steps", "optim.steps": "optim.epochs", "data.crops": "data.crop"}
+"""Options that count no more where the other one is set in a layer above."""
 SECTIONS = {field.name for field in fields(TrainConfig) if field.default_factory is not MISSING}
 PRESET = "preset"
 MAX_BYTES, MAX_DEPTH = 2**20, 3
@@ -144,8 +145,8 @@ class _StderrHandler(logging.StreamHandler):
 class OverlayConfig:
     """Fill what the flags leave open: from the file of --config, and below it from --preset or the run to --resume.
 
-    An option that is set twice is taken from the upper layer; optim.steps in one layer also hides optim.epochs in the
-    layers below it, and the reverse. The file may name its preset (`preset = "camvid"`). Then the words of every
+    An option that is set twice is taken from the upper layer, which also hides options in the layers below it (see
+    HIDDEN_BY). The file may name its preset (`preset = "camvid"`). Then the words of every
     option, typed or filled in, are checked and made what its type is read from (see `_prepare`). The arguments of the
     last command line stay in `arguments`, for `name_as_typed`.
     """
@@ -166,7 +167,7 @@ class OverlayConfig:
         if run is not None and (path or _token(named, "--preset")):
             raise ConfigError("resume: expected no --preset and no --config, the run has its own configuration")
         file = read_config("config", Path(_local_path(path))) if path is not None else {}
-        given = {key for key in EXCLUSIVE if named[f"--optim.{key}"].tokens}
+        given = {key for key in HIDDEN_BY.values() if named[f"--{key}"].tokens}
         _fill(_hide(file, given), path, app, commands, arguments)
         if run is not None:
             source = str(Path(_local_path(run)) / "config.toml")
@@ -175,7 +176,8 @@ class OverlayConfig:
             source, name = PRESET, _token(named, "--preset")
             name = "synthetic" if name is None else name
             values = preset(name) | {"preset": name}
-        _fill(_hide(values, given | set(file.get("optim", {}))), source, app, commands, arguments)
+        given |= {f"{section}.{key}" for section in SECTIONS for key in file.get(section, {})}
+        _fill(_hide(values, given), source, app, commands, arguments)
 
 
 def _fill(values: dict[str, Any], source: str | None, app: App, commands: tuple[str, ...], arguments: Any) -> None:
@@ -228,10 +230,14 @@ def _token(named: dict[str, Any], name: str) -> str | None:
 
 
 def _hide(values: dict[str, Any], above: set[str]) -> dict[str, Any]:
-    """Values without optim.steps and optim.epochs, where a layer above sets one of the two."""
-    if not above.intersection(EXCLUSIVE) or "optim" not in values:
-        return values
-    return values | {"optim": {key: value for key, value in values["optim"].items() if key not in EXCLUSIVE}}
+    """Values without those that options of a layer above hide."""
+    hidden = {key for key, other in HIDDEN_BY.items() if other in above}
+    return {
+        section: {key: value for key, value in inner.items() if f"{section}.{key}" not in hidden}
+        if isinstance(inner, dict)
+        else inner
+        for section, inner in values.items()
+    }
 
 
 def read_config(key: str, path: Path) -> dict[str, Any]:

@@ -40,7 +40,11 @@ def test_layers_default_preset_file_flags(bcmfnet, tmp_path):
 
 
 def test_steps_and_epochs_hide_each_other_across_layers(bcmfnet, tmp_path):
-    assert "epochs" not in show(bcmfnet, "--preset", "camvid", "--optim.steps", 200)["optim"]
+    assert "steps" not in show(bcmfnet, "--preset", "camvid", "--optim.epochs", 200)["optim"]
+    assert show(bcmfnet, "--preset", "camvid")["data"]["crops"] == ["192x256@0.7"]
+    assert show(bcmfnet, "--preset", "camvid", "--data.crop", 96, 96)["data"]["crops"] == []
+    small = show(bcmfnet, "--preset", "camvid", "--data.crop", 96, 96, "--data.crops", "64x64@0.5")
+    assert small["data"]["crops"] == ["64x64@0.5"]
     assert "steps" not in show(bcmfnet, "--preset", "synthetic", "--optim.epochs", 2)["optim"]
     result = bcmfnet("config", "show", "--optim.steps", 1, "--optim.epochs", 1)
     assert result.code == 2
@@ -94,7 +98,7 @@ def test_unknown_key_in_file_is_refused(bcmfnet, tmp_path):
     (["--data.num-classes", "3"], "--data.num-classes: dataset synthetic has no such option; its options: "),
     (["--data.train-split", "tr"], "--data.train-split: expected one of train, val, test, got 'tr'"),
     (["--model.name", "bcmfnett"], "--model.name: expected bcmfnet or ddrnet23_slim, got 'bcmfnett'"),
-    (["--model.pretrained", "/nowhere"], "/nowhere: expected a weights file or the folder of a run, found no file"),
+    (["--model.pretrained", "/nowhere"], "/nowhere: expected a weights file, the folder of a run or camvid11, "),
     (["--device", "cuda:99"], "--device: expected "),
     (["--device", "gpu"], "--device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
     (["--device", "cpu", "--amp", "fp16"], "--amp: expected bf16 or off on a CPU, got 'fp16'"),
@@ -129,7 +133,7 @@ def test_json_is_alone_on_standard_output(bcmfnet, tmp_path):
 
 def test_resume_goes_on_with_the_runs_own_configuration_and_obeys_what_may_change(bcmfnet, tmp_path):
     folder = tmp_path / "run"
-    assert bcmfnet("train", *TINY, "--optim.steps", 1, "--output-dir", folder).code == 0
+    assert bcmfnet("train", *TINY, "--optim.steps", 1, "--optim.schedule", "poly", "--output-dir", folder).code == 0
     options = {"weight-decay": 0.5, "momentum": 0.25, "lr": 0.125, "power": 0, "steps": 3}
     argv = [word for key, value in options.items() for word in (f"--optim.{key}", value)]
     result = bcmfnet("train", "--resume", folder, *argv, "--log-every", 1)
@@ -144,7 +148,7 @@ def test_resume_goes_on_with_the_runs_own_configuration_and_obeys_what_may_chang
     assert {key: written["optim"][key.replace("-", "_")] for key in options} == options
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     rates = [row["lr"] for row in rows if "lr" in row]
-    assert rates[1:] == pytest.approx([0.125 * 2 / 11, 0.125 * 3 / 11])  # in the middle of ten steps of warm-up
+    assert rates[1:] == pytest.approx([0.125 * 2 / 21, 0.125 * 3 / 21])  # in the midst of 20 steps of warm-up
     assert bcmfnet("train", "--resume", tmp_path / "none").code == 2
     assert bcmfnet("train", "--resume", folder, "--preset", "camvid").code == 2
 

@@ -44,7 +44,7 @@ def test_batch():
 
 def test_batch_holds_the_augmented_frames_of_its_files():
     (batch,) = take(1)
-    for image, label, files in zip(*batch, strict=True):
+    for image, label, files in zip(*batch[:3], strict=True):
         index = int(files[0].split("/")[1])
         expected = TRANSFORM(*STREETS.read(index), stream(1, AUGMENTATION, 0, index))
         assert np.array_equal(image, expected[0]) and np.array_equal(label, expected[1])

@@ -92,6 +92,7 @@ def test_three_processes_are_one_up_to_the_rounding_of_a_third(context, tmp_path
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=tolerance, msg=name)
 
 
+@pytest.mark.exhaustive
 def test_all_stop_at_one_step_when_one_is_asked_to_and_one_goes_on(context, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
@@ -107,7 +108,8 @@ def test_all_stop_at_one_step_when_one_is_asked_to_and_one_goes_on(context, tmp_
     assert_close(state_of(whole), state_of(parts))
 
 
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_is_killed_ends_the_others_and_costs_no_finished_step(context, tmp_path, rank):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):

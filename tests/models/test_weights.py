@@ -517,7 +517,7 @@ def one_line_error(path, read=read_weights) -> str:
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
 def test_missing_empty_truncated_and_foreign_files(tmp_path, name):
     path = tmp_path / name
-    assert one_line_error(path) == f"{path}: expected a weights file or the folder of a run, found no file"
+    assert one_line_error(path) == f"{path}: expected a weights file, the folder of a run or camvid11, found no file"
     path.touch()
     assert "empty" in one_line_error(path)
 
@@ -533,7 +533,7 @@ def test_missing_empty_truncated_and_foreign_files(tmp_path, name):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
     assert "not a complete" in one_line_error(path)
     found = "found a folder without weights/best.safetensors"
-    assert one_line_error(tmp_path) == f"{tmp_path}: expected a weights file or the folder of a run, {found}"
+    assert one_line_error(tmp_path) == f"{tmp_path}: expected a weights file, the folder of a run or camvid11, {found}"
 
 
 class Trap:
@@ -606,7 +606,7 @@ def test_files_that_cannot_be_opened(tmp_path_factory, name, request):
 
 def test_pipes_are_not_read(tmp_path):
     os.mkfifo(tmp_path / "w.safetensors")
-    assert one_line_error(tmp_path / "w.safetensors").endswith("or the folder of a run, found a device or a pipe")
+    assert one_line_error(tmp_path / "w.safetensors").endswith("camvid11, found a device or a pipe")
 
 
 def flipped(data: bytes, bit: int) -> bytes:
