@@ -11,12 +11,15 @@ import queue
 import signal
 import sys
 import threading
+import traceback
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from bcmfnet.errors import DataError
 
@@ -182,12 +185,27 @@ def _no_worker_left() -> Iterator[None]:
     before = set(multiprocessing.active_children())
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         handler = _silence_sigchld()
         _kill(os.getpid(), [child for child in multiprocessing.active_children() if child not in before])
+        _forget_half_made(error)
         if handler is not None:
             signal.signal(signal.SIGCHLD, handler)
         raise
+
+
+def _forget_half_made(error: BaseException) -> None:
+    """Make torch forget the iterator that an error ended the making of.
+
+    It would take a later one at the same address for this one, and its destructor would miss what was never made.
+    """
+    for cause in (error, error.__cause__):
+        for frame, _ in traceback.walk_tb(cause.__traceback__ if cause else None):
+            iterator = frame.f_locals.get("self")
+            if isinstance(iterator, _BaseDataLoaderIter):
+                iterator._shutdown = True
+                with contextlib.suppress(ValueError):
+                    signal_handling._remove_worker_pids(id(iterator))
 
 
 def _silence_sigchld() -> Any:

@@ -63,8 +63,8 @@ def test_processes_do_what_one_does_that_adds_up_their_batches(context, tmp_path
     together, alone = tmp_path / "together", tmp_path / "alone"
     for folder in (together, alone):
         folder.mkdir()
-    assert run(context, 2, together, several.small_config())[0] == [0, 0]
-    assert run(context, 1, alone, several.small_config(accumulate=2))[0] == [0]
+    assert run(context, 2, together, several.small_config(steps=3))[0] == [0, 0]
+    assert run(context, 1, alone, several.small_config(steps=3, accumulate=2))[0] == [0]
     assert_close(state_of(together), state_of(alone))
     for ours, theirs in zip(rows_of(together), rows_of(alone), strict=True):
         assert ours.pop("iou", None) == theirs.pop("iou", None)

@@ -83,7 +83,7 @@ def test_run_leaves_everything_in_its_folder(tiny_config, tmp_path):
     assert metadata["label_table"]["classes"] == list(result.evaluation.table.classes)
 
 
-@pytest.mark.parametrize(("select", "step"), [("best", 4), ("last", 6)])
+@pytest.mark.parametrize(("select", "step"), [pytest.param("best", 4, marks=pytest.mark.exhaustive), ("last", 6)])
 def test_the_weights_that_a_run_stands_for(tiny_config, tmp_path, monkeypatch, select, step):
     """Its best evaluation is that of step 4, whatever the network does."""
     original = engine.evaluate
@@ -114,6 +114,7 @@ def test_crops_larger_than_any_frame_gets_are_refused(crop, crops, line):
     engine.build_datasets(DataConfig(length=8, crop=(512, 1024)))
 
 
+@pytest.mark.exhaustive
 def test_a_run_without_a_better_evaluation_ends(tiny_config, tmp_path, monkeypatch):
     """Of the evaluations of steps 2, 4, ..., the second is the best; resumed, it is still at its end."""
     scores = iter([0.1, 0.3, 0.2, 0.25, 0.2, 0.2])
@@ -291,6 +292,7 @@ def break_step(patch, step, where):
     patch.setattr(engine.Meter, "add", add)
 
 
+@pytest.mark.exhaustive
 def test_broken_step_leaves_the_state_of_the_last_finished_one(tiny_config, tmp_path, monkeypatch, caplog):
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
@@ -423,6 +425,7 @@ def rows_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.exhaustive
 def test_a_killed_run_whose_files_are_damaged_ends_as_one_that_was_not(
     tiny_config, tmp_path, caplog, every_kept_checkpoint_is_read
 ):
