@@ -88,11 +88,11 @@ def train(
 
 def _interrupted_run(output_dir: str | None) -> Path | None:
     """The run that processes which were started again go on with; None where it has saved nothing yet."""
-    from bcmfnet.engine.checkpoint import LAST
+    from bcmfnet.engine.checkpoint import LAST, earlier_checkpoints
 
     if output_dir is None:
         raise ConfigError(
             "output_dir: expected the folder of the run, since its processes were started again, got none"
         )
-    folder = Path(output_dir)
-    return folder if (folder / LAST).exists() else None
+    last = Path(output_dir) / LAST
+    return Path(output_dir) if last.exists() or earlier_checkpoints(last) else None

@@ -153,6 +153,36 @@ def test_resume_goes_on_with_the_runs_own_configuration_and_obeys_what_may_chang
     assert bcmfnet("train", "--resume", folder, "--preset", "camvid").code == 2
 
 
+@pytest.mark.parametrize("saved", [
+    "last-1.pt",
+    pytest.param("last.pt", marks=pytest.mark.exhaustive),
+    pytest.param(None, marks=pytest.mark.exhaustive),
+])  # fmt: skip
+def test_processes_that_are_started_again_go_on(bcmfnet, tmp_path, monkeypatch, saved):
+    """From the last checkpoint, or where a broken save left no other, the one before it; anew where there is none."""
+    folder = tmp_path / "run"
+    command = ("train", *TINY, "--optim.steps", 1, "--output-dir", folder)
+    assert bcmfnet(*command).code == 0
+    checkpoints = folder / "checkpoints"
+    for path in checkpoints.iterdir():
+        if path.name != saved:
+            path.unlink()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    result = bcmfnet(*command)
+    assert result.code == 0
+    assert ("resume at step 1 of 1" in result.err) == (saved is not None)
+    assert read_checkpoint(checkpoints / "last.pt")["state"]["step"] == 1
+
+
+def test_processes_that_are_started_again_without_a_folder(bcmfnet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    result = bcmfnet("train", *TINY, "--optim.steps", 1)
+    expected = "--output-dir: expected the folder of the run, since its processes were started again, got none"
+    assert (result.code, result.err) == (2, f"bcmfnet: {expected}\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_second_resume_at_once_is_refused(bcmfnet, trained):
     with owned(trained, "resume"):
         result = bcmfnet("train", "--resume", trained, "--optim.steps", 3)
