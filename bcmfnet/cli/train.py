@@ -29,9 +29,9 @@ def train(
 ) -> int:
     """Train a network and evaluate its best weights.
 
-    Without anything else it trains on generated street scenes for a minute or two. An option that no flag sets has its
-    value from --config, and one that is not there either from --preset: `bcmfnet config show` prints them all. Under
-    torchrun all processes train one network; where it starts them again, they go on from what --output-dir holds.
+    Without anything else it trains on generated street scenes for two to three minutes. An option that no flag sets has
+    its value from --config, and one that is not there either from --preset: `bcmfnet config show` prints them all.
+    Under torchrun all processes train one network; where it starts them again, they go on from what --output-dir holds.
 
     Parameters
     ----------
