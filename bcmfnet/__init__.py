@@ -14,6 +14,7 @@ _PUBLIC = {
     "BoundaryCorrectedLoss": "bcmfnet.nn",
     "boundary_corrected_loss": "bcmfnet.ops",
     "create_model": "bcmfnet.models",
+    "for_inference": "bcmfnet.inference",
     "list_models": "bcmfnet.models",
 }
 
@@ -21,6 +22,7 @@ __all__ = ["__version__", *_PUBLIC]
 
 
 if TYPE_CHECKING:
+    from bcmfnet.inference import for_inference as for_inference
     from bcmfnet.models import create_model as create_model
     from bcmfnet.models import list_models as list_models
     from bcmfnet.nn import BoundaryCorrectedLoss as BoundaryCorrectedLoss

@@ -40,7 +40,7 @@ NETWORK, ARGMAX = "bcmfnet-1x3x1024x2048", "1x19x128x256-1024x2048-float32"
 TABLES = [
     Table("network", 2, {"float32": NETWORK, "bfloat16": NETWORK}, {
         "`for_inference()`": ("ours", "ours_bf16"),
-        '`for_inference(engine="openvino")`': ("ours_openvino", "ours_openvino_bf16"),
+        '`for_inference(..., runtime="openvino")`': ("ours_openvino", "ours_openvino_bf16"),
         "OpenVINO, upsampling and argmax included": ("openvino", "openvino_bf16"),
         "ONNX Runtime, likewise": ("onnxruntime", None),
         "torch.compile": ("compile", None),

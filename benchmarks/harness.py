@@ -22,7 +22,7 @@ import bcmfnet.benchmarks
 from bcmfnet.benchmarks import _machine, _memory, _results, _timing
 from bcmfnet.benchmarks._results import Row
 from bcmfnet.errors import ConfigError
-from bcmfnet.models.engines import Engine, check_engine
+from bcmfnet.inference.runtimes import Runtime, check_runtime
 from bcmfnet.ops import backends
 
 log = logging.getLogger(__name__)
@@ -135,17 +135,17 @@ def tf32(allowed: bool) -> Iterator[None]:
             setting.allow_tf32 = value
 
 
-def through_engine(
+def through_runtime(
     name: str, network: torch.nn.Module, dtype: torch.dtype, device: torch.device
 ) -> Provider | Unavailable:
-    """A network's pass through an engine for CPUs."""
+    """A network's pass through a runtime for CPUs."""
     if device.type != "cpu":
-        return Unavailable("engines are for the CPU")
+        return Unavailable("runtimes are for the CPU")
     try:
-        check_engine(name, dtype)
+        check_runtime(name, dtype)
     except ImportError as error:
         return Unavailable(str(error))
-    return Engine(name, network, dtype)
+    return Runtime(name, network, dtype)
 
 
 def word(value: torch.dtype | torch.memory_format) -> str:

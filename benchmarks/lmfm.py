@@ -1,4 +1,4 @@
-"""Inference of a context module, LMFM or DAPPM: our op, its modules in torch, and engines."""
+"""Inference of a context module, LMFM or DAPPM: our op, its modules in torch, and runtimes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bcmfnet.benchmarks.harness import Provider, Unavailable, compiled, op_backends, through_engine, word
-from bcmfnet.models.engines import ENGINES
+from bcmfnet.benchmarks.harness import Provider, Unavailable, compiled, op_backends, through_runtime, word
+from bcmfnet.inference.runtimes import RUNTIMES
 from bcmfnet.nn.context import DAPPM, LMFM, resize
 from bcmfnet.ops.lmfm import lmfm
 
@@ -109,7 +109,7 @@ class BestModules(Modules):
 
 def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavailable]:
     """Our backends with weights packed before, and `module`, what a model calls; torch's ops as one writes them,
-    compiled too, and the fastest form of them in eager PyTorch; engines.
+    compiled too, and the fastest form of them in eager PyTorch; runtimes.
     """
     context = copy.deepcopy(_context(case)).to(device, case.dtype, memory_format=case.memory_format)
     packed, modules = context.packed(case.dtype), Modules(context)
@@ -119,9 +119,9 @@ def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavaila
     found["compile"] = compiled(modules)
     if device.type == "cuda":
         found["compile_max"] = compiled(modules, "max-autotune-no-cudagraphs")
-    for engine, facts in ENGINES.items():
+    for runtime, facts in RUNTIMES.items():
         if case.dtype in facts.dtypes:
-            found[engine] = through_engine(engine, Modules(_context(case)), case.dtype, device)
+            found[runtime] = through_runtime(runtime, Modules(_context(case)), case.dtype, device)
     return found
 
 

@@ -1,4 +1,4 @@
-"""From a normalised frame to its label map: `for_inference`, what one writes without it, and whole-network engines."""
+"""From a normalised frame to its label map: `for_inference`, what one writes without it, and whole-network runtimes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from bcmfnet.benchmarks.harness import Provider, Unavailable, compiled, in_tf32, through_engine
+from bcmfnet.benchmarks.harness import Provider, Unavailable, compiled, in_tf32, through_runtime
 from bcmfnet.benchmarks.lmfm import BestModules, Modules
 from bcmfnet.benchmarks.upsample_argmax import best_labels
+from bcmfnet.inference import for_inference
+from bcmfnet.inference.runtimes import RUNTIMES
 from bcmfnet.models import count_multiply_adds, count_parameters, create_model
-from bcmfnet.models.engines import ENGINES
 from bcmfnet.reference.bilinear import upsample
 
 BASELINE = "eager_best"
@@ -107,10 +108,10 @@ class BestLabels(EagerLabels):
 
 
 def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavailable]:
-    """What one writes: eager, channels_last, mixed precision, compiled; the fastest eager form; engines that do it all;
+    """What one writes: eager, channels_last, mixed precision, compiled; the fastest eager form; runtimes that do all;
     `for_inference`.
 
-    Names tell the precision, float32 where they do not; `ours_<engine>` leaves the convolutions to an engine.
+    Names tell the precision, float32 where they do not; `ours_<runtime>` leaves the convolutions to a runtime.
     """
     model = _model(case).to(device)
     eager = EagerLabels(model)
@@ -130,18 +131,18 @@ def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavaila
     if device.type == "cuda":
         found["compile_max"] = compiled(eager, "max-autotune-no-cudagraphs")
         found["eager_best_tf32"] = in_tf32(BestLabels(model, torch.float32))
-        found["ours_tf32"] = in_tf32(model.for_inference())
+        found["ours_tf32"] = in_tf32(for_inference(model))
     no_compiler = found["compile"] if isinstance(found["compile"], Unavailable) else None
     for dtype in (torch.float32, torch.bfloat16, *([torch.float16] if device.type == "cuda" else [])):
         found[_named("eager_best", dtype)] = BestLabels(model, dtype)
-        found[_named("ours", dtype)] = model.for_inference(dtype=dtype)
-        found[_named("ours_compile", dtype)] = no_compiler or model.for_inference(dtype=dtype, compile=True)
-    for engine, facts in ENGINES.items():
+        found[_named("ours", dtype)] = for_inference(model, dtype=dtype)
+        found[_named("ours_compile", dtype)] = no_compiler or for_inference(model, dtype=dtype, compile=True)
+    for runtime, facts in RUNTIMES.items():
         for dtype in facts.dtypes:
-            whole = through_engine(engine, eager, dtype, device)
+            whole = through_runtime(runtime, eager, dtype, device)
             reason = whole if isinstance(whole, Unavailable) else None
-            found[_named(engine, dtype)] = whole
-            found[_named(f"ours_{engine}", dtype)] = reason or model.for_inference(dtype=dtype, engine=engine)
+            found[_named(runtime, dtype)] = whole
+            found[_named(f"ours_{runtime}", dtype)] = reason or for_inference(model, dtype=dtype, runtime=runtime)
     return found
 
 

@@ -23,6 +23,7 @@ from bcmfnet.benchmarks import _timing
 from bcmfnet.benchmarks.lmfm import Modules
 from bcmfnet.benchmarks.network import BestLabels, Case, _model, make_inputs
 from bcmfnet.benchmarks.upsample_argmax import best_labels
+from bcmfnet.inference import for_inference
 from bcmfnet.models.count import multiply_adds_by_module
 from bcmfnet.ops import upsample_argmax
 
@@ -121,7 +122,7 @@ def measure(case: Case, dtype: torch.dtype, device: torch.device) -> list[dict[s
     product, both measured here.
     """
     model = _model(case).to(device)
-    network = model.for_inference(dtype=dtype, cuda_graph=False if device.type == "cuda" else None, output="logits")
+    network = for_inference(model, dtype=dtype, cuda_graph=False if device.type == "cuda" else None, output="logits")
     (frames,) = make_inputs(case, device)
     counts = multiply_adds(model, tuple(frames.shape))
     bandwidth, operations = 1e9 * _timing.copy_bandwidth(device), peak(dtype, device)
@@ -164,7 +165,7 @@ def _row(stage: str, seconds: float, total: float, count: int, copy: float, oper
 def launches(case: Case, dtype: torch.dtype) -> int:
     """Kernels that a GPU runs for one frame, without a CUDA graph."""
     device = torch.device("cuda")
-    network = _model(case).to(device).for_inference(dtype=dtype, cuda_graph=False)
+    network = for_inference(_model(case).to(device), dtype=dtype, cuda_graph=False)
     (frames,) = make_inputs(case, device)
     network(frames)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:

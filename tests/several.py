@@ -33,7 +33,7 @@ def small_config(**optim: Any) -> TrainConfig:
 def context() -> Any:
     """Processes that begin with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["several", "bcmfnet.models.inference", "safetensors.torch"])
+    context.set_forkserver_preload(["several", "bcmfnet.inference.network", "safetensors.torch"])
     return context
 
 

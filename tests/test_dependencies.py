@@ -32,18 +32,18 @@ def imported(folder: str) -> set[str]:
 
 
 def test_what_is_imported_is_declared():
-    declared = names(PROJECT["dependencies"] + EXTRAS["train"] + EXTRAS["engines"])
+    declared = names(PROJECT["dependencies"] + EXTRAS["train"] + EXTRAS["runtimes"])
     found = set.union(*map(imported, ("bcmfnet", "kernels", "benchmarks")))
     assert found - declared == set()
     assert names(PROJECT["dependencies"]) - found == set()
 
 
-def test_engines_are_installed_by_their_extra():
-    from bcmfnet.models.engines import ENGINES
+def test_runtimes_are_installed_by_their_extra():
+    from bcmfnet.inference.runtimes import RUNTIMES
 
-    assert {package for facts in ENGINES.values() for package in facts.packages} == set(EXTRAS["engines"])
+    assert {package for facts in RUNTIMES.values() for package in facts.packages} == set(EXTRAS["runtimes"])
 
 
 def test_all_and_dev_hold_what_they_are_said_to():
-    assert EXTRAS["all"] == ["bcmfnet[train,engines]"]
+    assert EXTRAS["all"] == ["bcmfnet[train,runtimes]"]
     assert EXTRAS["dev"][0] == "bcmfnet[all,build]"

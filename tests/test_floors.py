@@ -14,6 +14,7 @@ FLOORS = (
     {"ops"},
     {"nn"},
     {"models", "data", "metrics", "export", "viz"},
+    {"inference"},
     {"engine", "benchmarks"},
     {"cli"},
 )

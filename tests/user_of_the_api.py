@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import bcmfnet
-from bcmfnet import BoundaryCorrectedLoss, boundary_corrected_loss, create_model, list_models
+from bcmfnet import BoundaryCorrectedLoss, boundary_corrected_loss, create_model, for_inference, list_models
 from bcmfnet.data import (
     CITYSCAPES_ROWS,
     IMAGENET_MEAN,
@@ -104,7 +104,7 @@ model = create_model("bcmfnet", num_classes=3, aux=True, pretrained=path, interv
 output: SegmentationOutput = model(images)
 assert_type(output.logits, Tensor)
 assert_type(output.aux, Tensor | None)
-maps: Tensor = model.for_inference(dtype=torch.bfloat16)(images)
+maps: Tensor = for_inference(model, dtype=torch.bfloat16)(images)
 BCMFNet(3, aux=True)
 DDRNet23Slim(3)
 assert_type(load_pretrained(model, path), LoadReport)

@@ -15,10 +15,10 @@ from bcmfnet.data.labels import LabelTable
 from bcmfnet.engine.config import DataConfig
 from bcmfnet.engine.runtime import resolve_amp, resolve_device
 from bcmfnet.errors import CheckpointError, ConfigError
+from bcmfnet.inference import for_inference
 from bcmfnet.models import model_from_weights
 from bcmfnet.models.ddrnet import DualResolutionNet
 from bcmfnet.models.weights import checked
-from bcmfnet.ops import upsample_argmax
 
 KEPT = "in its metadata (see save_weights)"
 Predictor = Callable[[Tensor], Tensor]
@@ -39,7 +39,7 @@ class LabelPredictor:
         device: torch.device,
         dtype: torch.dtype | None,
     ) -> None:
-        self.network = model.for_inference(dtype=dtype or torch.float32, output="logits")
+        self.network = for_inference(model, dtype=dtype or torch.float32)
         self.mean = mean
         self.std = std
         self.device = device
@@ -56,15 +56,18 @@ class LabelPredictor:
         std = checked(path, metadata, "std", f"three numbers above 0 {KEPT}", lambda v: _is_triple(v) and min(v) > 0)
         return cls(model, mean, std, where, resolve_amp(amp, where)), metadata
 
+    @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Label maps uint8 [N, H, W] on the device, of RGB frames uint8 [N, 3, H, W] of any size >= 64."""
-        return upsample_argmax(self.logits(images), images.shape[-2:])
+        return self.network(self._normalized(images))
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
         """Logits [N, C, h, w] on the device, at the network's own resolution, of such frames."""
-        frames = normalize(images.to(self.device, non_blocking=True), self.mean, self.std, torch.channels_last)
-        return self.network(frames)
+        return self.network.logits(self._normalized(images))
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        return normalize(images.to(self.device, non_blocking=True), self.mean, self.std, torch.channels_last)
 
 
 def label_table(metadata: dict[str, Any], path: Path) -> LabelTable:

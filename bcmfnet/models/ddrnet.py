@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -190,43 +189,6 @@ class DualResolutionNet(nn.Module):
     def decode(self, high: Tensor, low: Tensor) -> Tensor:
         """Logits of the backbone's two branches."""
         return self.head(high + resize(self.context(low), high.shape[-2:]))
-
-    def for_inference(
-        self,
-        *,
-        dtype: torch.dtype = torch.float32,
-        memory_format: torch.memory_format = torch.channels_last,
-        compile: bool = False,
-        cuda_graph: bool | None = None,
-        engine: str | None = None,
-        output: str = "labels",
-    ) -> nn.Module:
-        """A copy that goes from frames to label maps as fast as it can; this model is left as it is.
-
-        Batch norms are folded into the convolutions before them, which also do the sums and ReLUs that follow. The
-        copy takes frames as `forward` does, float32 [N, 3, H, W] of any size >= 64, normalised as in training (for
-        weights of ours `bcmfnet.data.normalize` with the file's mean and std), and gives uint8 [N, H, W] labels of
-        their size. It is for the device that the model is on.
-
-        Args:
-            dtype: of weights and maps: float32, bfloat16, or on a GPU float16. With float32 labels differ from the
-                model's at rounding ties alone.
-            memory_format: of the maps: channels_last or contiguous_format.
-            compile: pass the folded network through torch.compile, anew for each size.
-            cuda_graph: replay each size from a CUDA graph; the last four sizes are kept. None: on a GPU from the
-                second frame of a size on. True: from the first. The result is never written over by a later call.
-            engine: what computes the convolutions on a CPU: None, "onnxruntime" (float32) or "openvino" (float32,
-                bfloat16). An engine converts the network for each size and number of threads, which takes seconds.
-            output: "labels", or "logits" at 1/8 [N, classes, ceil(H / 8), ceil(W / 8)], float32 from an engine, else
-                in `dtype`.
-
-        Raises:
-            TypeError, ValueError: an unknown value, or values that do not go together.
-            ImportError: an engine that is not installed.
-        """
-        from bcmfnet.models.inference import InferenceNetwork
-
-        return InferenceNetwork(self, dtype, memory_format, compile, cuda_graph, engine, output)
 
 
 class DDRNet23Slim(DualResolutionNet):

@@ -8,7 +8,7 @@ import torch
 from bcmfnet.benchmarks import lmfm as benchmark
 from bcmfnet.benchmarks.harness import Unavailable
 from bcmfnet.benchmarks.lmfm import Case
-from bcmfnet.models import engines
+from bcmfnet.inference import runtimes
 
 CPU = torch.device("cpu")
 SLOW = ("compile", "onnxruntime", "openvino")  # they compile or convert for seconds
@@ -46,8 +46,8 @@ def test_every_provider_agrees_and_an_error_is_seen(context, dtype):
     assert wrong.startswith("result is off by 0.") and wrong.endswith(" of its norm")
 
 
-def test_engines_that_are_not_installed_say_so(monkeypatch):
-    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+def test_runtimes_that_are_not_installed_say_so(monkeypatch):
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
     found = benchmark.providers(Case("lmfm", (1, 512, 3, 5), torch.bfloat16), CPU)
-    assert found["openvino"] == Unavailable("engine: 'openvino' needs openvino: pip install openvino")
+    assert found["openvino"] == Unavailable("runtime: 'openvino' needs openvino: pip install openvino")
     assert "onnxruntime" not in found  # it has no bfloat16

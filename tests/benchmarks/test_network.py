@@ -8,7 +8,7 @@ import torch
 from bcmfnet.benchmarks import network as benchmark
 from bcmfnet.benchmarks.harness import Unavailable
 from bcmfnet.benchmarks.network import Case, Expected
-from bcmfnet.models import engines
+from bcmfnet.inference import runtimes
 
 CPU = torch.device("cpu")
 SMALL = Case("bcmfnet", (97, 131), 5, batch=2)  # odd, and more than one frame
@@ -50,12 +50,12 @@ def test_every_provider_agrees():
 
 def test_providers_that_cannot_run_say_why(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
     found = benchmark.providers(SMALL, CPU)
     for name in ("compile", "ours_compile", "ours_compile_bf16"):
         assert found[name] == Unavailable("torch.compile needs a C++ compiler")
     for name in ("openvino", "openvino_bf16", "ours_openvino"):
-        assert found[name] == Unavailable("engine: 'openvino' needs openvino: pip install openvino")
+        assert found[name] == Unavailable("runtime: 'openvino' needs openvino: pip install openvino")
 
 
 def test_half_precision_is_compared_with_eager_half_precision():

@@ -8,6 +8,7 @@ import torch
 from bcmfnet.benchmarks import stages
 from bcmfnet.benchmarks.network import BestLabels, Case, _model, make_inputs
 from bcmfnet.benchmarks.upsample_argmax import best_labels
+from bcmfnet.inference import for_inference
 from bcmfnet.models import count_multiply_adds
 
 CPU = torch.device("cpu")
@@ -54,7 +55,7 @@ def test_floors():
 
 
 def test_the_network_gives_its_own_result():
-    network = _model(SMALL).for_inference(output="logits")
+    network = for_inference(_model(SMALL), output="logits")
     (frames,) = make_inputs(SMALL, CPU)
     watch = stages.Stopwatch(network.network, CPU)
     with torch.no_grad():

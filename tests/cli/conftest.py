@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from tiny import TINY
 
 from bcmfnet.cli.app import run
-from bcmfnet.engine import report
-from bcmfnet.models.ddrnet import DualResolutionNet
+from bcmfnet.engine import inference, report
+from bcmfnet.ops import upsample_argmax
 
 
 class Outcome(NamedTuple):
@@ -48,10 +48,16 @@ def trained(tmp_path_factory) -> Path:
 def local_network(monkeypatch):
     """In place of every network: logits from the mean colours of blocks of 8x8 pixels. Evaluations are not drawn."""
 
-    def for_inference(network, **_):
-        classes = network.head.conv2.out_channels
-        weight = torch.randn(classes, 3, 1, 1, generator=torch.Generator().manual_seed(classes))
-        return lambda frames: F.conv2d(F.avg_pool2d(frames, 8, ceil_mode=True), weight)
+    class LocalNetwork:
+        def __init__(self, network, **_):
+            classes = network.head.conv2.out_channels
+            self.weight = torch.randn(classes, 3, 1, 1, generator=torch.Generator().manual_seed(classes))
 
-    monkeypatch.setattr(DualResolutionNet, "for_inference", for_inference)
+        def __call__(self, images):
+            return upsample_argmax(self.logits(images), images.shape[-2:])
+
+        def logits(self, images):
+            return F.conv2d(F.avg_pool2d(images, 8, ceil_mode=True), self.weight)
+
+    monkeypatch.setattr(inference, "for_inference", LocalNetwork)
     monkeypatch.setattr(report, "draw_evaluation", lambda *_: None)

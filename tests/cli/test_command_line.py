@@ -17,10 +17,9 @@ from tiny import TINY
 from bcmfnet.cli import app as command_line
 from bcmfnet.cli.app import app, run
 from bcmfnet.cli.options import _prepare
-from bcmfnet.engine import run_folder
+from bcmfnet.engine import inference, run_folder
 from bcmfnet.engine.bounds import bounds_of, number_type
 from bcmfnet.models import create_model, save_weights
-from bcmfnet.models.ddrnet import DualResolutionNet
 
 VERBS = (
     *(("train",), ("evaluate",), ("compare",), ("predict",), ("loss",), ("benchmark",), ("env",)),
@@ -40,7 +39,7 @@ NEGATIVE = {"--model.no-aux", "--model.no-freeze", "--optim.no-decay-1d", "--no-
 @pytest.fixture
 def as_it_is(monkeypatch):
     """Leave networks as they are read: nothing runs them here, and folding them takes seconds."""
-    monkeypatch.setattr(DualResolutionNet, "for_inference", lambda network, **_: network)
+    monkeypatch.setattr(inference, "for_inference", lambda network, **_: network)
 
 
 def options(verb):

@@ -14,9 +14,10 @@ from tiny import FRAMES
 from bcmfnet.cli.options import DataOptions
 from bcmfnet.data import get_label_table
 from bcmfnet.data.colors import read_colors, write_colors
+from bcmfnet.engine import inference
 from bcmfnet.engine.config import DataConfig, TrainConfig
 from bcmfnet.models import read_weights
-from bcmfnet.models.ddrnet import DualResolutionNet
+from bcmfnet.ops import upsample_argmax
 
 TABLE = get_label_table("street10")
 
@@ -37,7 +38,7 @@ def colored(tmp_path):
 def as_trained(network, **_):
     """For `for_inference`, whose folding takes seconds."""
     network.eval()
-    return lambda frames: network(frames).logits
+    return lambda images: upsample_argmax(network(images).logits, images.shape[-2:])
 
 
 def of_source(root, colors):
@@ -51,7 +52,7 @@ def of_cache(cache):
 def test_what_is_prepared_of_masks_of_colours_is_verified_and_evaluated_as_they_are(
     bcmfnet, trained, colored, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(DualResolutionNet, "for_inference", as_trained)
+    monkeypatch.setattr(inference, "for_inference", as_trained)
     source, cache = of_source(*colored), tmp_path / "cache"
     made = bcmfnet("data", "prepare", *source, "--output-dir", cache)
     assert (made.code, made.err) == (0, f"{cache}: 5 frames, 0.1 MB\n")

@@ -34,7 +34,7 @@ def context():
     """Processes that begin with everything imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["interrupted", "bcmfnet.models.inference", "matplotlib.pyplot", "safetensors.torch"]
+        ["interrupted", "bcmfnet.inference.network", "matplotlib.pyplot", "safetensors.torch"]
     )
     return context
 

@@ -23,6 +23,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 
 from bcmfnet.errors import CheckpointError, ConfigError
+from bcmfnet.inference import for_inference
 from bcmfnet.models import BCMFNet, create_model, load_pretrained, model_from_weights, read_weights, save_weights
 from bcmfnet.models import weights as weights_module
 
@@ -336,7 +337,7 @@ def test_what_could_not_be_read_back_is_not_saved(tmp_path, change, expected):
 def test_copies_for_inference_are_not_saved(tmp_path):
     model = randomised_model("bcmfnet")
     with pytest.raises(ValueError) as error:
-        save_weights(tmp_path / "w.safetensors", model.for_inference(), model.recipe)
+        save_weights(tmp_path / "w.safetensors", for_inference(model), model.recipe)
     line = str(error.value)
     assert line.startswith("model: expected the 327 tensors of bcmfnet, got 327 missing (backbone.comp")
     assert " more (network." in line and line.endswith(BARE)

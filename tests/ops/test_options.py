@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bcmfnet import create_model
+from bcmfnet import create_model, for_inference
 from bcmfnet.nn import LMFM, BoundaryCorrectedLoss, OhemCrossEntropy
 from bcmfnet.ops import _options, boundary_corrected_loss, pyramid_pool, upsample_argmax
 
@@ -83,7 +83,7 @@ def test_constructors_take_numbers_of_numpy():
         (lambda: create_model("bcmfnet", num_classes=5, aux="no"), "aux: expected True or False, got 'no'"),
         (lambda: create_model("bcmfnet", num_classes=True), "num_classes: expected an integer in 1..256, got True"),
         (
-            lambda: create_model("bcmfnet", num_classes=5).for_inference(compile=1),
+            lambda: for_inference(create_model("bcmfnet", num_classes=5), compile=1),
             "compile: expected True or False, got 1",
         ),
         (

@@ -11,7 +11,7 @@ from bcmfnet.nn.context import PyramidContext
 from bcmfnet.ops.lmfm import PyramidWeights, lmfm
 
 STRIP_PIXELS = 2**18
-"""Pixels of the frame in a strip. At 1024x2048 the map between the stem's convolutions is 32 MiB in bfloat16, and fresh
+"""Pixels of the image in a strip. At 1024x2048 the map between the stem's convolutions is 32 MiB in bfloat16, and fresh
 memory of that size is mapped page by page on every call. One thread: bfloat16 27.5 ms whole, 10 in strips of 128 rows;
 float32 57 and 26; strips of 16 rows cost a third more."""
 
@@ -27,7 +27,7 @@ class ConvAddReLU(nn.Module):
         super().__init__()
         self.conv = conv
         self.relu = relu
-        self._packed: tuple[torch.Size, Tensor] | None = None
+        self._reordered: tuple[torch.Size, Tensor] | None = None
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         if _onednn_serves(x) and not _is_one_pixel(other):
@@ -40,22 +40,22 @@ class ConvAddReLU(nn.Module):
     def _onednn(self, x: Tensor, other: Tensor | None) -> Tensor:
         conv, relu = self.conv, "relu" if self.relu else None
         geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        packed = self._packed  # read once: another thread may put those of another size in its place
-        if packed is None or packed[0] != x.shape:
-            reordered = torch._C._nn.mkldnn_reorder_conv2d_weight(conv.weight.to_mkldnn(), *geometry, x.shape)
-            self._packed = packed = (x.shape, reordered)
-        operands = (packed[1], conv.bias, *geometry)
+        reordered = self._reordered  # read once: another thread may put those of another size in its place
+        if reordered is None or reordered[0] != x.shape:
+            weight = torch._C._nn.mkldnn_reorder_conv2d_weight(conv.weight.to_mkldnn(), *geometry, x.shape)
+            self._reordered = reordered = (x.shape, weight)
+        operands = (reordered[1], conv.bias, *geometry)
         convolution = torch.ops.mkldnn._convolution_pointwise
         if other is None:
             return convolution(x, *operands, relu or "none", [], "")
         return convolution.binary(x, other, *operands, "add", 1.0, relu, [], None)
 
     def _apply(self, *arguments: Any, **keywords: Any) -> nn.Module:
-        self._packed = None
+        self._reordered = None
         return super()._apply(*arguments, **keywords)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_packed": None}
+        return self.__dict__ | {"_reordered": None}
 
 
 def _is_one_pixel(other: Tensor | None) -> bool:
@@ -73,27 +73,27 @@ def _onednn_serves(x: Tensor) -> bool:
 
 
 class Stem(nn.Module):
-    """Frames to the maps at 1/4 through two 3x3s of stride 2, in their dtype; on a CPU strip by strip."""
+    """Images to the maps at 1/4 through two 3x3s of stride 2, in their dtype; on a CPU strip by strip."""
 
     def __init__(self, first: ConvAddReLU, second: ConvAddReLU, memory_format: torch.memory_format):
         super().__init__()
         self.first, self.second, self.memory_format = first, second, memory_format
 
-    def forward(self, frames: Tensor) -> Tensor:
-        batch, _, height, width = frames.shape
-        strip_by_strip = frames.device.type == "cpu" and not torch.compiler.is_compiling()
+    def forward(self, images: Tensor) -> Tensor:
+        batch, _, height, width = images.shape
+        strip_by_strip = images.device.type == "cpu" and not torch.compiler.is_compiling()
         step = 4 * max(1, STRIP_PIXELS // (4 * batch * width)) if strip_by_strip else height
         strips = []
         for top in range(0, height, step):
-            # Four rows more above give one row at 1/4, which is wrong where zeros stand for the frame: it is dropped.
-            strip = frames[:, :, max(top - 4, 0) : top + step]
+            # Four rows more above give one row at 1/4, which is wrong where zeros stand for the image: it is dropped.
+            strip = images[:, :, max(top - 4, 0) : top + step]
             strip = strip.to(self.first.conv.weight.dtype, memory_format=self.memory_format)
             strips.append(self.second(self.first(strip))[:, :, min(top, 1) :])
         return strips[0] if len(strips) == 1 else torch.cat(strips, dim=2)
 
 
-class PackedContext(nn.Module):
-    """A context module as one op, with weights that are packed once."""
+class ContextOp(nn.Module):
+    """A context module as one op, whose weights are put in its order once."""
 
     def __init__(self, context: PyramidContext, dtype: torch.dtype):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A network as a graph from frames to logits, rewritten for inference: the same results, less to compute."""
+"""A network as a graph from images to logits, rewritten for inference: the same results, less to compute."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from bcmfnet.inference.layers import ContextOp, ConvAddReLU, Stem
 from bcmfnet.models.ddrnet import DualResolutionNet
-from bcmfnet.models.fused import ConvAddReLU, PackedContext, Stem
 from bcmfnet.nn.context import PyramidContext
 from bcmfnet.ops import _cpu
 from bcmfnet.ops.backends import has_kernel
@@ -21,7 +21,7 @@ NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def folded(model: DualResolutionNet, dtype: torch.dtype, memory_format: torch.memory_format) -> fx.GraphModule:
-    """Frames [N, 3, H, W] to logits at 1/8 in evaluation mode, computed in `dtype`; the model is left as it is.
+    """Images [N, 3, H, W] to logits at 1/8 in evaluation mode, computed in `dtype`; the model is left as it is.
 
     A batch norm whose input is a convolution, or the sum before the head, goes into the weights, in float64 and before
     they are rounded to `dtype`. Those before a ReLU and a convolution, in the context module, stay, in float32.
@@ -37,7 +37,7 @@ def folded(model: DualResolutionNet, dtype: torch.dtype, memory_format: torch.me
     return _cast(_finished(network), dtype, memory_format).requires_grad_(False)
 
 
-def packed(network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
+def with_context_op(network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
     """The network of `folded`, its context module as one op where a kernel serves it that is faster than the
     modules; it is changed in place.
     """
@@ -46,7 +46,7 @@ def packed(network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
         for node in network.graph.nodes:
             context = _called(network, node, PyramidContext)
             if context is not None and context.norm_order == "pre":
-                network.set_submodule(node.target, PackedContext(context, dtype))
+                network.set_submodule(node.target, ContextOp(context, dtype))
     return network
 
 
@@ -76,9 +76,9 @@ class _Logits(nn.Module):
         super().__init__()
         self.model, self.dtype, self.memory_format = model, dtype, memory_format
 
-    def forward(self, frames):  # a traced graph keeps annotations, and as text it could not be pickled
-        frames = frames.to(self.dtype, memory_format=self.memory_format)
-        _, high, low = self.model.backbone(frames)
+    def forward(self, images):  # a traced graph keeps annotations, and as text it could not be pickled
+        images = images.to(self.dtype, memory_format=self.memory_format)
+        _, high, low = self.model.backbone(images)
         return self.model.decode(high, low)
 
 
@@ -184,11 +184,11 @@ def _work_in_place(network: fx.GraphModule, node: fx.Node) -> None:
 
 def _join_stem(network: fx.GraphModule) -> None:
     """Make one module of the cast and the two convolutions of the stem."""
-    frames, cast, first, second = list(network.graph.nodes)[:4]
+    images, cast, first, second = list(network.graph.nodes)[:4]
     convs = [network.get_submodule(node.target) for node in (first, second)]
     network.add_submodule("stem", Stem(*convs, memory_format=cast.kwargs["memory_format"]))
     with network.graph.inserting_after(second):
-        _replace(second, network.graph.call_module("stem", (frames,)))
+        _replace(second, network.graph.call_module("stem", (images,)))
     network.graph.erase_node(first)
     network.graph.erase_node(cast)
 

@@ -19,10 +19,11 @@ from grids import grid
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
-from bcmfnet.models import create_model, cuda_graphs, engines, folding, fused, list_models
-from bcmfnet.models.cuda_graphs import CUDAGraphs
-from bcmfnet.models.folding import folded
-from bcmfnet.models.folding import fused as with_fused_layers
+from bcmfnet.inference import cuda_graphs, folding, for_inference, layers, runtimes
+from bcmfnet.inference.cuda_graphs import CUDAGraphs
+from bcmfnet.inference.folding import folded
+from bcmfnet.inference.folding import fused as with_fused_layers
+from bcmfnet.models import create_model, list_models
 from bcmfnet.ops import _cpu
 
 SIZES = [
@@ -90,7 +91,7 @@ def assert_labels(labels: Tensor, scores: Tensor, band: float = 1e-5) -> None:
     "size": [(64, 64), (97, 131)],
 })  # fmt: skip
 def test_folding_is_exact(monkeypatch, name, options, memory_format, size):
-    monkeypatch.setattr(fused, "STRIP_PIXELS", 2 * 131 * 32)  # of (97, 131) four strips, the last of one row
+    monkeypatch.setattr(layers, "STRIP_PIXELS", 2 * 131 * 32)  # of (97, 131) four strips, the last of one row
     model = trained(name, **options).double()
     images = frames(size, batch=2).double()
     network = folded(model, torch.float64, memory_format)
@@ -131,8 +132,8 @@ def test_a_sum_that_is_read_before_its_relu_stays():
 )
 def test_the_context_module_is_one_op_where_the_cpu_makes_it_faster(monkeypatch, model, dtype, features, one_op):
     monkeypatch.setattr(_cpu, "features", lambda: frozenset(features))
-    context = model.for_inference(dtype=dtype).network.model.context
-    assert type(context) is (fused.PackedContext if one_op else type(model.context))
+    context = for_inference(model, dtype=dtype).network.model.context
+    assert type(context) is (layers.ContextOp if one_op else type(model.context))
     x = torch.randn(1, 512, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
     expected = folded(model, torch.float64, torch.channels_last).model.context(x.double())
     assert_close(context(x), expected, tolerance=1e-5 if dtype == torch.float32 else BF16_ERROR)
@@ -166,7 +167,7 @@ def test_the_model_is_left_as_it_was(training):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     modules = [(key, type(module), module.training) for key, module in model.named_modules()]
     layouts = [(p.data_ptr(), p.stride(), p.dtype, p.requires_grad) for p in model.parameters()]
-    network = model.for_inference(dtype=torch.bfloat16)
+    network = for_inference(model, dtype=torch.bfloat16)
     network(frames((64, 64)))
     assert called == []  # hooks belong to the model
     assert [(key, type(module), module.training) for key, module in model.named_modules()] == modules
@@ -180,14 +181,14 @@ def test_the_model_is_left_as_it_was(training):
 def test_labels_are_those_of_the_model(name, memory_format, size):
     model = trained(name)
     images = frames(size)
-    labels = model.for_inference(memory_format=memory_format)(images)
+    labels = for_inference(model, memory_format=memory_format)(images)
     assert labels.shape == (1, *size)
     assert_labels(labels, eager_scores(model, images))
 
 
 def test_sizes_and_batches_in_turn(model):
     """What is kept from one size must not serve another."""
-    network = model.for_inference()
+    network = for_inference(model)
     for seed, (size, batch) in enumerate([((64, 64), 1), ((97, 131), 2), ((64, 64), 3), ((97, 131), 2)]):
         images = frames(size, batch, seed)
         before = images.clone()
@@ -198,7 +199,7 @@ def test_sizes_and_batches_in_turn(model):
 
 def test_results_are_the_callers_own(model):
     for output in ("labels", "logits"):
-        network = model.for_inference(output=output)
+        network = for_inference(model, output=output)
         first = network(frames((64, 64)))
         kept = first.clone()
         network(frames((64, 64), seed=1))
@@ -207,7 +208,7 @@ def test_results_are_the_callers_own(model):
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_frames_of_either_memory_format(model, memory_format):
-    network, images = model.for_inference(memory_format=memory_format), frames((97, 131))
+    network, images = for_inference(model, memory_format=memory_format), frames((97, 131))
     last = network(images.contiguous(memory_format=torch.channels_last))
     assert torch.equal(last, network(images))
 
@@ -215,7 +216,7 @@ def test_frames_of_either_memory_format(model, memory_format):
 @pytest.mark.parametrize("size", SIZES)
 def test_logits(model, size):
     images = frames(size, batch=2)
-    logits = model.for_inference(output="logits")(images)
+    logits = for_inference(model, output="logits")(images)
     assert logits.dtype == torch.float32 and not logits.requires_grad
     assert_close(logits, model(images).logits, tolerance=1e-5)
 
@@ -224,31 +225,31 @@ def test_logits(model, size):
 def test_bfloat16_is_within_its_error(model, size):
     images = frames(size)
     expected = model(images).logits
-    logits = model.for_inference(dtype=torch.bfloat16, output="logits")(images)
+    logits = for_inference(model, dtype=torch.bfloat16, output="logits")(images)
     assert logits.dtype == torch.bfloat16
     assert 1e-4 < relative_error(logits, expected) < BF16_ERROR
-    labels = model.for_inference(dtype=torch.bfloat16)(images)
+    labels = for_inference(model, dtype=torch.bfloat16)(images)
     assert_labels(labels, eager_scores(model, images), band=0.1)
 
 
 def test_without_onednn(model, monkeypatch):
     """What serves a GPU and other CPUs: sums and ReLUs in place on the convolution's result."""
-    monkeypatch.setattr(fused, "_onednn_serves", lambda x: False)
+    monkeypatch.setattr(layers, "_onednn_serves", lambda x: False)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, BF16_ERROR)):
-        logits = model.for_inference(dtype=dtype, output="logits")(frames((97, 131)))
+        logits = for_inference(model, dtype=dtype, output="logits")(frames((97, 131)))
         assert relative_error(logits, model(frames((97, 131))).logits) < tolerance
 
 
 def test_it_stays_in_evaluation_mode(model):
-    network = model.for_inference()
+    network = for_inference(model)
     assert not any(module.training for module in network.train().modules())
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
 @pytest.mark.parametrize("used", [False, True])
 def test_copies_and_pickles(model, used):
-    network, images = model.for_inference(dtype=torch.bfloat16), frames((64, 96))
-    expected = model.for_inference(dtype=torch.bfloat16)(images)
+    network, images = for_inference(model, dtype=torch.bfloat16), frames((64, 96))
+    expected = for_inference(model, dtype=torch.bfloat16)(images)
     if used:
         network(images)
     for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
@@ -257,7 +258,7 @@ def test_copies_and_pickles(model, used):
 
 def test_in_inference_mode_and_out_of_it(model):
     """Weights that were put in order in inference mode serve outside of it too."""
-    network, images = model.for_inference(), frames((64, 96))
+    network, images = for_inference(model), frames((64, 96))
     with torch.inference_mode():
         inside = network(images)
     assert torch.equal(network(images.requires_grad_()), inside)
@@ -273,55 +274,58 @@ def test_in_inference_mode_and_out_of_it(model):
         ({"compile": 1}, "compile: expected True or False, got 1"),
         ({"cuda_graph": 0}, "cuda_graph: expected True or False, got 0"),
         ({"cuda_graph": True}, "cuda_graph: expected a model on a CUDA device, got one on cpu"),
-        ({"engine": "tensorrt"}, "engine: expected one of None, onnxruntime, openvino, got 'tensorrt'"),
+        ({"runtime": "tensorrt"}, "runtime: expected one of None, onnxruntime, openvino, got 'tensorrt'"),
         ({"output": "mask"}, "output: expected one of labels, logits, got 'mask'"),
-        ({"engine": "openvino", "compile": True}, "compile: expected False with an engine, got True and engine='open"),
         (
-            {"engine": "onnxruntime", "dtype": torch.bfloat16},
-            "dtype: expected torch.float32 with engine='onnxruntime', got torch.bfloat16",
+            {"runtime": "openvino", "compile": True},
+            "compile: expected False with a runtime, got True and runtime='openvino'",
+        ),
+        (
+            {"runtime": "onnxruntime", "dtype": torch.bfloat16},
+            "dtype: expected torch.float32 with runtime='onnxruntime', got torch.bfloat16",
         ),
     ],
 )
 def test_options_that_cannot_be(model, options, message):
     with pytest.raises((TypeError, ValueError), match=f"^{re.escape(message)}"):
-        model.for_inference(**options)
+        for_inference(model, **options)
 
 
 def test_traced_exported_and_compiled(model):
-    network, images = model.for_inference(), frames((64, 96))
+    network, images = for_inference(model), frames((64, 96))
     expected = network(images)
     assert torch.equal(torch.jit.trace(network, images)(images), expected)
     assert torch.equal(torch.export.export(network, (images,)).module()(images), expected)
     assert torch.equal(torch.compile(network, fullgraph=True, backend="eager")(images), expected)
-    with pytest.raises(TypeError, match="^frames: expected a tensor, got Proxy$"):
+    with pytest.raises(TypeError, match="^images: expected a tensor, got Proxy$"):
         torch.fx.symbolic_trace(network)
 
 
 def test_an_engine_that_is_not_installed(model, monkeypatch):
-    monkeypatch.setattr(engines, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="^engine: 'openvino' needs openvino: pip install openvino$"):
-        model.for_inference(engine="openvino")
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="^runtime: 'openvino' needs openvino: pip install openvino$"):
+        for_inference(model, runtime="openvino")
     with pytest.raises(ImportError, match="pip install onnxruntime onnx onnxscript$"):
-        model.for_inference(engine="onnxruntime")
+        for_inference(model, runtime="onnxruntime")
 
 
 @pytest.mark.parametrize(
     "images", [torch.zeros(1, 3, 63, 64), torch.zeros(3, 64, 64), torch.zeros(1, 3, 64, 64, dtype=torch.uint8)]
 )
 def test_unusable_frames(model, images):
-    with pytest.raises(ValueError, match=r"^frames: expected float \[N, 3, H, W\], H and W >= 64, got "):
-        model.for_inference()(images)
+    with pytest.raises(ValueError, match=r"^images: expected float \[N, 3, H, W\], H and W >= 64, got "):
+        for_inference(model)(images)
 
 
 def test_frames_on_another_device(model):
-    with pytest.raises(ValueError, match="^frames: expected them on cpu, got meta$"):
-        model.for_inference()(torch.zeros(1, 3, 64, 64, device="meta"))
+    with pytest.raises(ValueError, match="^images: expected them on cpu, got meta$"):
+        for_inference(model)(torch.zeros(1, 3, 64, 64, device="meta"))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
 def test_compiled(model):
-    network = model.for_inference(compile=True)
+    network = for_inference(model, compile=True)
     assert_labels(network(frames((97, 131))), eager_scores(model, frames((97, 131))))
     assert_labels(network(frames((97, 131), seed=1)), eager_scores(model, frames((97, 131), seed=1)))
     pickle.loads(pickle.dumps(network))
@@ -329,31 +333,31 @@ def test_compiled(model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("engine", "dtype"),
+    ("runtime", "dtype"),
     [
         pytest.param("onnxruntime", torch.float32, marks=pytest.mark.exhaustive),
         pytest.param("openvino", torch.float32, marks=pytest.mark.exhaustive),
         ("openvino", torch.bfloat16),
     ],
 )
-def test_engines(model, engine, dtype):
-    missing = [package for package in engines.ENGINES[engine].packages if find_spec(package) is None]
+def test_engines(model, runtime, dtype):
+    missing = [package for package in runtimes.RUNTIMES[runtime].packages if find_spec(package) is None]
     if missing:
         pytest.skip(f"{', '.join(missing)} not installed")
     band = 1e-5 if dtype == torch.float32 else 0.1
-    signal_stack = engines.SignalStack.current().start
-    network = model.for_inference(engine=engine, dtype=dtype)
+    signal_stack = runtimes.SignalStack.current().start
+    network = for_inference(model, runtime=runtime, dtype=dtype)
     for size, batch in (((64, 96), 1), ((97, 131), 2), ((64, 96), 1)):
         assert_labels(network(frames(size, batch)), eager_scores(model, frames(size, batch)), band)
-    scores = model.for_inference(engine=engine, dtype=dtype, output="logits")
+    scores = for_inference(model, runtime=runtime, dtype=dtype, output="logits")
     first = scores(frames((64, 96)))
     kept = first.clone()
     assert relative_error(first, model(frames((64, 96))).logits) < (1e-5 if dtype == torch.float32 else BF16_ERROR)
     scores(frames((64, 96), seed=1))
     assert torch.equal(first, kept)
-    assert engines.SignalStack.current().start == signal_stack
+    assert runtimes.SignalStack.current().start == signal_stack
     del network, scores  # in the order in which they were made
-    assert engines.SignalStack.current().start == signal_stack
+    assert runtimes.SignalStack.current().start == signal_stack
 
 
 class Recorded(cuda_graphs.Graph):
@@ -437,7 +441,7 @@ GPU_ERROR = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: BF16_ERRO
 @pytest.mark.parametrize("dtype", GPU_ERROR)
 @pytest.mark.parametrize("cuda_graph", [False, None, True])
 def test_graphs_serve_new_frames_of_two_sizes(on_gpu, dtype, cuda_graph):
-    network = on_gpu.for_inference(dtype=dtype, cuda_graph=cuda_graph, output="logits")
+    network = for_inference(on_gpu, dtype=dtype, cuda_graph=cuda_graph, output="logits")
     for seed, size in enumerate([(64, 96), (97, 131), (64, 96), (64, 96), (97, 131)]):
         images = frames(size, seed=seed).cuda()
         assert relative_error(network(images), on_gpu(images).logits) < GPU_ERROR[dtype]
@@ -447,7 +451,7 @@ def test_graphs_serve_new_frames_of_two_sizes(on_gpu, dtype, cuda_graph):
 
 @pytest.mark.gpu
 def test_a_graph_gives_what_the_same_pass_gives_without(on_gpu):
-    eager, graphed = (on_gpu.for_inference(dtype=torch.float16, cuda_graph=value) for value in (False, True))
+    eager, graphed = (for_inference(on_gpu, dtype=torch.float16, cuda_graph=value) for value in (False, True))
     for seed in range(3):
         images = frames((128, 192), batch=2, seed=seed).cuda()
         labels = graphed(images)
@@ -459,7 +463,7 @@ def test_a_graph_gives_what_the_same_pass_gives_without(on_gpu):
 
 @pytest.mark.gpu
 def test_graph_in_and_out_of_inference_mode(on_gpu):
-    network, images = on_gpu.for_inference(cuda_graph=True), frames((64, 96)).cuda()
+    network, images = for_inference(on_gpu, cuda_graph=True), frames((64, 96)).cuda()
     with torch.inference_mode():
         inside = network(images)
     assert torch.equal(network(images), inside)
@@ -469,7 +473,7 @@ def test_graph_in_and_out_of_inference_mode(on_gpu):
 @pytest.mark.parametrize("cuda_graph", [False, True])
 @pytest.mark.parametrize("check", [assert_never_waits, assert_uses_the_current_stream])
 def test_manners_on_a_gpu(on_gpu, cuda_graph, check):
-    network = on_gpu.for_inference(dtype=torch.float16, cuda_graph=cuda_graph)
+    network = for_inference(on_gpu, dtype=torch.float16, cuda_graph=cuda_graph)
     network(frames((64, 96)).cuda())
     check(lambda images: (network(images),), frames((64, 96)).cuda())
 
@@ -477,7 +481,7 @@ def test_manners_on_a_gpu(on_gpu, cuda_graph, check):
 @pytest.mark.gpu
 def test_two_streams_take_turns(on_gpu):
     """A graph has one set of buffers: a call on a second stream must not write over frames still being read."""
-    network = on_gpu.for_inference(dtype=torch.float16, cuda_graph=True)
+    network = for_inference(on_gpu, dtype=torch.float16, cuda_graph=True)
     batch = [frames((256, 256), seed=seed).cuda() for seed in range(8)]
     expected = [network(images) for images in batch]
     torch.cuda.synchronize()
@@ -492,7 +496,7 @@ def test_two_streams_take_turns(on_gpu):
 
 @pytest.mark.gpu
 def test_inside_a_graph_of_the_callers(on_gpu):
-    network, images = on_gpu.for_inference(dtype=torch.float16, cuda_graph=True), frames((64, 96)).cuda()
+    network, images = for_inference(on_gpu, dtype=torch.float16, cuda_graph=True), frames((64, 96)).cuda()
     expected = network(images)
     static = torch.zeros_like(images)
     graph = torch.cuda.CUDAGraph()
@@ -506,7 +510,7 @@ def test_inside_a_graph_of_the_callers(on_gpu):
 @pytest.mark.gpu
 @pytest.mark.slow
 def test_compiled_in_a_graph(on_gpu):
-    network = on_gpu.for_inference(dtype=torch.float16, compile=True, cuda_graph=True, output="logits")
+    network = for_inference(on_gpu, dtype=torch.float16, compile=True, cuda_graph=True, output="logits")
     for seed in range(3):
         images = frames((64, 96), seed=seed).cuda()
         assert relative_error(network(images), on_gpu(images).logits) < GPU_ERROR[torch.float16]

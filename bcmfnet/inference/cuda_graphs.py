@@ -1,4 +1,4 @@
-"""CUDA graphs of a function of frames, one for each of the last sizes."""
+"""CUDA graphs of a function of images, one for each of the last sizes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ WARM_UP = 3
 
 
 class CUDAGraphs:
-    """A function from frames to one tensor, replayed from a CUDA graph for each size; the result is the caller's own.
+    """A function from images to one tensor, replayed from a CUDA graph for each size; the result is the caller's own.
 
     `function` must neither wait for the device nor keep what it is given. Unless `at_once`, a size is captured when it
-    comes for the second time, so that frames of ever new sizes cost no captures. Threads may call it at the same time:
+    comes for the second time, so that images of ever new sizes cost no captures. Threads may call it at the same time:
     they take turns in handing their work to the device, not in what the device does.
     """
 
@@ -34,57 +34,57 @@ class CUDAGraphs:
         self.graphs: OrderedDict[torch.Size, Graph | None] = OrderedDict()
         self.turn = Lock()
 
-    def __call__(self, frames: Tensor) -> Tensor:
-        with torch.cuda.device(frames.device):  # whose current stream is meant below
+    def __call__(self, images: Tensor) -> Tensor:
+        with torch.cuda.device(images.device):  # whose current stream is meant below
             if torch.cuda.is_current_stream_capturing():
-                return self.function(frames)  # the caller's own graph takes the pass up
+                return self.function(images)  # the caller's own graph takes the pass up
             with self.turn:
-                graph = self._graph(frames)
+                graph = self._graph(images)
                 if graph is not None:
-                    return graph(frames)
-            return self.function(frames.to(self.dtype, memory_format=self.memory_format))
+                    return graph(images)
+            return self.function(images.to(self.dtype, memory_format=self.memory_format))
 
-    def _graph(self, frames: Tensor) -> Graph | None:
-        again = frames.shape in self.graphs
-        graph = self.graphs.pop(frames.shape, None)
+    def _graph(self, images: Tensor) -> Graph | None:
+        again = images.shape in self.graphs
+        graph = self.graphs.pop(images.shape, None)
         if graph is None and (again or self.at_once):
-            graph = Graph(self.function, frames, self.dtype, self.memory_format)
-        self.graphs[frames.shape] = graph
+            graph = Graph(self.function, images, self.dtype, self.memory_format)
+        self.graphs[images.shape] = graph
         if len(self.graphs) > SIZES:
             self.graphs.popitem(last=False)
         return graph
 
 
 class Graph:
-    """One captured pass, with the memory that it reads frames from and writes its result to."""
+    """One captured pass, with the memory that it reads images from and writes its result to."""
 
     def __init__(
         self,
         function: Callable[[Tensor], Tensor],
-        frames: Tensor,
+        images: Tensor,
         dtype: torch.dtype,
         memory_format: torch.memory_format,
     ):
         # Tensors made in inference mode could not be written to outside of it, and these outlive the call.
         with torch.inference_mode(False), torch.no_grad():
-            self.frames = torch.empty_like(frames, dtype=dtype, memory_format=memory_format).copy_(frames)
+            self.images = torch.empty_like(images, dtype=dtype, memory_format=memory_format).copy_(images)
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(WARM_UP):
-                    function(self.frames)
+                    function(self.images)
             torch.cuda.current_stream().wait_stream(side)
             self.graph = torch.cuda.CUDAGraph()
             # Other threads, such as a loader that pins memory, may go on while this one captures.
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                self.result = function(self.frames)
+                self.result = function(self.images)
         self.done = torch.cuda.Event()
         self.done.record()
 
-    def __call__(self, frames: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         """The copy into the graph's memory is the cast to its dtype too; a call on another stream waits its turn."""
         torch.cuda.current_stream().wait_event(self.done)
-        self.frames.copy_(frames)
+        self.images.copy_(images)
         self.graph.replay()
         result = self.result.clone()
         self.done.record()

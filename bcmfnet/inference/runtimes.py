@@ -1,4 +1,4 @@
-"""Optional engines for the convolutions on a CPU: ONNX Runtime and OpenVINO, imported when they are asked for."""
+"""Optional runtimes for the convolutions on a CPU: ONNX Runtime and OpenVINO, imported when they are asked for."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ SIZES = 4
 Pass = Callable[[Tensor], Tensor]
 
 
-class EngineFacts(NamedTuple):
-    """What an engine computes in, and the packages that it and its conversion need."""
+class RuntimeFacts(NamedTuple):
+    """What a runtime computes in, and the packages that it and its conversion need."""
 
     dtypes: tuple[torch.dtype, ...]
     packages: tuple[str, ...]
 
 
-ENGINES = {
-    "onnxruntime": EngineFacts((torch.float32,), ("onnxruntime", "onnx", "onnxscript")),
-    "openvino": EngineFacts((torch.float32, torch.bfloat16), ("openvino",)),
+RUNTIMES = {
+    "onnxruntime": RuntimeFacts((torch.float32,), ("onnxruntime", "onnx", "onnxscript")),
+    "openvino": RuntimeFacts((torch.float32, torch.bfloat16), ("openvino",)),
 }
 
 
-def check_engine(name: str, dtype: torch.dtype) -> None:
-    """Raise ValueError for a dtype that the engine lacks, ImportError where it is not installed."""
-    dtypes, packages = ENGINES[name]
+def check_runtime(name: str, dtype: torch.dtype) -> None:
+    """Raise ValueError for a dtype that the runtime lacks, ImportError where it is not installed."""
+    dtypes, packages = RUNTIMES[name]
     if dtype not in dtypes:
-        raise ValueError(f"dtype: expected {' or '.join(map(str, dtypes))} with engine={name!r}, got {dtype}")
+        raise ValueError(f"dtype: expected {' or '.join(map(str, dtypes))} with runtime={name!r}, got {dtype}")
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
-        raise ImportError(f"engine: {name!r} needs {', '.join(missing)}: pip install {' '.join(missing)}")
+        raise ImportError(f"runtime: {name!r} needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
-class Engine:
-    """A network's pass through an engine; it converts the network once for each size and number of threads."""
+class Runtime:
+    """A network's pass through a runtime; it converts the network once for each size and number of threads."""
 
     def __init__(self, name: str, network: nn.Module, dtype: torch.dtype):
         convert = {"onnxruntime": _onnxruntime, "openvino": _openvino}[name]
@@ -56,26 +56,26 @@ class Engine:
 
         self._pass = lru_cache(SIZES)(converted)
 
-    def __call__(self, frames: Tensor) -> Tensor:
-        return self._pass(frames.shape, torch.get_num_threads())(frames.detach().float().contiguous())
+    def __call__(self, images: Tensor) -> Tensor:
+        return self._pass(images.shape, torch.get_num_threads())(images.detach().float().contiguous())
 
 
-def _onnxruntime(network: nn.Module, frames: Tensor, dtype: torch.dtype, threads: int) -> Pass:
+def _onnxruntime(network: nn.Module, images: Tensor, dtype: torch.dtype, threads: int) -> Pass:
     import onnxruntime
 
-    program = torch.onnx.export(network, (frames,), dynamo=True, verbose=False)
+    program = torch.onnx.export(network, (images,), dynamo=True, verbose=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     model = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
-    return lambda frames: torch.from_numpy(session.run(None, {entry.name: frames.numpy()})[0])
+    return lambda images: torch.from_numpy(session.run(None, {entry.name: images.numpy()})[0])
 
 
-def _openvino(network: nn.Module, frames: Tensor, dtype: torch.dtype, threads: int) -> Pass:
+def _openvino(network: nn.Module, images: Tensor, dtype: torch.dtype, threads: int) -> Pass:
     import openvino
 
-    model = openvino.convert_model(network, example_input=frames, input=list(frames.shape))
+    model = openvino.convert_model(network, example_input=images, input=list(images.shape))
     options = {
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
@@ -85,8 +85,8 @@ def _openvino(network: nn.Module, frames: Tensor, dtype: torch.dtype, threads: i
     with keeping_the_signal_stack():
         request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
 
-    def run(frames: Tensor) -> Tensor:
-        request.infer({0: frames.numpy()}, share_inputs=True)
+    def run(images: Tensor) -> Tensor:
+        request.infer({0: images.numpy()}, share_inputs=True)
         return torch.from_numpy(request.get_output_tensor(0).data).clone()  # the next call writes over it
 
     return run

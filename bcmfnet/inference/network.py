@@ -1,0 +1,165 @@
+"""The fastest way from a frame to a label map: a copy of a trained network that does nothing but inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bcmfnet.inference.cuda_graphs import CUDAGraphs
+from bcmfnet.inference.folding import folded, fused, with_context_op
+from bcmfnet.inference.runtimes import RUNTIMES, Runtime, check_runtime
+from bcmfnet.models.ddrnet import DualResolutionNet, check_images
+from bcmfnet.ops import _options
+from bcmfnet.ops.upsample_argmax import upsample_argmax
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MEMORY_FORMATS = (torch.channels_last, torch.contiguous_format)
+OUTPUTS = ("labels", "logits")
+
+
+def for_inference(
+    model: DualResolutionNet,
+    *,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.channels_last,
+    compile: bool = False,
+    cuda_graph: bool | None = None,
+    runtime: str | None = None,
+    output: str = "labels",
+) -> InferenceNetwork:
+    """A copy that goes from images to label maps as fast as it can; the model is left as it is.
+
+    Batch norms are folded into the convolutions before them, which also do the sums and ReLUs that follow. The
+    copy takes images as the model does, float32 [N, 3, H, W] of any size >= 64, normalised as in training (for
+    weights of ours `bcmfnet.data.normalize` with the file's mean and std), and gives uint8 [N, H, W] labels of
+    their size. It is for the device that the model is on.
+
+    Args:
+        dtype: of weights and maps: float32, bfloat16, or on a GPU float16. With float32 labels differ from the
+            model's at rounding ties alone.
+        memory_format: of the maps: channels_last or contiguous_format.
+        compile: pass the folded network through torch.compile, anew for each size.
+        cuda_graph: replay each size from a CUDA graph; the last four sizes are kept. None: on a GPU from the
+            second frame of a size on. True: from the first. The result is never written over by a later call.
+        runtime: what computes the convolutions on a CPU: None, "onnxruntime" (float32) or "openvino" (float32,
+            bfloat16). A runtime converts the network for each size and number of threads, which takes seconds.
+        output: "labels", or "logits" at 1/8 [N, classes, ceil(H / 8), ceil(W / 8)], float32 from a runtime, else
+            in `dtype`.
+
+    Raises:
+        TypeError, ValueError: an unknown value, or values that do not go together.
+        ImportError: a runtime that is not installed.
+    """
+    return InferenceNetwork(model, dtype, memory_format, compile, cuda_graph, runtime, output)
+
+
+class InferenceNetwork(nn.Module):
+    """What `for_inference` returns.
+
+    It stays in evaluation mode and has no gradients. Its copies and pickles compile, capture and convert anew.
+    """
+
+    def __init__(
+        self,
+        model: DualResolutionNet,
+        dtype: torch.dtype,
+        memory_format: torch.memory_format,
+        compile: bool,
+        cuda_graph: bool | None,
+        runtime: str | None,
+        output: str,
+    ):
+        super().__init__()
+        device = next(model.parameters()).device
+        _options.choice("dtype", dtype, DTYPES)
+        _options.choice("memory_format", memory_format, MEMORY_FORMATS)
+        compile = _options.boolean("compile", compile)
+        cuda_graph = None if cuda_graph is None else _options.boolean("cuda_graph", cuda_graph)
+        runtime = _options.choice("runtime", runtime, (None, *RUNTIMES))
+        output = _options.choice("output", output, OUTPUTS)
+        _check_together(device, dtype, compile, cuda_graph, runtime)
+        self.compile_network, self.cuda_graph, self.runtime, self.output = compile, cuda_graph, runtime, output
+        self.dtype, self.memory_format = dtype, memory_format
+        if runtime is not None:
+            self.network = folded(model, torch.float32, torch.contiguous_format)
+        else:
+            self.network = with_context_op(folded(model, dtype, memory_format), dtype)
+            if not compile:
+                fused(self.network)
+        super().train(False)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make what is no state: the compiled network or the runtime's, and the CUDA graphs."""
+        self._logits: Callable[[Tensor], Tensor] = self.network.forward
+        if self.runtime is not None:
+            self._logits = Runtime(self.runtime, self.network, self.dtype)
+        elif self.compile_network:
+            self._logits = torch.compile(self.network.forward, dynamic=False)
+        self._graphs = None
+        if self.device.type == "cuda" and self.cuda_graph is not False:
+            self._graphs = CUDAGraphs(self._compute, self.dtype, self.memory_format, at_once=self.cuda_graph is True)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised float images [N, 3, H, W] to labels uint8 [N, H, W], or to logits at 1/8.
+
+        Raises:
+            ValueError: images of another shape, dtype or device.
+        """
+        self._check(images)
+        return self._compute(images) if self._graphs is None else self._graphs(images)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """The logits of such images, at 1/8, whatever the output is; not from a CUDA graph."""
+        self._check(images)
+        return self._logits(images)
+
+    def _check(self, images: Tensor) -> None:
+        check_images(images)
+        if images.device != self.device:
+            raise ValueError(f"images: expected them on {self.device}, got {images.device}")
+
+    def _compute(self, images: Tensor) -> Tensor:
+        logits = self._logits(images)
+        return logits if self.output == "logits" else upsample_argmax(logits, images.shape[-2:])
+
+    def train(self, mode: bool = True) -> InferenceNetwork:
+        """Nothing: its batch norms are constants."""
+        return self
+
+    def _apply(self, *arguments: Any, **keywords: Any) -> nn.Module:
+        super()._apply(*arguments, **keywords)
+        self._prepare()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        made = ("_logits", "_graphs")
+        return {name: value for name, value in super().__getstate__().items() if name not in made}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._prepare()
+
+
+def _check_together(
+    device: torch.device, dtype: torch.dtype, compile: bool, cuda_graph: bool | None, runtime: str | None
+) -> None:
+    if dtype == torch.float16 and device.type == "cpu":
+        raise ValueError("dtype: expected torch.float32 or torch.bfloat16 on a CPU, got torch.float16, which is slower")
+    if cuda_graph and device.type != "cuda":
+        raise ValueError(f"cuda_graph: expected a model on a CUDA device, got one on {device}")
+    if runtime is not None:
+        if compile:
+            raise ValueError(f"compile: expected False with a runtime, got True and runtime={runtime!r}")
+        if device.type != "cpu":
+            raise ValueError(f"runtime: expected a model on the CPU, got one on {device}")
+        check_runtime(runtime, dtype)
