@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 
+from bcmfnet.engine import saver
 from bcmfnet.engine import train as engine
 from bcmfnet.engine.config import DataConfig, OptimConfig, TrainConfig
+from bcmfnet.engine.learner import Learner
+from bcmfnet.engine.record import Record
 from bcmfnet.engine.runtime import Interrupted
 
 PHASES = ("training", "evaluation", "checkpoint")
@@ -36,16 +39,16 @@ def train(folder: str, save_every_minutes: float, resume: bool, shared: Any) -> 
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # the workers', so that they are this process's children
     torch.set_num_threads(1)
-    for name, owner in (("train_until", engine._Run), ("evaluate", engine._Run), ("save_checkpoint", engine)):
-        _tell(owner, name, ("train_until", "evaluate", "save_checkpoint").index(name), shared)
+    for phase, (owner, name) in enumerate(((Learner, "backward"), (engine, "evaluate"), (saver, "save_checkpoint"))):
+        _tell(owner, name, phase, shared)
     engine.report.draw_run = lambda *args: None
-    add = engine.Meter.add
+    add = Record.add
 
-    def added(meter: Any, step: int, *args: Any) -> None:
-        shared[STEP] = step
-        add(meter, step, *args)
+    def added(record: Record, *args: Any) -> None:
+        shared[STEP] = record.state.step
+        add(record, *args)
 
-    engine.Meter.add = added
+    Record.add = added
     try:
         engine.train(small_config(save_every_minutes), Path(folder), resume=resume)
     except Interrupted as stopped:

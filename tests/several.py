@@ -15,6 +15,8 @@ import torch
 from bcmfnet.engine import train as engine
 from bcmfnet.engine.config import DataConfig, OptimConfig, TrainConfig
 from bcmfnet.engine.distributed import Processes, launched_processes
+from bcmfnet.engine.learner import Learner
+from bcmfnet.engine.record import Record
 from bcmfnet.engine.runtime import Interrupted
 
 
@@ -64,26 +66,26 @@ def train(processes: Processes, folder: str, config: TrainConfig, resume: bool, 
     A process that adds up batches does as several do: only the first of each step counts for the running statistics.
     """
     engine.report.draw_run = lambda *args: None
-    backward, calls = engine._Run._backward, []
+    add_gradients, calls = Learner.add_gradients, []
 
-    def first_counts(run: Any, batch: Any) -> Any:
-        buffers = [(buffer, buffer.clone()) for buffer in run.model.buffers()]
-        figures = backward(run, batch)
+    def first_counts(learner: Learner, step: int, batch: Any) -> Any:
+        buffers = [(buffer, buffer.clone()) for buffer in learner.model.buffers()]
+        figures = add_gradients(learner, step, batch)
         for buffer, before in buffers if len(calls) % config.optim.accumulate else ():
             buffer.copy_(before)
         calls.append(batch)
         return figures
 
-    engine._Run._backward = first_counts
-    add = engine.Meter.add
+    Learner.add_gradients = first_counts
+    add = Record.add
 
-    def added(meter: Any, step: int, *args: Any) -> None:
-        steps[processes.rank] = step
-        add(meter, step, *args)
-        if strike is not None and (processes.rank, step) == strike[:2]:
+    def added(record: Record, *args: Any) -> None:
+        steps[processes.rank] = record.state.step
+        add(record, *args)
+        if strike is not None and (processes.rank, record.state.step) == strike[:2]:
             os.kill(os.getpid(), strike[2])
 
-    engine.Meter.add = added
+    Record.add = added
     try:
         engine.train(config, Path(folder), resume=resume, processes=processes)
     except Interrupted as stopped:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bcmfnet.data import Dataset
 from bcmfnet.engine.config import TrainConfig
@@ -26,28 +26,13 @@ FORMAT = 3
 LAST = "checkpoints/last.pt"
 """Where the folder of a run has its last checkpoint."""
 MAY_CHANGE = {
-    "where it runs": (
-        "device",
-        "amp",
-        "compile",
-        "deterministic",
-        "data.root",
-        "data.colors",
-        "data.workers",
-        "data.strict",
-        "optim.accumulate",
-    ),
-    "how long and how fast": (
-        "patience",
-        "optim.steps",
-        "optim.epochs",
-        "optim.lr",
-        "optim.warmup_steps",
-        "optim.power",
-    ),
+    "where it runs": ("device", "amp", "compile", "deterministic", "data.root", "data.colors", "data.workers",
+                      "data.strict", "optim.accumulate"),
+    "how long and how fast": ("patience", "optim.steps", "optim.epochs", "optim.lr", "optim.warmup_steps",
+                              "optim.power"),
     "what each step reads of the optimiser's options": ("optim.momentum", "optim.weight_decay", "optim.clip"),
     "what is written": ("val_every", "log_every", "save_every_minutes", "keep"),
-}
+}  # fmt: skip
 """Options that a resumed run may have other values of; it obeys them from its first step on. Any other would make it
 a run that started differently, and is refused."""
 SEAL = b"sha256:"
@@ -76,6 +61,10 @@ class TrainState:
     threads: int = 1
     stale: int = 0
 
+    def is_stale(self, patience: int | None) -> bool:
+        """Whether so many evaluations have passed without a better one; None is never."""
+        return patience is not None and self.stale >= patience
+
 
 def name_frames(train_set: Dataset, val_set: Dataset) -> str:
     """The number of frames and a digest of their names in order, without the folders that they are in."""
@@ -86,14 +75,9 @@ def name_frames(train_set: Dataset, val_set: Dataset) -> str:
 
 
 def save_checkpoint(
-    path: Path,
-    state: TrainState,
-    config: dict[str, Any],
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    average: torch.nn.Module | None = None,
-) -> None:
+    path: Path, state: TrainState, config: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler, average: nn.Module | None = None,
+) -> None:  # fmt: skip
     """Write the state of a run, and keep as many checkpoints as the configuration says.
 
     average is the moving average of the model, where the run has one. Raises CheckpointError on a full disk, and the
@@ -243,12 +227,9 @@ def _plain(value: Any) -> Any:
 
 
 def restore(
-    checkpoint: Checkpoint,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    average: torch.nn.Module | None = None,
-) -> TrainState:
+    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+    average: nn.Module | None = None,
+) -> TrainState:  # fmt: skip
     """Put the state of a checkpoint into model, optimiser, loss scale, moving average and random generator.
 
     The optimiser's options stay those of the configuration. Nothing is changed where an error is raised: ConfigError
@@ -276,13 +257,13 @@ def _train_state(path: Path, payload: dict[str, Any]) -> TrainState:
     def count(key: str) -> int:
         return checked(path, payload, f"state.{key}", "a number of steps", lambda v: type(v) is int and v >= 0)
 
-    best = checked(
-        path, payload, "state.best_miou", "nan or 0 to 1", lambda v: type(v) is float and not (v < 0 or v > 1)
-    )
+    def is_share(v: object) -> bool:
+        return type(v) is float and not (v < 0 or v > 1)
+
+    best = checked(path, payload, "state.best_miou", "nan or 0 to 1", is_share)
     frames = checked(path, payload, "state.frames", "text", lambda v: isinstance(v, str))
-    return TrainState(
-        count("step"), count("evaluated"), best, frames, count("batches"), count("threads"), count("stale")
-    )
+    counts = {key: count(key) for key in ("step", "evaluated", "batches", "threads", "stale")}
+    return TrainState(best_miou=best, frames=frames, **counts)
 
 
 def _optimizer_state(path: Path, payload: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[int, Any]:
@@ -291,26 +272,16 @@ def _optimizer_state(path: Path, payload: dict[str, Any], optimizer: torch.optim
     expected = f"groups of {' and '.join(str(len(params)) for params in own)} parameters"
     checked(path, payload, "optimizer.param_groups", expected, lambda v: _parameters(v) == own)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state = checked(
-        path,
-        payload,
-        "optimizer.state",
-        f"the state of {len(parameters)} parameters",
-        lambda v: _is_dict(v) and v.keys() in (set(), set(range(len(parameters)))),
-    )
+    expected, numbers = f"the state of {len(parameters)} parameters", set(range(len(parameters)))
+    state = checked(path, payload, "optimizer.state", expected, lambda v: _is_dict(v) and v.keys() in (set(), numbers))
     adamw = isinstance(optimizer, torch.optim.AdamW)
     for number, values in state.items():
         shape = parameters[number].shape
         shapes = {"exp_avg": shape, "exp_avg_sq": shape, "step": ()} if adamw else {"momentum_buffer": shape}
         for key, shape in shapes.items():
-            named = {"optimizer": {f"state[{number}]": values}}
-            checked(
-                path,
-                named,
-                f"optimizer.state[{number}].{key}",
-                f"a tensor of {list(shape)}",
-                lambda v, shape=shape: _is_tensor(v, shape),
-            )
+            named, expected = {"optimizer": {f"state[{number}]": values}}, f"a tensor of {list(shape)}"
+            name = f"optimizer.state[{number}].{key}"
+            checked(path, named, name, expected, lambda v, shape=shape: _is_tensor(v, shape))
     return state
 
 

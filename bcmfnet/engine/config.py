@@ -227,12 +227,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _require(
-            not (self.optim.steps and self.optim.epochs),
-            "optim.steps, optim.epochs",
-            "one of the two",
-            (self.optim.steps, self.optim.epochs),
-        )
+        both = self.optim.steps, self.optim.epochs
+        _require(not all(both), "optim.steps, optim.epochs", "one of the two", both)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values; what is unset (None) is left out."""

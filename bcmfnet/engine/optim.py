@@ -49,8 +49,13 @@ class Schedule:
             decay = (1 - step / self.steps) ** self.optim.power
         return self.optim.lr * warmup * decay
 
-    def next_evaluation(self, step: int) -> int:
-        return min(self.steps, (step // self.evaluate_every + 1) * self.evaluate_every)
+    def evaluates(self, step: int) -> bool:
+        """Whether an evaluation is due once a number of steps is done."""
+        return step % self.evaluate_every == 0 or step == self.steps
+
+    def pauses(self, step: int) -> bool:
+        """Whether the state is saved once a number of steps is done: before an evaluation and before another crop."""
+        return self.evaluates(step) or self.crop(step)[0] != self.crop(step - 1)[0]
 
     def crop(self, step: int) -> tuple[tuple[int, int], int]:
         """(height, width) of the crops of a step (from 0), and the step before which that changes."""

@@ -18,8 +18,8 @@ from bcmfnet.engine.config import PAPER_LOSS
 from bcmfnet.engine.environment import describe_environment
 from bcmfnet.engine.evaluate import Evaluation, scores_table, summary_table
 from bcmfnet.engine.inference import LabelPredictor, Predictor
+from bcmfnet.engine.learner import Laps
 from bcmfnet.engine.run_folder import write_text
-from bcmfnet.engine.steps import Laps
 from bcmfnet.errors import ConfigError, unknown_name
 from bcmfnet.nn import BoundaryCorrectedLoss, OhemCrossEntropy
 from bcmfnet.ops.bcl import checked_options

@@ -15,14 +15,17 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from bcmfnet.engine import build, saver
 from bcmfnet.engine import train as engine
 from bcmfnet.engine.checkpoint import LAST, earlier_checkpoints, read_checkpoint, save_checkpoint, sealed
 from bcmfnet.engine.config import PRESETS, DataConfig, LossConfig, OptimConfig, TrainConfig
+from bcmfnet.engine.learner import Laps, Learner
 from bcmfnet.engine.optim import Schedule
+from bcmfnet.engine.record import Record
 from bcmfnet.engine.runtime import Interrupted
-from bcmfnet.engine.steps import Laps
 from bcmfnet.errors import CheckpointError, ConfigError, TrainingError
 from bcmfnet.models import create_model, model_from_weights, weights
+from bcmfnet.nn import BoundaryCorrectedLoss
 from bcmfnet.ops import boundary_corrected_loss
 from bcmfnet.ops.bcl import checked_options
 from bcmfnet.reference import bcl as reference
@@ -48,14 +51,14 @@ def assert_equal_state(a, b):
 
 def stop_after(monkeypatch, step, number):
     """Send the process a signal once a step is done."""
-    original = engine._Run.train_step
+    original = Learner.update
 
-    def train_step(run, *args):
-        original(run, *args)
-        if run.state.step == step:
+    def update(learner, state):
+        original(learner, state)
+        if state.step == step:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(engine._Run, "train_step", train_step)
+    monkeypatch.setattr(Learner, "update", update)
 
 
 def test_run_leaves_everything_in_its_folder(tiny_config, tmp_path):
@@ -109,25 +112,25 @@ def test_the_weights_that_a_run_stands_for(tiny_config, tmp_path, monkeypatch, s
 ])  # fmt: skip
 def test_crops_larger_than_any_frame_gets_are_refused(crop, crops, line):
     with pytest.raises(ConfigError) as refused:
-        engine.build_datasets(DataConfig(length=8, crop=crop, crops=crops))
+        build.build_datasets(DataConfig(length=8, crop=crop, crops=crops))
     assert str(refused.value) == line
-    engine.build_datasets(DataConfig(length=8, crop=(512, 1024)))
+    build.build_datasets(DataConfig(length=8, crop=(512, 1024)))
 
 
 @pytest.mark.exhaustive
 def test_a_run_without_a_better_evaluation_ends(tiny_config, tmp_path, monkeypatch):
     """Of the evaluations of steps 2, 4, ..., the second is the best; resumed, it is still at its end."""
     scores = iter([0.1, 0.3, 0.2, 0.25, 0.2, 0.2])
-    original = engine._Run._evaluate
+    original = engine.evaluate
 
-    def evaluate(run, predictor, boundary):
-        result = original(run, predictor, boundary)
+    def evaluate(*arguments, boundary, **options):
+        result = original(*arguments, boundary=boundary, **options)
         if not boundary:
-            run.scores = next(scores)
-            monkeypatch.setattr(type(result), "miou", property(lambda self: run.scores))
+            score = next(scores)
+            monkeypatch.setattr(type(result), "miou", property(lambda self: score))
         return result
 
-    monkeypatch.setattr(engine._Run, "_evaluate", evaluate)
+    monkeypatch.setattr(engine, "evaluate", evaluate)
     tiny_config.optim.steps, tiny_config.val_every, tiny_config.patience = 40, 0.5, 2
     assert engine.train(tiny_config, tmp_path).steps == 8
     assert model_from_weights(tmp_path)[1]["step"] == 4
@@ -158,11 +161,9 @@ def test_one_cycle_is_that_of_torch():
 
 def test_deterministic_is_for_the_time_of_the_run(tiny_config, tmp_path, monkeypatch):
     seen = []
-    original = engine._Run.train_step
+    original = Learner.update
     monkeypatch.setattr(
-        engine._Run,
-        "train_step",
-        lambda *args: (seen.append(torch.are_deterministic_algorithms_enabled()), original(*args)),
+        Learner, "update", lambda *args: (seen.append(torch.are_deterministic_algorithms_enabled()), original(*args))
     )
     tiny_config.deterministic, tiny_config.optim.steps = True, 2
     with warnings.catch_warnings():
@@ -196,14 +197,14 @@ def test_deterministic_runs_of_500_steps_are_equal(tiny_config, tmp_path):
     MemoryError(),
 ])  # fmt: skip
 def test_out_of_memory_says_what_to_lower(tiny_config, tmp_path, monkeypatch, error):
-    original = engine._Run._backward
+    original = Learner.add_gradients
 
-    def backward(run, batch):
-        if run.state.step == 2:
+    def add_gradients(learner, step, batch):
+        if step == 2:
             raise error
-        return original(run, batch)
+        return original(learner, step, batch)
 
-    monkeypatch.setattr(engine._Run, "_backward", backward)
+    monkeypatch.setattr(Learner, "add_gradients", add_gradients)
     advice = "try a lower --data.batch-size (and --optim.accumulate), --data.crop or --loss.inplace-grad"
     with pytest.raises(TrainingError) as raised:
         engine.train(tiny_config, tmp_path)
@@ -251,11 +252,12 @@ def test_same_seed_same_weights_other_seed_others(tiny_config, tmp_path):
 
 
 def test_nan_loss_stops_with_step_files_and_advice(tiny_config, tmp_path, monkeypatch):
-    original = engine.Meter.add
-    monkeypatch.setattr(
-        engine.Meter, "add",
-        lambda meter, step, figures, files: original(meter, step, figures * (float("nan") if step == 5 else 1), files),
-    )  # fmt: skip
+    original = Record.add
+
+    def add(record, figures, batches):
+        original(record, figures * (float("nan") if record.state.step == 5 else 1), batches)
+
+    monkeypatch.setattr(Record, "add", add)
     message = r"got nan at step 5, on synthetic:\S+, synthetic:\S+; try .*; the last checkpoint, of step 4, is intact"
     with pytest.raises(TrainingError, match=message):
         engine.train(tiny_config, tmp_path)
@@ -282,14 +284,14 @@ def break_step(patch, step, where):
 
         patch.setattr(torch.optim.AdamW, "step", update)
         return
-    original = engine.Meter.add
+    original = Record.add
 
-    def add(meter, done, *args):
-        original(meter, done, *args)
-        if done == step - 1:
-            patch.setattr(engine.BoundaryCorrectedLoss, "forward", break_off)
+    def add(record, *args):
+        original(record, *args)
+        if record.state.step == step - 1:
+            patch.setattr(BoundaryCorrectedLoss, "forward", break_off)
 
-    patch.setattr(engine.Meter, "add", add)
+    patch.setattr(Record, "add", add)
 
 
 @pytest.mark.exhaustive
@@ -334,7 +336,7 @@ def test_spoiled_weights_are_not_saved(tiny_config, tmp_path, monkeypatch):
 
 def test_state_is_saved_every_few_minutes(tiny_config, tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(engine, "save_checkpoint", lambda path, state, *rest: saved.append(state.step))
+    monkeypatch.setattr(saver, "save_checkpoint", lambda path, state, *rest: saved.append(state.step))
     tiny_config.optim.steps, tiny_config.save_every_minutes = 3, 0
     engine.train(tiny_config, tmp_path)
     assert saved == [0, 1, 2, 3, 3, 3]  # each step, then before and after the evaluation
@@ -402,7 +404,7 @@ def killed_after_evaluation(config, folder, step):
         save_checkpoint(path, state, *others)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(engine, "save_checkpoint", save)
+        patch.setattr(saver, "save_checkpoint", save)
         engine.train(config, folder)
 
 
@@ -414,7 +416,7 @@ def every_kept_checkpoint_is_read(monkeypatch):
         save_checkpoint(path, *parts)
         assert all(map(read_checkpoint, (path, *earlier_checkpoints(path))))
 
-    monkeypatch.setattr(engine, "save_checkpoint", save)
+    monkeypatch.setattr(saver, "save_checkpoint", save)
 
 
 def warnings_of(caplog):
@@ -496,7 +498,7 @@ def test_schedule_warms_up_and_decays():
     assert plan.lr(0) == pytest.approx(1 / 5)
     assert plan.lr(4) == pytest.approx((16 / 20) ** 0.9)
     assert plan.lr(19) == pytest.approx((1 / 20) ** 0.9)
-    assert [plan.next_evaluation(step) for step in (0, 9, 10, 19)] == [10, 10, 20, 20]
+    assert [step for step in range(21) if plan.evaluates(step)] == [0, 10, 20]
 
 
 @pytest.mark.parametrize(("frames", "epochs", "message"), [
@@ -517,13 +519,13 @@ def test_rows_say_what_the_loss_selects(tiny_config, tmp_path, monkeypatch, mode
     tiny_config.optim.steps, tiny_config.log_every = 2, 2
     tiny_config.loss = LossConfig(mode=mode, threshold=1.5, nms=3 if mode == "detect" else 1, jitter=False)
     calls = []
-    original = engine.BoundaryCorrectedLoss.forward
+    original = BoundaryCorrectedLoss.forward
 
     def forward(loss, logits, target, **options):
         calls.append((loss, logits.detach().double(), target))
         return original(loss, logits, target, **options)
 
-    monkeypatch.setattr(engine.BoundaryCorrectedLoss, "forward", forward)
+    monkeypatch.setattr(BoundaryCorrectedLoss, "forward", forward)
     engine.train(tiny_config, tmp_path)
     (row,) = (row for row in map(json.loads, (tmp_path / "metrics.jsonl").open()) if "loss" in row)
     if mode == "plain":
@@ -549,13 +551,11 @@ def test_resume_is_exact_with_all_that_a_recipe_has(tiny_config, tmp_path, monke
         optim=dataclasses.replace(tiny_config.optim, ema=0.9, clip=1.0, schedule="cosine"),
     )
     sizes, norms = [], []
-    gradients, clip = engine._Run.train_step, torch.nn.utils.clip_grad_norm_
+    gradients, clip = Learner.add_gradients, torch.nn.utils.clip_grad_norm_
     monkeypatch.setattr(
-        engine._Run,
-        "train_step",
-        lambda run, batches: sizes.append(batches[0].labels.shape[1:]) or gradients(run, batches),
+        Learner, "add_gradients", lambda *args: sizes.append(args[-1].labels.shape[1:]) or gradients(*args)
     )
-    monkeypatch.setattr(engine.nn.utils, "clip_grad_norm_", lambda p, norm: norms.append(norm) or clip(p, norm))
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, norm: norms.append(norm) or clip(p, norm))
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
     engine.train(config, tmp_path / "whole")
@@ -577,14 +577,14 @@ def test_resume_is_exact_with_all_that_a_recipe_has(tiny_config, tmp_path, monke
 def test_class_weights_of_a_run_are_those_it_began_with(tiny_config, tmp_path, monkeypatch):
     """They are computed once, go to 1 by the share that was asked for, and come from the run's own file on resume."""
     seen, jitters = [], []
-    original = engine.BoundaryCorrectedLoss.forward
+    original = BoundaryCorrectedLoss.forward
 
     def forward(loss, *args, **options):
         seen.append(loss.weight.tolist())
         jitters.append(options["jitter"])
         return original(loss, *args, **options)
 
-    monkeypatch.setattr(engine.BoundaryCorrectedLoss, "forward", forward)
+    monkeypatch.setattr(BoundaryCorrectedLoss, "forward", forward)
     tiny_config.loss = LossConfig(class_weights="median", class_weights_until=0.5, aux_weight=0)
     tiny_config.optim.steps = 4
     engine.train(tiny_config, tmp_path)
@@ -627,6 +627,7 @@ def test_schedules():
     assert [plan.crop(step) for step in range(10)] == (
         [((64, 64), 3)] * 3 + [((80, 90), 5)] * 2 + [((100, 200), 10)] * 5
     )
+    assert [step for step in range(1, 11) if plan.pauses(step)] == [3, 4, 5, 8, 10]
     assert [plan.class_weights_left(step) for step in (0, 1, 4, 5, 9)] == pytest.approx([1, 0.8, 0.2, 0, 0])
 
 
@@ -644,11 +645,11 @@ def test_crops_refused(crops, message):
 
 
 def test_every_option_of_the_loss_can_be_configured():
-    options = inspect.signature(engine.BoundaryCorrectedLoss).parameters.keys() - {"weight", "ignore_index"}
+    options = inspect.signature(BoundaryCorrectedLoss).parameters.keys() - {"weight", "ignore_index"}
     assert options <= {field.name for field in dataclasses.fields(LossConfig)}
     changed = {"ce_weight": 0.5, "alpha": 0.25, "beta": 0.75, "flip": "mirror", "norm": "valid", "max_kept": 7,
                "per_image": True, "inplace_grad": True, "validate": True, "step": 3}  # fmt: skip
-    built = engine.build_loss(LossConfig(**changed), 255).options
+    built = build.build_loss(LossConfig(**changed), 255).options
     assert {key: built[key] for key in changed} == changed
 
 
@@ -671,5 +672,5 @@ def test_the_papers_presets_name_its_selection():
 def test_loss_of_a_configuration(mode, expected):
     """OHEM has no suppression and no share; plain cross-entropy no boundary term."""
     config = LossConfig(mode=mode, nms=5, ratio=0.25, threshold=0.5, min_kept=7)
-    options = engine.build_loss(config, 255).options
+    options = build.build_loss(config, 255).options
     assert {key: options[key] for key in expected} == expected

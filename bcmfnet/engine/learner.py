@@ -1,0 +1,160 @@
+"""What learns: network, loss and optimiser, step by step, and where the time of a step goes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bcmfnet.data import IMAGENET_MEAN, IMAGENET_STD, Batch, normalize
+from bcmfnet.data.labels import LabelTable
+from bcmfnet.engine.build import build_loss
+from bcmfnet.engine.checkpoint import TrainState
+from bcmfnet.engine.config import TrainConfig
+from bcmfnet.engine.distributed import Processes
+from bcmfnet.engine.ema import MovingAverage
+from bcmfnet.engine.inference import LabelPredictor
+from bcmfnet.engine.optim import Schedule, build_optimizer
+from bcmfnet.engine.runtime import autocast
+from bcmfnet.errors import TrainingError
+
+
+class Laps:
+    """What the time of the steps since the last reading went to.
+
+    On a GPU it is the GPU's own time, marked on its stream: what the loader takes there is what it kept waiting.
+    """
+
+    PARTS = ("loader", "copy", "forward", "loss", "backward", "optimizer")
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.marks: list[tuple[str, Any]] = []
+
+    def mark(self, part: str) -> None:
+        """A part begins, and the one before it ends."""
+        moment: Any = time.perf_counter()
+        if self.on_gpu:
+            moment = torch.cuda.Event(enable_timing=True)
+            moment.record()
+        self.marks.append((part, moment))
+
+    def read(self) -> dict[str, float]:
+        """Seconds of each part; on a GPU it is waited for."""
+        if self.on_gpu and self.marks:
+            self.marks[-1][1].synchronize()
+        seconds = dict.fromkeys(self.PARTS, 0.0)
+        for (part, begin), (_, end) in pairwise(self.marks):
+            if part in seconds:
+                seconds[part] += begin.elapsed_time(end) / 1000 if self.on_gpu else end - begin
+        self.marks.clear()
+        return seconds
+
+
+@dataclass
+class Learner:
+    """A network with its loss, optimiser and moving average. A step is a `backward` and an `update`."""
+
+    config: TrainConfig
+    plan: Schedule
+    model: nn.Module
+    table: LabelTable
+    class_weights: dict[str, float] | None
+    device: torch.device
+    amp: torch.dtype | None
+    processes: Processes
+
+    def __post_init__(self) -> None:
+        self.laps = Laps(self.device)
+        self.criterion = build_loss(self.config.loss, self.table.ignore_index).to(self.device)
+        if self.class_weights is not None:
+            self.weight = torch.tensor(list(self.class_weights.values()), dtype=torch.float32, device=self.device)
+        self.optimizer = build_optimizer(self.model, self.config.optim)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp is torch.float16)
+        ema = self.config.optim.ema
+        self.average = MovingAverage(self.model, ema) if ema is not None else None
+        self.averaged = self.average.model if self.average else None
+        self.result = self.averaged or self.model
+        """The network that is evaluated and saved."""
+        self.buffers = list(self.model.buffers())
+        self.buffers_before = [buffer.clone() for buffer in self.buffers]
+        self.unfinished = ""
+        """Which part of a step has begun: none, backward or update."""
+        forward = self.processes.parallel(self.model)
+        self.forward = torch.compile(forward) if self.config.compile else forward
+        if self.config.model.freeze:
+            self.model.backbone.eval()  # its batch norms keep their statistics
+
+    def backward(self, step: int, batches: list[Batch]) -> Tensor:
+        """Compute the gradients of a step (from 0), and of its batches the mean loss and what it selects."""
+        self.laps.mark("optimizer")
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.lr(step)
+        if self.class_weights is not None:
+            self.criterion.weight = 1 + self.plan.class_weights_left(step) * (self.weight - 1)
+        torch._foreach_copy_(self.buffers_before, self.buffers)
+        self.rng = torch.get_rng_state()
+        self.unfinished = "backward"
+        self.optimizer.zero_grad(set_to_none=True)
+        figures = []
+        for batch in batches:
+            waits = self.processes.count > 1 and batch is not batches[-1]  # gradients are averaged with the last one's
+            with self.forward.no_sync() if waits else contextlib.nullcontext():
+                figures.append(self.add_gradients(step, batch))
+        self.laps.mark("optimizer")
+        if self.config.optim.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
+        return self.processes.mean(torch.stack(figures).mean(0))
+
+    def add_gradients(self, step: int, batch: Batch) -> Tensor:
+        """Add the gradients of a batch; the loss, and where it selects what it selects, float32 on the device."""
+        self.laps.mark("copy")
+        images = batch.images.to(self.device, non_blocking=True)
+        images = normalize(images, IMAGENET_MEAN, IMAGENET_STD, torch.channels_last)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        self.laps.mark("forward")
+        with autocast(self.device, self.amp):
+            output = self.forward(images)
+        self.laps.mark("loss")
+        options = {"jitter": step if self.config.loss.jitter else None}
+        loss, stats = self.criterion(output.logits, labels, **options, return_stats=True)
+        if output.aux is not None:
+            loss = loss + self.config.loss.aux_weight * self.criterion(output.aux, labels, **options)
+        self.laps.mark("backward")
+        self.scaler.scale(loss / self.config.optim.accumulate).backward()
+        selection = () if self.config.loss.mode == "plain" else stats.selection().values()
+        return torch.stack([loss.detach(), *selection])
+
+    def update(self, state: TrainState) -> None:
+        """Update the weights by the gradients, and count the step."""
+        self.unfinished = "update"
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average:
+            self.average.update(state.step + 1)
+        state.step += 1
+        self.unfinished = ""
+        self.laps.mark("rest")
+
+    def take_back(self) -> None:
+        """Go back to the end of the last finished step, where another has begun.
+
+        Before its update that changes batch norm's running statistics and the random generator alone. Raises
+        TrainingError where the update was broken off half-way, which cannot be taken back.
+        """
+        if self.unfinished == "update":
+            raise TrainingError("its successor's update was broken off half-way")
+        if self.unfinished == "backward":
+            torch._foreach_copy_(self.buffers, self.buffers_before)
+            torch.set_rng_state(self.rng)
+            self.unfinished = ""
+
+    def predictor(self, model: nn.Module) -> LabelPredictor:
+        """Of a network of the run's kind, in its device and precision."""
+        return LabelPredictor(model, IMAGENET_MEAN, IMAGENET_STD, self.device, self.amp)
