@@ -14,7 +14,7 @@ FLOORS = (
     {"ops"},
     {"nn"},
     {"models", "data", "metrics", "export", "viz"},
-    {"inference"},
+    {"inference", "integrations"},
     {"engine", "benchmarks"},
     {"cli"},
 )
