@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import socket
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from bcmfnet.engine import train as engine
-from bcmfnet.engine.config import DataConfig, OptimConfig, TrainConfig
+from bcmfnet.engine.build import build_loss
+from bcmfnet.engine.config import DataConfig, LossConfig, OptimConfig, TrainConfig
 from bcmfnet.engine.distributed import Processes, launched_processes
 from bcmfnet.engine.learner import Learner
 from bcmfnet.engine.record import Record
 from bcmfnet.engine.runtime import Interrupted
+from bcmfnet.ops import boundary_corrected_loss
 
 
 def small_config(**optim: Any) -> TrainConfig:
@@ -35,7 +39,7 @@ def small_config(**optim: Any) -> TrainConfig:
 def context() -> Any:
     """Processes that begin with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["several", "bcmfnet.inference.network", "safetensors.torch"])
+    context.set_forkserver_preload(["several", "torch._dynamo", "bcmfnet.inference.network", "safetensors.torch"])
     return context
 
 
@@ -102,3 +106,67 @@ def ask_the_leader(processes: Processes, answers: Any) -> None:
         processes.from_leader(lambda: int("x"))
     except ValueError as error:
         answers.put((processes.rank, answer, str(error), processes.largest(10 * processes.rank)))
+
+
+CLASSES = 5
+SYNCED: dict[str, dict[str, Any]] = {
+    "plain": {"boundary_weight": 0.0},
+    "detect": {"boundary_weight": 0.5},
+    "detect, the hardest third": {"ratio": 1 / 3, "threshold": 60.0},
+    "detect, few": {"threshold": 0.01, "max_kept": 37},
+    "detect, few of a tie": {"threshold": 0.0, "max_kept": 1},
+    "detect, divided by the valid": {"norm": "valid", "nms": 3, "min_kept": 200, "threshold": 9.0},
+    "ohem": {"mode": "ohem", "ce_weight": 0.0, "min_kept": 300, "threshold": 2.0},
+    "paper": {"mode": "paper", "nms": 3, "ratio": 1 / 16, "boundary_weight": 0.05, "jitter": 5},
+    "class weights": {"weight": [0.5, 0.0, 2.0, 1.0, 3.0], "ratio": 0.25},
+    "each image": {"per_image": True, "ratio": 0.25},
+    "a batch without a valid pixel": {"ratio": 0.25, "void": 1},
+    "nothing valid at all": {"void": 9},
+}
+"""Options of losses over several processes; `void` is from the end how many of them have nothing valid."""
+
+
+def losses_that_share(processes: Processes, answers: Any) -> None:
+    """Put whether the losses of --loss.sync share the batches of all processes, and whether others do."""
+    configs = [LossConfig(mode=mode, sync=sync) for mode in ("detect", "ohem", "plain") for sync in (True, False)]
+    answers.put([build_loss(config, 255, processes).process_group is dist.group.WORLD for config in configs])
+
+
+def synced_losses(processes: Processes, dtype: torch.dtype, cases: list[tuple[str, Any]], answers: Any) -> None:
+    """Compare, for each case and size of the logits, the loss that processes share with that of one with all images.
+
+    Put (case, largest difference of loss and of the gradients that DistributedDataParallel leaves, whether the counts
+    and thresholds are equal).
+    """
+    for case, size in cases:
+        torch.manual_seed(0)
+        images = torch.randn(2 * processes.count, 3, *size, dtype=dtype)
+        target = torch.randint(0, CLASSES, (len(images), 12, 16), dtype=torch.uint8)
+        target[torch.rand(target.shape) < 0.1] = 255
+        options = dict(SYNCED[case])
+        target[len(images) - 2 * min(options.pop("void", 0), processes.count) :] = 255
+        if "weight" in options:
+            options["weight"] = torch.tensor(options["weight"])
+        network = torch.nn.Conv2d(3, CLASSES, 1).to(dtype)
+        alone = copy.deepcopy(network)
+        mine = slice(2 * processes.rank, 2 * processes.rank + 2)
+        options = options | {"return_stats": True}
+        expected, figures = boundary_corrected_loss(alone(images), target, **options)
+        expected.backward()
+        parallel = processes.parallel(network)  # its hooks go with it
+        loss, stats = boundary_corrected_loss(
+            parallel(images[mine]), target[mine], **options, process_group=processes.group
+        )
+        loss.backward()
+        errors = [
+            (loss - expected).detach().abs(),
+            (stats.ce - figures.ce).abs(),
+            (stats.boundary - figures.boundary).abs(),
+        ]
+        for ours, theirs in zip(network.parameters(), alone.parameters(), strict=True):
+            errors.append((ours.grad - theirs.grad).abs().max())
+        thresholds = figures.threshold[mine] if options.get("per_image") else figures.threshold
+        equal = torch.equal(stats.threshold, thresholds) and all(
+            int(ours) == int(theirs) for ours, theirs in zip(stats[2:4], figures[2:4], strict=True)
+        )
+        answers.put((f"{case} {size}", float(max(errors)), equal))

@@ -16,7 +16,7 @@ from bcmfnet.data.class_weights import class_weights, mean_of_one, read_class_we
 from bcmfnet.data.labels import LabelTable
 from bcmfnet.data.verification import check_before_training, count_pixels
 from bcmfnet.engine.config import CLASS_WEIGHTS, DataConfig, LossConfig, ModelConfig, TrainConfig
-from bcmfnet.engine.distributed import Processes
+from bcmfnet.engine.distributed import ALONE, Processes
 from bcmfnet.engine.optim import Schedule
 from bcmfnet.errors import ConfigError
 from bcmfnet.models import create_model
@@ -84,15 +84,16 @@ def build_model(config: ModelConfig, table: LabelTable, trained: bool) -> nn.Mod
     return model
 
 
-def build_loss(config: LossConfig, ignore_index: int) -> BoundaryCorrectedLoss:
+def build_loss(config: LossConfig, ignore_index: int, processes: Processes = ALONE) -> BoundaryCorrectedLoss:
     """The loss of a configuration: `plain` is cross-entropy, `ohem` is OHEM as mmseg and HRNet users know it."""
+    group = processes.group if config.sync else None
     if config.mode == "plain":
-        return UpsampledCrossEntropy(ignore_index)
+        return UpsampledCrossEntropy(ignore_index, process_group=group)
     own = inspect.signature(BoundaryCorrectedLoss).parameters
     options = {key: value for key, value in vars(config).items() if key in own}
     if config.mode == "ohem":
         options |= {"ce_weight": 0.0, "nms": 1, "ratio": 0.0}
-    return BoundaryCorrectedLoss(**options, ignore_index=ignore_index)
+    return BoundaryCorrectedLoss(**options, ignore_index=ignore_index, process_group=group)
 
 
 def build_class_weights(config: LossConfig, train_set: Any, kept: Path | None) -> dict[str, float] | None:

@@ -145,6 +145,8 @@ class LossConfig:
     """Write the gradient over the logits: less memory."""
     validate: bool = False
     """Check the labels of each batch and wait for the answer, also on a GPU."""
+    sync: bool = False
+    """Select and divide over the batches of all processes, not each over its own."""
     jitter: bool = True
     """Move the pairs of the flips from step to step, so that every edge is seen in time."""
     class_weights: str = "none"

@@ -39,6 +39,11 @@ class Processes:
     def leads(self) -> bool:
         return self.rank == 0
 
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """What collectives of torch call all of them; None of one."""
+        return dist.group.WORLD if self.count > 1 else None
+
     def from_leader(self, function: Callable[[], T]) -> T:
         """What the function returns in the leading process, in all of them; what it raises there is raised in all."""
         if self.count == 1:

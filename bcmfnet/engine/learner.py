@@ -71,7 +71,7 @@ class Learner:
 
     def __post_init__(self) -> None:
         self.laps = Laps(self.device)
-        self.criterion = build_loss(self.config.loss, self.table.ignore_index).to(self.device)
+        self.criterion = build_loss(self.config.loss, self.table.ignore_index, self.processes).to(self.device)
         if self.class_weights is not None:
             self.weight = torch.tensor(list(self.class_weights.values()), dtype=torch.float32, device=self.device)
         self.optimizer = build_optimizer(self.model, self.config.optim)

@@ -12,6 +12,9 @@ from bcmfnet.ops import BclStats, _options, boundary_corrected_loss
 from bcmfnet.ops.bcl import check_weight, checked_options
 from bcmfnet.reference.bcl import Flip, Mode, Norm
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 
 class BoundaryCorrectedLoss(nn.Module):
     """Boundary Corrected Loss of logits [N, C, h, w] and target [N, H, W] (arXiv 2203.00436, section 2.3).
@@ -46,6 +49,7 @@ class BoundaryCorrectedLoss(nn.Module):
         per_image: bool = False,
         inplace_grad: bool = False,
         validate: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         if weight is not None and (not isinstance(weight, Tensor) or weight.ndim != 1):
@@ -62,6 +66,7 @@ class BoundaryCorrectedLoss(nn.Module):
         }  # fmt: skip
         checked_options(**self.options)
         self.options = _options.plain(self.options)
+        self.process_group = _options.process_group("process_group", process_group)
 
     def forward(
         self,
@@ -81,8 +86,9 @@ class BoundaryCorrectedLoss(nn.Module):
         if boundary_weight is not None:
             options = options | {"boundary_weight": boundary_weight}
         return boundary_corrected_loss(
-            logits, target, weight=self.weight, jitter=jitter, return_stats=return_stats, **options
-        )
+            logits, target, weight=self.weight, jitter=jitter, process_group=self.process_group,
+            return_stats=return_stats, **options,
+        )  # fmt: skip
 
     if TYPE_CHECKING:  # nn.Module says of a call that it takes and returns anything
 
@@ -128,6 +134,7 @@ class OhemCrossEntropy(BoundaryCorrectedLoss):
         min_kept: number of pixels of the batch that are kept at least.
         ignore_index: label of the pixels that do not count; None is 255, and is refused from 256 classes on.
         weight: float [C], weight of a pixel by its own label; the selection and the count are unweighted.
+        process_group: processes whose batches are one, as `bcmfnet.ops.boundary_corrected_loss` says.
 
     Raises:
         TypeError, ValueError: a wrong option, here; a tensor of another dtype or shape, in a call.
@@ -139,12 +146,13 @@ class OhemCrossEntropy(BoundaryCorrectedLoss):
         min_kept: int = 100_000,
         ignore_index: int | None = None,
         weight: Tensor | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         if not 0 < _options.number("thresh", thresh) <= 1:
             raise ValueError(f"thresh: expected a probability, 0 < thresh <= 1, got {thresh!r}")
         super().__init__(
             weight=weight, mode="ohem", ce_weight=0.0, nms=1, ratio=0.0, threshold=-math.log(thresh),
-            min_kept=min_kept, ignore_index=ignore_index,
+            min_kept=min_kept, ignore_index=ignore_index, process_group=process_group,
         )  # fmt: skip
 
 
@@ -157,10 +165,13 @@ class UpsampledCrossEntropy(BoundaryCorrectedLoss):
     Args:
         ignore_index: label of the pixels that do not count; None is 255, and is refused from 256 classes on.
         weight: float [C], weight of a pixel by its own label; the mean is over the sum of the weights, as torch's.
+        process_group: processes whose batches are one, as `bcmfnet.ops.boundary_corrected_loss` says.
 
     Raises:
         TypeError: a wrong option, here; TypeError, ValueError: a tensor of another dtype or shape, in a call.
     """
 
-    def __init__(self, ignore_index: int | None = None, weight: Tensor | None = None) -> None:
-        super().__init__(weight=weight, boundary_weight=0.0, ignore_index=ignore_index)
+    def __init__(
+        self, ignore_index: int | None = None, weight: Tensor | None = None, process_group: ProcessGroup | None = None
+    ) -> None:
+        super().__init__(weight=weight, boundary_weight=0.0, ignore_index=ignore_index, process_group=process_group)

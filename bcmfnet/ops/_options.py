@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 INTEGERS = (Integral, torch.SymInt)
@@ -85,6 +86,13 @@ def tensor(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     return value
+
+
+def process_group(name: str, value: Any) -> Any:
+    """A group of processes, or None. Raises TypeError for anything else."""
+    if value is None or (dist.is_available() and isinstance(value, dist.ProcessGroup)):
+        return value
+    raise TypeError(f"{name}: expected a process group of torch.distributed or None, got {_shown(value)}")
 
 
 def plain(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Unpack, get_args, overload
 
 import torch
 from torch import Tensor
@@ -12,8 +12,12 @@ from torch import Tensor
 from bcmfnet.ops import _extension, _limits, _options, backends
 from bcmfnet.ops._derivatives import asks_for_gradient, refuse_forward_mode, refuse_gradient
 from bcmfnet.ops._library import EVERY_DEVICE, LIBRARY, without_autocast
+from bcmfnet.ops._synced_bcl import synced_loss
 from bcmfnet.reference import bcl as reference
 from bcmfnet.reference.bcl import BclOptions, BclStats, Flip, Mode, Norm
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -62,6 +66,7 @@ class LossOptions(TypedDict, total=False):
     jitter: int | None
     inplace_grad: bool
     validate: bool
+    process_group: ProcessGroup | None
 
 
 @overload
@@ -100,6 +105,7 @@ def boundary_corrected_loss(
     jitter: int | None = None,
     inplace_grad: bool = False,
     validate: bool = False,
+    process_group: ProcessGroup | None = None,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, BclStats]:
     """Cross-entropy plus a boundary term over online-selected boundary-hard pixels (arXiv 2203.00436, section 2.3).
@@ -133,6 +139,11 @@ def boundary_corrected_loss(
             backward, or another op that saved the logits, fails in autograd. Refused where it would be wrong or save
             nothing; without effect where no gradient is asked for.
         validate: check the labels' range and wait for the answer, also on a GPU.
+        process_group: processes whose batches are one: loss, figures and the selection are those of all their images.
+            Each process gets the loss of the whole batch, and of it the gradient of its own logits times the number of
+            processes, so that the mean over the processes that DistributedDataParallel takes is the gradient of the
+            whole batch. All of them call alike; jitter is the same. It costs a second evaluation without gradient
+            where norm is selected, up to 16 more with ratio, min_kept or max_kept, and waiting for the device.
         return_stats: return (loss, BclStats) with detached figures on the device.
 
     Returns:
@@ -159,6 +170,9 @@ def boundary_corrected_loss(
     needs_grad, inplace_grad = asks_for_gradient(logits), bool(inplace_grad)
     if inplace_grad and needs_grad:
         _check_overwritable(logits, target)
+    if _options.process_group("process_group", process_group) is not None:
+        loss, figures = synced_loss(logits, target, weight, options, needs_grad, inplace_grad, process_group)
+        return (loss, figures) if _options.boolean("return_stats", return_stats) else loss
     loss, *stats = torch.ops.bcmfnet.bcl_forward(logits, target, weight, *options, needs_grad, inplace_grad)[:6]
     return (loss, BclStats(*stats)) if _options.boolean("return_stats", return_stats) else loss
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -163,6 +164,34 @@ def test_what_the_leader_answers_and_raises_reaches_all(context):
     heard = sorted(answers.get(timeout=LIMIT) for _ in range(2))
     error = "invalid literal for int() with base 10: 'x'"
     assert heard == [(0, "by 0", error, 10), (1, "by 0", error, 10)]
+
+
+SIZES = ((12, 16), (6, 8))  # of the logits: the target's, and upsampled inside
+EVERY = list(itertools.product(several.SYNCED, SIZES))
+FEW = [("plain", SIZES[0]), ("ohem", SIZES[1]), ("a batch without a valid pixel", SIZES[1])]
+
+
+@pytest.mark.parametrize(("count", "cases", "dtype", "tolerance"), [
+    (2, FEW, torch.float64, 1e-12),
+    pytest.param(2, EVERY, torch.float64, 1e-12, marks=pytest.mark.exhaustive),
+    pytest.param(3, EVERY, torch.float64, 1e-12, marks=pytest.mark.exhaustive),
+    pytest.param(2, EVERY, torch.float32, 2e-5, marks=pytest.mark.exhaustive),
+])  # fmt: skip
+def test_a_shared_loss_and_its_gradients_are_those_of_the_whole_batch(context, count, cases, dtype, tolerance):
+    answers = context.Queue()
+    started = several.start(context, count, several.synced_losses, dtype, cases, answers)
+    heard = [answers.get(timeout=LIMIT) for _ in range(count * len(cases))]
+    for process in started:
+        process.join(LIMIT)
+    assert [(case, error) for case, error, _ in heard if not error <= tolerance] == []
+    assert [case for case, _, equal in heard if not equal] == []
+
+
+def test_losses_share_their_batches_where_they_are_asked_to(context):
+    answers = context.Queue()
+    for process in several.start(context, 2, several.losses_that_share, answers):
+        process.join(LIMIT)
+    assert [answers.get(timeout=LIMIT) for _ in range(2)] == [[True, False] * 3] * 2
 
 
 def test_a_world_size_that_no_launcher_explains(monkeypatch):

@@ -214,7 +214,7 @@ OTHER = {
     "optim.accumulate": 2, "data.strict": True, "model.freeze": True, "deterministic": True, "patience": 3,
     "loss.max_kept": 9, "loss.ce_weight": 0.5, "loss.alpha": 0.5, "loss.beta": 0.5, "loss.flip": "mirror",
     "loss.norm": "valid", "loss.per_image": True, "loss.inplace_grad": True, "loss.validate": True,
-    "loss.jitter": False, "loss.class_weights": "enet", "loss.class_weights_until": 0.5,
+    "loss.jitter": False, "loss.sync": True, "loss.class_weights": "enet", "loss.class_weights_until": 0.5,
     "data.jitter": 0.25, "data.batch_size": 3, "data.workers": 1, "model.name": "ddrnet23_slim", "model.aux": False,
     "model.pretrained": "/w", "loss.mode": "paper", "loss.boundary_weight": 0.5, "loss.step": 2, "loss.nms": 3,
     "loss.threshold": 0.5, "loss.ratio": 0.5, "loss.min_kept": 1, "loss.aux_weight": 0.5, "optim.name": "sgd",

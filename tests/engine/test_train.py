@@ -645,7 +645,7 @@ def test_crops_refused(crops, message):
 
 
 def test_every_option_of_the_loss_can_be_configured():
-    options = inspect.signature(BoundaryCorrectedLoss).parameters.keys() - {"weight", "ignore_index"}
+    options = inspect.signature(BoundaryCorrectedLoss).parameters.keys() - {"weight", "ignore_index", "process_group"}
     assert options <= {field.name for field in dataclasses.fields(LossConfig)}
     changed = {"ce_weight": 0.5, "alpha": 0.25, "beta": 0.75, "flip": "mirror", "norm": "valid", "max_kept": 7,
                "per_image": True, "inplace_grad": True, "validate": True, "step": 3}  # fmt: skip
