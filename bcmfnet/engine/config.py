@@ -207,7 +207,7 @@ class TrainConfig:
     seed: Annotated[int, Between(0, 2**63 - 1)] = 0
     """Seed of the weights, the order of the frames and their augmentation."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    """Mixed precision; auto is bf16 where the device computes in it, else off."""
+    """Mixed precision; auto is bf16 where the device computes in it, else off. fp16 skips steps that overflow."""
     device: str = "auto"
     """cpu, cuda or cuda:N; auto is the GPU where there is one."""
     compile: bool = False

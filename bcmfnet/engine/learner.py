@@ -76,6 +76,9 @@ class Learner:
             self.weight = torch.tensor(list(self.class_weights.values()), dtype=torch.float32, device=self.device)
         self.optimizer = build_optimizer(self.model, self.config.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp is torch.float16)
+        self.one = torch.ones((), device=self.device)
+        self.skipped = torch.zeros((), dtype=torch.int64, device=self.device)
+        """Steps since the last row that the loss scale had to skip."""
         ema = self.config.optim.ema
         self.average = MovingAverage(self.model, ema) if ema is not None else None
         self.averaged = self.average.model if self.average else None
@@ -132,10 +135,16 @@ class Learner:
         return torch.stack([loss.detach(), *selection])
 
     def update(self, state: TrainState) -> None:
-        """Update the weights by the gradients, and count the step."""
+        """Update the weights by the gradients, and count the step.
+
+        Under a loss scale, gradients that are not finite leave the weights as they are and lower the scale; the step
+        counts as one that is done.
+        """
         self.unfinished = "update"
+        scale = self.scaler.scale(self.one)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.skipped += self.scaler.scale(self.one) < scale
         if self.average:
             self.average.update(state.step + 1)
         state.step += 1

@@ -29,7 +29,7 @@ class Record:
     NAMES = ("loss", "ce", "selected", "threshold", "selected_loss")
 
     def __init__(self, learner: Learner, state: TrainState) -> None:
-        self.plan, self.laps, self.state = learner.plan, learner.laps, state
+        self.learner, self.plan, self.state = learner, learner.plan, state
         self.frames = learner.config.data.batch_size * state.batches
         self.metrics: MetricsLog | None = None
         self.progress = Progress()
@@ -68,17 +68,34 @@ class Record:
                 got = f"got {value} at step {step}, on {', '.join(f[0] for f in files)}; {ADVICE}; {intact(saved_step)}"
                 raise TrainingError(f"loss: expected a finite number, {got}")
         rate = len(rows) * self.frames / (time.perf_counter() - self.start)
-        seconds = {f"{part}_s": total / len(rows) for part, total in self.laps.read().items()}
+        seconds = {f"{part}_s": total / len(rows) for part, total in self.learner.laps.read().items()}
         self.restart()
+        skipped = self._read_skipped(saved_step)
         if self.metrics is None:
             return
         figures = dict(zip(self.NAMES, (sum(column) / len(rows) for column in zip(*rows, strict=True)), strict=False))
         step, lr = self.state.step, self.plan.lr(self.state.step - 1)
-        self.metrics.add(self._position() | figures | {"lr": lr, "images_per_s": rate} | seconds)
+        self.metrics.add(self._position() | figures | {"lr": lr, "images_per_s": rate} | seconds | skipped)
         level = logging.DEBUG if self.progress.visible else logging.INFO
         text = "step %d/%d  loss %.4f  lr %.2e  %.1f images/s"
         log.log(level, text, step, self.plan.steps, figures["loss"], lr, rate)
         self.progress.note(f"loss {figures['loss']:.3f}  {rate:.1f} images/s")
+
+    def _read_skipped(self, saved_step: int) -> dict[str, int]:
+        """How many of these steps were skipped, where there is a loss scale. Raises TrainingError where it is spent."""
+        if not self.learner.scaler.is_enabled():
+            return {}
+        skipped, scale = int(self.learner.skipped), self.learner.scaler.get_scale()
+        self.learner.skipped.zero_()
+        if skipped and scale < 1:
+            got = (
+                f"got inf or nan at a loss scale of {scale:g} at step {self.state.step}; {ADVICE}; {intact(saved_step)}"
+            )
+            raise TrainingError(f"gradients: expected finite numbers, {got}")
+        if skipped and self.metrics is not None:
+            text = "%d steps up to %d had gradients beyond fp16 and were skipped; the loss scale is %g now"
+            log.info(text, skipped, self.state.step, scale)
+        return {"skipped": skipped}
 
     def write_scores(self, evaluation: Evaluation, best: bool) -> None:
         """Write down an evaluation."""

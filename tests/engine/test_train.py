@@ -264,6 +264,60 @@ def test_nan_loss_stops_with_step_files_and_advice(tiny_config, tmp_path, monkey
     assert read_checkpoint(tmp_path / "checkpoints" / "last.pt")["state"]["step"] == 4
 
 
+@pytest.fixture
+def spoiled(monkeypatch):
+    """Steps (from 1) whose gradients overflow, in runs that scale their loss as fp16 does."""
+    steps = set()
+    scaler, original = torch.amp.GradScaler, Learner.add_gradients
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=4.0))
+
+    def add_gradients(learner, step, batch):
+        figures = original(learner, step, batch)
+        if step + 1 in steps:
+            next(learner.model.parameters()).grad.fill_(float("inf"))
+        return figures
+
+    monkeypatch.setattr(Learner, "add_gradients", add_gradients)
+    return steps
+
+
+def test_a_gradient_that_overflows_under_a_loss_scale_skips_its_step(tiny_config, tmp_path, spoiled, caplog):
+    caplog.set_level("INFO", "bcmfnet")
+    spoiled |= {2}
+    tiny_config.optim.steps, tiny_config.log_every = 3, 3
+    engine.train(tiny_config, tmp_path)
+    (row,) = (row for row in rows_of(tmp_path) if "loss" in row)
+    assert row["skipped"] == 1
+    expected = "1 steps up to 3 had gradients beyond fp16 and were skipped; the loss scale is 2 now"
+    assert expected in caplog.messages
+    payload = read_checkpoint(tmp_path / LAST)
+    assert payload["state"]["step"] == 3 and payload["scaler"]["scale"] == 2.0
+    assert {int(state["step"]) for state in payload["optimizer"]["state"].values()} == {2}
+
+
+def test_a_loss_scale_that_is_spent_ends_the_run(tiny_config, tmp_path, spoiled):
+    spoiled |= {2, 3, 4}
+    message = r"^gradients: expected finite numbers, got inf or nan at a loss scale of 0.5 at step 4; try a lower .*; "
+    with pytest.raises(TrainingError, match=message + "the last checkpoint, of step 0, is intact$"):
+        engine.train(tiny_config, tmp_path)
+    assert read_checkpoint(tmp_path / LAST)["state"]["step"] == 0
+
+
+@pytest.mark.usefixtures("spoiled")
+def test_a_loss_scale_is_no_cure_for_a_loss_that_is_not_finite(tiny_config, tmp_path, monkeypatch):
+    original = BoundaryCorrectedLoss.forward
+
+    def forward(loss, logits, target, **options):
+        return original(loss, logits * (float("nan") if options["jitter"] == 1 else 1), target, **options)
+
+    monkeypatch.setattr(BoundaryCorrectedLoss, "forward", forward)
+    tiny_config.optim.steps = 2
+    with pytest.raises(TrainingError, match=r"^loss: expected a finite number, got nan at step 2, on synthetic:"):
+        engine.train(tiny_config, tmp_path)
+    assert [row["step"] for row in rows_of(tmp_path)] == [1]
+    assert read_checkpoint(tmp_path / LAST)["state"]["step"] == 0
+
+
 class Broken(Exception):
     """What breaks a run in these tests."""
 
