@@ -31,7 +31,7 @@ MAY_CHANGE = {
     "how long and how fast": ("patience", "optim.steps", "optim.epochs", "optim.lr", "optim.warmup_steps",
                               "optim.power"),
     "what each step reads of the optimiser's options": ("optim.momentum", "optim.weight_decay", "optim.clip"),
-    "what is written": ("val_every", "log_every", "save_every_minutes", "keep"),
+    "what is written": ("val_every", "log_every", "save_every_minutes", "tensorboard", "keep"),
 }  # fmt: skip
 """Options that a resumed run may have other values of; it obeys them from its first step on. Any other would make it
 a run that started differently, and is refused."""

@@ -169,6 +169,8 @@ class OptimConfig:
     """Optimiser."""
     lr: Annotated[float, Between(0, 1000, "(]")] = 0.01
     """Learning rate at the end of the warm-up."""
+    backbone_lr: Annotated[float, Between(0, 1000, "(]")] = 1.0
+    """Learning rate of the backbone as a multiple of lr: below 1 to fine-tune pretrained weights."""
     momentum: Annotated[float, Between(0, 1, "[)")] = 0.9
     """Momentum (SGD), or the first beta (AdamW)."""
     weight_decay: Annotated[float, Between(0, 1000)] = 5e-4
@@ -224,6 +226,8 @@ class TrainConfig:
     """Steps between rows of metrics.jsonl."""
     save_every_minutes: Annotated[float, Between(0, 10**6)] = 10.0
     """Minutes after which the state is saved, also between evaluations; what a run that is killed can lose."""
+    tensorboard: bool = False
+    """Write the figures of metrics.jsonl for TensorBoard too, into the folder tensorboard of the run."""
     keep: Annotated[int, Between(1, 1000)] = 2
     """Checkpoints that are kept; where the last one is damaged, the one before it is resumed."""
 

@@ -97,7 +97,7 @@ class Learner:
         """Compute the gradients of a step (from 0), and of its batches the mean loss and what it selects."""
         self.laps.mark("optimizer")
         for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.lr(step)
+            group["lr"] = group["factor"] * self.plan.lr(step)
         if self.class_weights is not None:
             self.criterion.weight = 1 + self.plan.class_weights_left(step) * (self.weight - 1)
         torch._foreach_copy_(self.buffers_before, self.buffers)

@@ -83,13 +83,22 @@ def _one_cycle(t: float) -> float:
 
 
 def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser of a configuration; 1-D parameters go without decay where decay_1d is off."""
-    weights = [p for p in model.parameters() if p.requires_grad and (p.ndim > 1 or optim.decay_1d)]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1 and not optim.decay_1d]
-    groups = [{"params": weights, "weight_decay": optim.weight_decay}]
-    if vectors:
-        groups.append({"params": vectors, "weight_decay": 0.0})
+    """The optimiser of a configuration; 1-D parameters go without decay where decay_1d is off.
+
+    Each group has the `factor` of the learning rate that its parameters have: backbone_lr, or 1.
+    """
+    parameters: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays, factor = parameter.ndim > 1 or optim.decay_1d, optim.backbone_lr
+            key = decays, factor if name.startswith("backbone.") else 1.0
+            parameters.setdefault(key, []).append(parameter)
+    groups = [
+        {"params": params, "weight_decay": optim.weight_decay * decays, "factor": factor, "lr": factor * optim.lr}
+        for (decays, factor), params in parameters.items()
+    ]
     if optim.name == "adamw":
-        fused = all(p.device.type in ("cpu", "cuda") for p in weights)  # one kernel instead of a dozen for each tensor
+        # one kernel instead of a dozen for each tensor
+        fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
         return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.momentum, 0.999), fused=fused)
     return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)

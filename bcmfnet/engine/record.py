@@ -38,7 +38,8 @@ class Record:
 
     def open(self, folder: Path, resumed: bool) -> None:
         """Write to a folder from here on; without it, as in all processes but the leading one, nothing is written."""
-        self.metrics = MetricsLog(folder, self.state if resumed else None)
+        tensorboard = self.learner.config.tensorboard
+        self.metrics = MetricsLog(folder, self.state if resumed else None, tensorboard=tensorboard)
 
     def restart(self) -> None:
         """Count the time of the steps from now on."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcmfnet.errors import CheckpointError, ConfigError
+from bcmfnet.errors import CheckpointError, ConfigError, MissingPackageError
 from bcmfnet.models.weights import checked, replace_file
 
 if TYPE_CHECKING:
@@ -190,11 +190,27 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-class MetricsLog:
-    """metrics.jsonl, one JSON object a line, and results.csv, drawn from its evaluation rows."""
+def require_tensorboard() -> Any:
+    """The class that writes for TensorBoard. Raises MissingPackageError where that is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingPackageError("tensorboard: needed for --tensorboard; pip install tensorboard") from None
+    return SummaryWriter
 
-    def __init__(self, folder: Path, state: TrainState | None = None) -> None:
+
+class MetricsLog:
+    """metrics.jsonl, one JSON object a line, and results.csv, drawn from its evaluation rows.
+
+    With tensorboard the figures of new rows also go into the folder's tensorboard, as scalars.
+    """
+
+    def __init__(self, folder: Path, state: TrainState | None = None, *, tensorboard: bool = False) -> None:
         """Start empty, or go on from the rows up to a state: those that come again after it are dropped."""
+        self.writer = None
+        if tensorboard:
+            step = state.step + 1 if state is not None else 0
+            self.writer = require_tensorboard()(str(folder / "tensorboard"), purge_step=step)
         self.path = folder / "metrics.jsonl"
         self.table = folder / "results.csv"
         self.rows: list[dict[str, Any]] = []
@@ -211,6 +227,12 @@ class MetricsLog:
             file.write(json.dumps(row) + "\n")
         if "miou" in row:
             self._write_table()
+        if self.writer is not None:
+            scores = {f"iou/{name}": value for name, value in row.get("iou", {}).items()}
+            for key, value in (row | scores).items():
+                if key not in ("step", "iou") and value is not None:
+                    self.writer.add_scalar(key, value, row["step"])
+            self.writer.flush()
 
     def _write_table(self) -> None:
         if self.evaluations:

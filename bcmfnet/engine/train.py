@@ -24,7 +24,7 @@ from bcmfnet.engine.learner import Learner
 from bcmfnet.engine.optim import Schedule
 from bcmfnet.engine.progress import progress_bar
 from bcmfnet.engine.record import Record
-from bcmfnet.engine.run_folder import write_json, write_text
+from bcmfnet.engine.run_folder import require_tensorboard, write_json, write_text
 from bcmfnet.engine.runtime import Interrupted, only_deterministic, resolve_amp, resolve_device, stop_on_signals
 from bcmfnet.engine.saver import Saver, take_up
 from bcmfnet.errors import CheckpointError, TrainingError
@@ -53,13 +53,16 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, processes:
     With resume, go on from the folder's last checkpoint: the weights end bit for bit where an uninterrupted run
     ends, unless one of the options that may change is another (`checkpoint.MAY_CHANGE`). The caller owns the folder
     (`run_folder.owned`). Raises ConfigError, DataError, CheckpointError or TrainingError, MissingPackageError where
-    matplotlib is not installed; Interrupted after a signal, once the state is saved. Whatever else ends the run, the
-    last finished step is saved first. Signals reach the main thread alone, so a run in another is not stopped by them.
+    matplotlib, or tensorboard if that is asked for, is not installed; Interrupted after a signal, once the state is
+    saved. Whatever else ends the run, the last finished step is saved first. Signals reach the main thread alone, so a
+    run in another is not stopped by them.
 
     Several processes call it alike. Each loads frames of its own, and a step takes the mean of their gradients; the
     leading one alone reads and writes the folder.
     """
     require_matplotlib("the curves of a run")
+    if config.tensorboard:
+        require_tensorboard()
     config = config.with_absolute_paths()
     checkpoint = processes.from_leader(lambda: _checkpoint_to_go_on_from(folder, config) if resume else None)
     device = resolve_device(config.device, processes)

@@ -33,7 +33,7 @@ REQUIRED = {
 }  # fmt: skip
 NEGATIVE = {"--model.no-aux", "--model.no-freeze", "--optim.no-decay-1d", "--no-compile", "--no-deterministic",
             "--data.no-strict", "--loss.no-jitter", "--loss.no-per-image", "--loss.no-inplace-grad",
-            "--loss.no-validate"}  # fmt: skip
+            "--loss.no-validate", "--loss.no-sync", "--no-tensorboard"}  # fmt: skip
 
 
 @pytest.fixture

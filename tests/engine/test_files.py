@@ -7,7 +7,9 @@ import dataclasses
 import json
 import math
 import random
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,7 +34,8 @@ from bcmfnet.engine.config import OptimConfig, TrainConfig
 from bcmfnet.engine.inference import LabelPredictor, label_table, trained_on
 from bcmfnet.engine.optim import build_optimizer
 from bcmfnet.engine.run_folder import MetricsLog
-from bcmfnet.errors import CheckpointError, ConfigError, MissingFileError
+from bcmfnet.engine.train import train
+from bcmfnet.errors import CheckpointError, ConfigError, MissingFileError, MissingPackageError
 from bcmfnet.models import create_model, save_weights
 
 MISSING = object()
@@ -218,14 +221,15 @@ OTHER = {
     "data.jitter": 0.25, "data.batch_size": 3, "data.workers": 1, "model.name": "ddrnet23_slim", "model.aux": False,
     "model.pretrained": "/w", "loss.mode": "paper", "loss.boundary_weight": 0.5, "loss.step": 2, "loss.nms": 3,
     "loss.threshold": 0.5, "loss.ratio": 0.5, "loss.min_kept": 1, "loss.aux_weight": 0.5, "optim.name": "sgd",
-    "optim.lr": 0.5, "optim.momentum": 0.5, "optim.weight_decay": 0.5, "optim.decay_1d": False, "optim.power": 1.0,
+    "optim.lr": 0.5, "optim.backbone_lr": 0.1,
+    "optim.momentum": 0.5, "optim.weight_decay": 0.5, "optim.decay_1d": False, "optim.power": 1.0,
     "optim.warmup_steps": 1, "optim.steps": 4, "seed": 1, "amp": "off", "device": "cpu", "compile": True,
-    "val_every": 2.0, "log_every": 1, "save_every_minutes": 1.0, "keep": 3, "select": "last",
+    "val_every": 2.0, "log_every": 1, "save_every_minutes": 1.0, "keep": 3, "tensorboard": True, "select": "last",
 }  # fmt: skip
 OBEYED = ("data.root", "data.workers", "optim.lr", "optim.momentum", "optim.weight_decay", "optim.power", "amp",
           "data.colors", "optim.warmup_steps", "optim.steps", "device", "compile", "val_every", "log_every",
           "save_every_minutes", "keep", "optim.clip", "optim.accumulate", "data.strict",
-          "deterministic", "patience")  # fmt: skip
+          "deterministic", "patience", "tensorboard")  # fmt: skip
 
 
 def flat(values, prefix=""):
@@ -416,6 +420,38 @@ def test_a_checkpoint_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypat
     run.save(2)
     monkeypatch.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
     assert refusal(last_checkpoint, tmp_path) == f"{run.path}: cannot be read: Permission denied"
+
+
+class Writer:
+    """Stands for TensorBoard's SummaryWriter."""
+
+    def __init__(self, folder, purge_step):
+        self.folder, self.purge_step, self.scalars, self.flushed = folder, purge_step, [], 0
+
+    def add_scalar(self, key, value, step):
+        self.scalars.append((key, value, step))
+
+    def flush(self):
+        self.flushed = len(self.scalars)
+
+
+def test_rows_go_to_tensorboard_as_scalars(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    log = MetricsLog(tmp_path, tensorboard=True)
+    log.add({"step": 3, "loss": 1.5, "lr": 0.1})
+    log.add({"step": 4, "miou": None, "iou": {"sky": 0.5, "road": None}})
+    assert log.writer.scalars == [("loss", 1.5, 3), ("lr", 0.1, 3), ("iou/sky", 0.5, 4)]
+    assert (log.writer.folder, log.writer.purge_step, log.writer.flushed) == (str(tmp_path / "tensorboard"), 0, 3)
+    again = MetricsLog(tmp_path, TrainState(3, 0), tensorboard=True)
+    assert again.writer.purge_step == 4, "what comes again takes the place of what was written"
+    assert MetricsLog(tmp_path).writer is None
+
+
+def test_tensorboard_that_is_not_installed_is_missed_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    line = refusal(train, TrainConfig(tensorboard=True), tmp_path, error=MissingPackageError)
+    assert line == "tensorboard: needed for --tensorboard; pip install tensorboard"
+    assert list(tmp_path.iterdir()) == []
 
 
 class Frames:

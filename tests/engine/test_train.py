@@ -147,6 +147,26 @@ def test_a_frozen_backbone_keeps_weights_and_statistics(tiny_config, tmp_path):
     assert changed == {"context", "head", "aux_head"}
 
 
+def test_groups_of_the_optimiser_have_their_own_rate_and_decay(tiny_config, tmp_path, monkeypatch):
+    groups = []
+    original = Learner.update
+
+    def update(learner, state):
+        named = {parameter: name for name, parameter in learner.model.named_parameters()}
+        assert sum(len(group["params"]) for group in learner.optimizer.param_groups) == len(named)
+        for group in learner.optimizer.param_groups:
+            groups.append((group["lr"], group["weight_decay"], [(named[p], p.ndim) for p in group["params"]]))
+        original(learner, state)
+
+    monkeypatch.setattr(Learner, "update", update)
+    tiny_config.optim = OptimConfig(lr=0.1, backbone_lr=0.25, weight_decay=0.01, decay_1d=False, steps=1)
+    engine.train(tiny_config, tmp_path)
+    assert len(groups) == 4
+    for lr, decay, named in groups:
+        for name, ndim in named:
+            assert (lr, decay) == (0.025 if name.startswith("backbone.") else 0.1, 0.01 if ndim > 1 else 0.0), name
+
+
 def test_one_cycle_is_that_of_torch():
     plan = Schedule.of(TrainConfig(optim=OptimConfig(schedule="onecycle", lr=0.5, steps=1000), data=DataConfig()), 100)
     parameter = torch.zeros(1, requires_grad=True)
