@@ -223,8 +223,11 @@ class MetricsLog:
     def add(self, row: dict[str, Any]) -> None:
         """Append a row; an evaluation row (it has a `miou`) also renews results.csv."""
         self.rows.append(row)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:  # which names no file where the disk is full
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         if "miou" in row:
             self._write_table()
         if self.writer is not None:

@@ -217,6 +217,7 @@ def _log_file(folder: Path) -> Iterator[None]:
     level = logger.level
     # The file is made by the first line: a run that is refused leaves none.
     handler = logging.FileHandler(folder / "train.log", encoding="utf-8", delay=True)
+    handler.handleError = lambda record: None  # on a full disk the log ends, and not the run
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(level or logging.INFO)
@@ -225,4 +226,5 @@ def _log_file(folder: Path) -> Iterator[None]:
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):
+            handler.close()
