@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bcmfnet.benchmarks.harness import Provider, Unavailable, compiled, op_backends
-from bcmfnet.ops import backends
-from bcmfnet.ops.bcl import boundary_corrected_loss
+from bcmfnet.ops import backends, boundary_corrected_loss
 from bcmfnet.reference import bcl as reference
 
 BASELINE = "eager_best"

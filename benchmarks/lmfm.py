@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bcmfnet.benchmarks.harness import Provider, Unavailable, compiled, op_backends, through_runtime, word
 from bcmfnet.inference.runtimes import RUNTIMES
 from bcmfnet.nn.context import DAPPM, LMFM, resize
-from bcmfnet.ops.lmfm import lmfm
+from bcmfnet.ops import lmfm
 
 BASELINE = "eager_best"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bcmfnet.benchmarks.harness import Provider, Unavailable, compiled, op_backends, word
 from bcmfnet.nn.context import DEFAULT_POOLS
-from bcmfnet.ops.pyramid_pool import pyramid_pool
+from bcmfnet.ops import pyramid_pool
 from bcmfnet.reference.pyramid_pool import pooled_sizes
 
 BASELINE = "eager_best"

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from bcmfnet.benchmarks.harness import Provider, Unavailable, compiled, op_backends, word
-from bcmfnet.ops.upsample_add_relu import upsample_add_relu
+from bcmfnet.ops import upsample_add_relu
 
 BASELINE = "eager_best"
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from bcmfnet.benchmarks.harness import Provider, Unavailable, compiled, op_backends, word
-from bcmfnet.ops import backends
-from bcmfnet.ops.upsample_argmax import upsample_argmax
+from bcmfnet.ops import backends, upsample_argmax
 from bcmfnet.reference.bilinear import upsample
 
 BASELINE = "eager_best"

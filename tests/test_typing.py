@@ -6,6 +6,7 @@ import inspect
 import subprocess
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
@@ -14,7 +15,7 @@ import pytest
 import bcmfnet.ops
 from bcmfnet.nn import LMFM
 from bcmfnet.nn.context import ContextOptions
-from bcmfnet.ops.bcl import LossOptions
+from bcmfnet.ops._bcl import LossOptions
 from bcmfnet.reference.bcl import MODES, Mode
 
 ROOT = Path(__file__).parents[1]
@@ -46,9 +47,15 @@ def test_the_package_says_that_it_is_typed():
 
 def test_every_op_is_public():
     """The imports of bcmfnet.ops are written out for type checkers: a new op must stand there too."""
-    homes = {getattr(bcmfnet.ops, name).__module__.removeprefix("bcmfnet.ops.") for name in bcmfnet.ops.__all__}
-    stems = {path.stem for path in (ROOT / "bcmfnet" / "ops").glob("[!_]*.py")} - {"backends"}
-    assert stems <= homes
+    homes = {getattr(bcmfnet.ops, name).__module__.removeprefix("bcmfnet.ops._") for name in bcmfnet.ops.__all__}
+    assert {op for op, _ in bcmfnet.ops.backends._table} <= homes
+
+
+@pytest.mark.parametrize("name", bcmfnet.ops.__all__)
+def test_an_op_is_a_function_and_no_module(name):
+    """What has both names is one or the other, by the order of imports."""
+    assert find_spec(f"bcmfnet.ops.{name}") is None
+    assert not inspect.ismodule(getattr(bcmfnet.ops, name))
 
 
 def test_typed_keywords_are_those_of_the_signatures():

@@ -14,8 +14,8 @@ from bcmfnet.inference.layers import ContextOp, ConvAddReLU, Stem
 from bcmfnet.models.ddrnet import DualResolutionNet
 from bcmfnet.nn.context import PyramidContext
 from bcmfnet.ops import _cpu
+from bcmfnet.ops._lmfm import beats_modules
 from bcmfnet.ops.backends import has_kernel
-from bcmfnet.ops.lmfm import beats_modules
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bcmfnet.nn.context import PyramidContext
-from bcmfnet.ops.lmfm import PyramidWeights, lmfm
+from bcmfnet.ops import PyramidWeights, lmfm
 
 STRIP_PIXELS = 2**18
 """Pixels of the image in a strip. At 1024x2048 the map between the stem's convolutions is 32 MiB in bfloat16, and fresh

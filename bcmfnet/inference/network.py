@@ -12,8 +12,7 @@ from bcmfnet.inference.cuda_graphs import CUDAGraphs
 from bcmfnet.inference.folding import folded, fused, with_context_op
 from bcmfnet.inference.runtimes import RUNTIMES, Runtime, check_runtime
 from bcmfnet.models.ddrnet import DualResolutionNet, check_images
-from bcmfnet.ops import _options
-from bcmfnet.ops.upsample_argmax import upsample_argmax
+from bcmfnet.ops import _options, upsample_argmax
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MEMORY_FORMATS = (torch.channels_last, torch.contiguous_format)

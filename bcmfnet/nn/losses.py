@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from torch import Tensor, nn
 
 from bcmfnet.ops import BclStats, _options, boundary_corrected_loss
-from bcmfnet.ops.bcl import check_weight, checked_options
+from bcmfnet.ops._bcl import check_weight, checked_options
 from bcmfnet.reference.bcl import Flip, Mode, Norm
 
 if TYPE_CHECKING:

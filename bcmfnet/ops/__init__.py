@@ -1,10 +1,10 @@
 """Public ops."""
 
-from bcmfnet.ops.bcl import BclStats, boundary_corrected_loss
-from bcmfnet.ops.lmfm import PyramidWeights, lmfm
-from bcmfnet.ops.pyramid_pool import pyramid_pool
-from bcmfnet.ops.upsample_add_relu import upsample_add_relu
-from bcmfnet.ops.upsample_argmax import upsample_argmax
+from bcmfnet.ops._bcl import BclStats, boundary_corrected_loss
+from bcmfnet.ops._lmfm import PyramidWeights, lmfm
+from bcmfnet.ops._pyramid_pool import pyramid_pool
+from bcmfnet.ops._upsample_add_relu import upsample_add_relu
+from bcmfnet.ops._upsample_argmax import upsample_argmax
 
 __all__ = [
     "BclStats",

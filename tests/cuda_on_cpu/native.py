@@ -18,7 +18,7 @@ from cuda_on_cpu.build import CSRC, build
 def native(op: str) -> Any:
     """What serves an op with the CUDA code. Skips the test where there is no compiler."""
     _load()
-    return import_module(f"bcmfnet.ops.{op}").native("bcmfnet_cuda_on_cpu")
+    return import_module(f"bcmfnet.ops._{op}").native("bcmfnet_cuda_on_cpu")
 
 
 @cache

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bcmfnet.nn.context import DAPPM, LMFM
 from bcmfnet.ops import PyramidWeights, _cpu, lmfm
-from bcmfnet.ops.lmfm import beats_modules
+from bcmfnet.ops._lmfm import beats_modules
 from bcmfnet.reference.lmfm import lmfm as reference
 
 OP = "lmfm"

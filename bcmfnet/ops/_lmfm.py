@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 from bcmfnet.ops import _extension, _options, backends
 from bcmfnet.ops._derivatives import refuse_forward_mode, refuse_gradient
 from bcmfnet.ops._library import EVERY_DEVICE, LIBRARY, without_autocast
-from bcmfnet.ops.pyramid_pool import check_map, checked_pools, is_channels_last
+from bcmfnet.ops._pyramid_pool import check_map, checked_pools, is_channels_last
 from bcmfnet.reference import lmfm as reference
 from bcmfnet.reference.lmfm import PyramidWeights, fusing_order
 from bcmfnet.reference.pyramid_pool import pooled_sizes
