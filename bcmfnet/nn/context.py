@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bcmfnet.ops import _options
+from bcmfnet.ops import PyramidWeights, _options, lmfm, pyramid_pool
+from bcmfnet.ops._checks import FLOATS, checked_pools, is_channels_last
 from bcmfnet.ops._derivatives import in_forward_mode
-from bcmfnet.ops._lmfm import FLOATS, PyramidWeights, lmfm
-from bcmfnet.ops._pyramid_pool import checked_pools, is_channels_last, pyramid_pool
 
 NORM_EPS = 1e-5
 ONE_OP_ON = ("cuda",)

@@ -1,17 +1,19 @@
-"""The Boundary Corrected Loss as an op: argument checks, schema, fake, autograd, and the backend that serves it."""
+"""The Boundary Corrected Loss as an op: argument checks, packed options, autograd."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Unpack, get_args, overload
 
 import torch
 from torch import Tensor
 
-from bcmfnet.ops import _extension, _limits, _options, backends
+from bcmfnet.ops import _limits, _options, backends
+from bcmfnet.ops._checks import check_dtype, dtype_name
 from bcmfnet.ops._derivatives import asks_for_gradient, refuse_forward_mode, refuse_gradient
-from bcmfnet.ops._library import EVERY_DEVICE, LIBRARY, without_autocast
+from bcmfnet.ops._op import EVERY_DEVICE, LIBRARY, Kernel, Op
 from bcmfnet.ops._synced_bcl import synced_loss
 from bcmfnet.reference import bcl as reference
 from bcmfnet.reference.bcl import BclOptions, BclStats, Flip, Mode, Norm
@@ -19,28 +21,7 @@ from bcmfnet.reference.bcl import BclOptions, BclStats, Flip, Mode, Norm
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
-
-_OPTIONS = (
-    "float[3] score, float[3] terms, float ce_weight, float boundary_weight, int ignore_index, int[2] step, str flip, "
-    "SymInt[2] offset, int nms, float threshold, float ratio, int min_kept, int? max_kept, str norm, bool per_image"
-)
-
-LIBRARY.define(
-    f"bcl_forward(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}, bool needs_grad, "
-    "bool inplace_grad=False) -> (Tensor loss, "
-    "Tensor ce, Tensor boundary, Tensor selected, Tensor valid, Tensor threshold, "
-    "Tensor lse, Tensor mask, Tensor scales, Tensor gradient)"
-)
-LIBRARY.define(
-    "bcl_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, "
-    f"{_OPTIONS}, Tensor lse, Tensor mask, Tensor scales, Tensor gradient) -> Tensor"
-)
-LIBRARY.define(
-    "bcl_backward_(Tensor grad, Tensor(a!) logits, Tensor target, Tensor? weight, "
-    f"{_OPTIONS}, Tensor lse, Tensor mask, Tensor scales) -> ()"
-)
 
 
 class LossOptions(TypedDict, total=False):
@@ -162,7 +143,8 @@ def boundary_corrected_loss(
         beta=beta, step=step, flip=flip, nms=nms, threshold=threshold, ratio=ratio, min_kept=min_kept,
         max_kept=max_kept, norm=norm, per_image=per_image, inplace_grad=inplace_grad, validate=validate,
     )  # fmt: skip
-    options = options._replace(offset=_offset(jitter, options.step))
+    if jitter is not None:
+        options = options._replace(offset=_offset(jitter, options.step))
     if validate:
         labels = target.long()
         reference.check_labels(labels, labels != options.ignore_index, logits.shape[1])
@@ -170,11 +152,18 @@ def boundary_corrected_loss(
     needs_grad, inplace_grad = asks_for_gradient(logits), bool(inplace_grad)
     if inplace_grad and needs_grad:
         _check_overwritable(logits, target)
-    if _options.process_group("process_group", process_group) is not None:
-        loss, figures = synced_loss(logits, target, weight, options, needs_grad, inplace_grad, process_group)
-        return (loss, figures) if _options.boolean("return_stats", return_stats) else loss
-    loss, *stats = torch.ops.bcmfnet.bcl_forward(logits, target, weight, *options, needs_grad, inplace_grad)[:6]
-    return (loss, BclStats(*stats)) if _options.boolean("return_stats", return_stats) else loss
+    group = _options.process_group("process_group", process_group)
+    evaluate = _evaluate if group is None else partial(synced_loss, _evaluate, group)
+    loss, figures = evaluate(logits, target, weight, options, needs_grad, inplace_grad)
+    return (loss, figures) if _options.boolean("return_stats", return_stats) else loss
+
+
+def _evaluate(
+    logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions, needs_grad: bool, inplace_grad: bool
+) -> tuple[Tensor, BclStats]:
+    arguments = (target, weight, *_pack(options))
+    outputs = _FORWARD(logits, *arguments, inplace_grad) if needs_grad else _LOSS(logits.detach(), *arguments)
+    return outputs[0], BclStats(*outputs[1:6])
 
 
 def _check_tensors(logits: Tensor, target: Tensor, size: int | tuple[int, int] | None, weight: Tensor | None) -> None:
@@ -182,8 +171,7 @@ def _check_tensors(logits: Tensor, target: Tensor, size: int | tuple[int, int] |
     _options.tensor("target", target)
     if weight is not None:
         check_weight(weight)
-    if logits.dtype not in FLOATS:
-        raise TypeError(f"logits: expected float16, bfloat16, float32 or float64, got {_name(logits.dtype)}")
+    check_dtype("logits", logits)
     if target.dtype not in LABELS:
         raise TypeError(f"target: expected uint8, int16, int32 or int64 [N, H, W], got {_describe(target)}")
     if logits.ndim != 4 or min(logits.shape[1:]) < 1:
@@ -210,14 +198,26 @@ def check_weight(weight: Tensor) -> None:
     refuse_gradient(weight=_options.tensor("weight", weight))
 
 
-def checked_options(
-    *, ignore_index: int | None, mode: Mode, ce_weight: float, boundary_weight: float, alpha: float, beta: float,
-    step: int | tuple[int, int], flip: Flip, nms: int, threshold: float, ratio: float, min_kept: int,
-    max_kept: int | None, norm: Norm, per_image: bool, inplace_grad: bool, validate: bool,
-) -> BclOptions:  # fmt: skip
+def checked_options(*, step: int | tuple[int, int], **others: Any) -> BclOptions:
     """Options of a loss as its kernels take them. Raises TypeError or ValueError for a wrong one."""
+    options = others | {"step": _options.pair("step", step, "(rows, columns)")}
+    if torch.compiler.is_compiling():
+        return _checked(**options)
+    try:
+        return _checked_once(**options)
+    except TypeError:  # of a wrong type, which is named here, or not hashable
+        return _checked(**options)
+
+
+def _checked(
+    *, ignore_index: int | None, mode: Mode, ce_weight: float, boundary_weight: float, alpha: float, beta: float,
+    step: tuple[int, int], flip: Flip, nms: int, threshold: float, ratio: float, min_kept: int, max_kept: int | None,
+    norm: Norm, per_image: bool, inplace_grad: bool, validate: bool,
+) -> BclOptions:  # fmt: skip
     _options.boolean("inplace_grad", inplace_grad)
     _options.boolean("validate", validate)
+    _limits.check_at_least("step", min(step), 1)
+    _limits.check_at_most("step", max(step), _limits.MAX_STEP)
     return reference.make_options(
         _options.choice("mode", mode, get_args(Mode)),
         _options.coefficient("alpha", alpha),
@@ -225,7 +225,7 @@ def checked_options(
         ce_weight=_options.coefficient("ce_weight", ce_weight),
         boundary_weight=_options.coefficient("boundary_weight", boundary_weight),
         ignore_index=_ignore_index(ignore_index),
-        step=_step(step),
+        step=step,
         flip=_options.choice("flip", flip, get_args(Flip)),
         nms=_window(nms),
         threshold=_threshold(threshold),
@@ -237,6 +237,10 @@ def checked_options(
     )
 
 
+_checked_once = lru_cache(typed=True)(_checked)
+"""`typed` tells 1 from True and 1.0, but not inside of a tuple: `step` has integers already."""
+
+
 def _ignore_index(value: int | None) -> int:
     if value is None:
         return _limits.DEFAULT_IGNORE_INDEX
@@ -244,13 +248,6 @@ def _ignore_index(value: int | None) -> int:
     _limits.check_at_least("ignore_index", label, _limits.MIN_INTEGER)
     _limits.check_at_most("ignore_index", label, _limits.MAX_INTEGER)
     return label
-
-
-def _step(value: int | tuple[int, int]) -> tuple[int, int]:
-    steps = _options.pair("step", value, "(rows, columns)")
-    _limits.check_at_least("step", min(steps), 1)
-    _limits.check_at_most("step", max(steps), _limits.MAX_STEP)
-    return steps
 
 
 def _window(value: int) -> int:
@@ -297,7 +294,7 @@ def _check_overwritable(logits: Tensor, target: Tensor) -> None:
     """Raise ValueError where the gradient cannot be written over the logits."""
     if torch.compiler.is_compiling():
         raise ValueError("inplace_grad: expected an eager call, got a traced one (a compiler plans the memory itself)")
-    serve = backends.implementation("bcl", logits.device.type)
+    backend, _ = backends.choose("bcl", logits.device.type)
     low, full = list(logits.shape[2:]), list(target.shape[1:])
     for wrong, expected, got in (
         (low != full, f"logits of the target's {full} pixels", f"{low}: their gradient is computed in forward already"),
@@ -305,16 +302,14 @@ def _check_overwritable(logits: Tensor, target: Tensor) -> None:
         (logits._is_view(), "logits that own their memory", "a view"),
         (torch._debug_has_internal_overlap(logits) != 0, "dense logits", f"strides {list(logits.stride())}"),
         (logits.dtype == torch.float64, "float16, bfloat16 or float32 logits", "float64, which the reference serves"),
-        (not isinstance(serve, _Kernels), "a backend that writes into given memory", "one that allocates the gradient"),
+        (backend == "reference", "a backend that writes into given memory", "one that allocates the gradient"),
     ):
         if wrong:
             raise ValueError(f"inplace_grad: expected {expected}, got {got}")
 
 
-def _offset(jitter: int | None, step: tuple[int, int]) -> tuple[int, int]:
+def _offset(jitter: int, step: tuple[int, int]) -> tuple[int, int]:
     """Offset of the flip windows, uniform in [0, 2 * step) for each axis, drawn on the host."""
-    if jitter is None:
-        return (0, 0)
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise ValueError("jitter: expected None while a CUDA graph is captured, the graph would repeat one offset")
     jitter = _options.integer("jitter", jitter)
@@ -324,190 +319,226 @@ def _offset(jitter: int | None, step: tuple[int, int]) -> tuple[int, int]:
     return (mixed // 2**8 % (2 * step[0]), mixed // 2**20 % (2 * step[1]))
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _describe(tensor: Tensor) -> str:
-    return f"{_name(tensor.dtype)} {list(tensor.shape)}"
+    return f"{dtype_name(tensor.dtype)} {list(tensor.shape)}"
 
 
-COUNT = len(BclOptions._fields)
+class _Integers(NamedTuple):
+    """Options that are no real numbers, in the order of the native kernels; for `max_kept` -1 is no limit."""
+
+    ignore_index: int
+    step_rows: int
+    step_columns: int
+    offset_rows: int
+    offset_columns: int
+    nms: int
+    min_kept: int
+    max_kept: int
+    tau: int
+    mirror: int
+    by_valid: int
+    per_image: int
 
 
-def _forward(logits: Tensor, target: Tensor, weight: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
-    serve = backends.implementation("bcl", logits.device.type)
-    with without_autocast(logits):
-        loss, stats, *saved = serve.forward(logits, target, weight, BclOptions(*arguments[:COUNT]), arguments[COUNT])
-    return (loss, *stats, *saved)
-
-
-def _backward(grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, *arguments: Any) -> Tensor:
-    serve = backends.implementation("bcl", logits.device.type)
-    return serve.backward(grad, logits, target, weight, BclOptions(*arguments[:COUNT]), *arguments[COUNT:])
-
-
-def _backward_(grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, *arguments: Any) -> None:
-    serve = backends.implementation("bcl", logits.device.type)
-    serve.write_gradient(grad, logits, target, weight, BclOptions(*arguments[:COUNT]), *arguments[COUNT:], logits)
-    torch.autograd.graph.increment_version(logits)
-
-
-def _outputs(
-    logits: Tensor, target: Tensor, options: BclOptions, needs_grad: bool
-) -> tuple[Tensor, BclStats, Tensor, Tensor, Tensor, Tensor]:
-    """Loss, figures, lse, mask, scales and gradient, not yet written."""
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    full = logits.shape[2:] == target.shape[1:]
-    pixels = target.shape if needs_grad and full else (0,)
-
-    def empty(shape: Any, of: torch.dtype = dtype) -> Tensor:
-        return torch.empty(shape, dtype=of, device=logits.device)
-
-    thresholds = empty(target.shape[:1] if options.per_image else (), torch.int32)
-    stats = BclStats(empty(()), empty(()), empty((), torch.int64), empty((), torch.int64), thresholds)
-    scales = empty(2 if needs_grad and full else 0)
-    gradient = empty(logits.shape if needs_grad and not full else (0,))
-    return empty(()), stats, empty(pixels), empty(pixels, torch.uint8), scales, gradient
-
-
-class _Kernels(NamedTuple):
-    """Kernels that write into outputs given to them; float64 is served by the reference."""
-
-    run_forward: Callable[..., bool]
-    """Of (logits, target, weight, options, needs_grad, *outputs); False on a CPU where a label is no class."""
-    run_backward: Callable[..., None]
-    """Of (grad, logits, target, weight, options, lse, mask, scales, result), at full resolution.
-
-    The result may be the logits: all classes of a pixel are read before its gradient is written.
-    """
-
-    def forward(
-        self, logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions, needs_grad: bool
-    ) -> tuple[Tensor, BclStats, Tensor, Tensor, Tensor, Tensor]:
-        if logits.dtype == torch.float64:
-            return reference.forward(logits, target, weight, options, needs_grad)
-        loss, stats, *saved = _outputs(logits, target, options, needs_grad)
-        weight = None if weight is None else weight.float().contiguous()
-        if not self.run_forward(logits, target, weight, options, needs_grad, loss, *stats, *saved):
-            labels = target.long()
-            reference.check_labels(labels, labels != options.ignore_index, logits.shape[1])
-        return (loss, stats, *saved)
-
-    def backward(
-        self, grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions,
-        lse: Tensor, mask: Tensor, scales: Tensor, gradient: Tensor,
-    ) -> Tensor:  # fmt: skip
-        if gradient.numel() or logits.dtype == torch.float64:
-            return reference.backward(grad, logits, target, weight, options, lse, mask, scales, gradient)
-        result = torch.empty_like(logits)
-        self.write_gradient(grad, logits, target, weight, options, lse, mask, scales, result)
-        return result
-
-    def write_gradient(
-        self, grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions,
-        lse: Tensor, mask: Tensor, scales: Tensor, result: Tensor,
-    ) -> None:  # fmt: skip
-        """Write the gradient of full-resolution logits into `result`, which may be the logits."""
-        weight = None if weight is None else weight.float().contiguous()
-        self.run_backward(grad, logits, target, weight, options, lse, mask, scales, result)
-
-
-def native(library: str = "bcmfnet") -> _Kernels:
-    """Kernels of a native library, by the namespace of its private ops."""
-
-    def forward(logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions, *others: Any) -> bool:
-        _limits.check_loss_classes(logits.shape[1])
-        return getattr(torch.ops, library)._bcl_forward(logits, target, weight, *_packed(options), *others)
-
-    def backward(
-        grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions, *others: Tensor
-    ) -> None:
-        getattr(torch.ops, library)._bcl_backward(grad, logits, target, weight, *_packed(options), *others)
-
-    return _Kernels(forward, backward)
-
-
-def _triton() -> _Kernels:
-    """The Triton kernels, imported by the first call."""
-
-    def forward(*arguments: Any) -> bool:
-        from bcmfnet.kernels import bcl
-
-        bcl.forward(*arguments)
-        return True
-
-    def backward(*arguments: Any) -> None:
-        from bcmfnet.kernels import bcl
-
-        bcl.backward(*arguments)
-
-    return _Kernels(forward, backward)
-
-
-def _packed(options: BclOptions) -> tuple[list[float], list[int]]:
-    """Options as the native ops take them."""
+def _pack(options: BclOptions) -> tuple[list[float], _Integers]:
+    """Options as the native kernels take them."""
     reals = [*options.score, *options.terms, options.ce_weight, options.boundary_weight, options.ratio]
-    limit = -1 if options.max_kept is None else options.max_kept
     tau = math.floor(min(reference.Q_SCALE * options.threshold + 0.5, reference.Q_MAX))
-    integers = [
-        options.ignore_index, *options.step, *options.offset, options.nms, options.min_kept, limit, tau,
-        options.flip == "mirror", options.norm == "valid", options.per_image,
-    ]  # fmt: skip
-    return reals, integers
+    max_kept = -1 if options.max_kept is None else options.max_kept
+    return reals, _Integers(
+        options.ignore_index, *options.step, *options.offset, options.nms, options.min_kept, max_kept, tau,
+        int(options.flip == "mirror"), int(options.norm == "valid"), int(options.per_image),
+    )  # fmt: skip
 
 
-@torch.library.register_fake("bcmfnet::bcl_forward", lib=LIBRARY)
-def _forward_fake(logits: Tensor, target: Tensor, weight: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
-    loss, stats, *saved = _outputs(logits, target, BclOptions(*arguments[:COUNT]), arguments[COUNT])
-    return (loss, *stats, *saved)
+def _unpack(reals: Sequence[float], integers: Sequence[int]) -> BclOptions:
+    """The options that were packed, the threshold on the grid of the scores."""
+    packed = _Integers(*integers)
+    return BclOptions(
+        score=(reals[0], reals[1], reals[2]),
+        terms=(reals[3], reals[4], reals[5]),
+        ce_weight=reals[6],
+        boundary_weight=reals[7],
+        ratio=reals[8],
+        ignore_index=packed.ignore_index,
+        step=(packed.step_rows, packed.step_columns),
+        flip="mirror" if packed.mirror else "swap",
+        offset=(packed.offset_rows, packed.offset_columns),
+        nms=packed.nms,
+        threshold=packed.tau / reference.Q_SCALE,
+        min_kept=packed.min_kept,
+        max_kept=None if packed.max_kept < 0 else packed.max_kept,
+        norm="valid" if packed.by_valid else "selected",
+        per_image=bool(packed.per_image),
+    )
 
 
-@torch.library.register_fake("bcmfnet::bcl_backward", lib=LIBRARY)
-def _backward_fake(grad: Tensor, logits: Tensor, *arguments: Any) -> Tensor:
+def _unpacked(tensors: int) -> Callable[..., tuple[Any, ...]]:
+    """The arguments of a kernel with unpacked options, which come after so many tensors."""
+    return lambda *arguments: (
+        *arguments[:tensors], _unpack(*arguments[tensors : tensors + 2]), *arguments[tensors + 2 :]
+    )  # fmt: skip
+
+
+class Saved(NamedTuple):
+    """What backward reads: lse, mask and scales at full resolution, the gradient with upsampling. Others are empty."""
+
+    lse: Tensor
+    mask: Tensor
+    scales: Tensor
+    gradient: Tensor
+
+
+Figures = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Loss, and the fields of BclStats."""
+
+
+def _figures(
+    logits: Tensor, target: Tensor, weight: Tensor | None, reals: Sequence[float], integers: Sequence[int]
+) -> Figures:
+    """Not yet written."""
+    loss = torch.empty((), dtype=_computed(logits), device=logits.device)
+    count = torch.empty((), dtype=torch.int64, device=logits.device)
+    thresholds = target.shape[:1] if _Integers(*integers).per_image else ()
+    threshold = torch.empty(thresholds, dtype=torch.int32, device=logits.device)
+    return loss, torch.empty_like(loss), torch.empty_like(loss), count, torch.empty_like(count), threshold
+
+
+def _figures_and_saved(
+    logits: Tensor, target: Tensor, weight: Tensor | None, reals: Sequence[float], integers: Sequence[int],
+    inplace_grad: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Not yet written."""
+    full = logits.shape[2:] == target.shape[1:]
+    pixels = target.shape if full else (0,)
+
+    def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=logits.device)
+
+    dtype = _computed(logits)
+    saved = Saved(
+        lse=empty(pixels, dtype), mask=empty(pixels, torch.uint8), scales=empty((2 if full else 0,), dtype),
+        gradient=empty((0,) if full else logits.shape, dtype),
+    )  # fmt: skip
+    return (*_figures(logits, target, weight, reals, integers), *saved)
+
+
+def _computed(logits: Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)
+
+
+def _gradient(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
+    """Not yet written."""
     return torch.empty_like(logits)
 
 
-@torch.library.register_fake("bcmfnet::bcl_backward_", lib=LIBRARY)
-def _backward_fake_(grad: Tensor, logits: Tensor, *arguments: Any) -> None:
-    return None
+def _run(
+    kernel: Kernel, logits: Tensor, target: Tensor, weight: Tensor | None, reals: Sequence[float],
+    integers: Sequence[int], *outputs: Tensor,
+) -> None:  # fmt: skip
+    """Without a gradient: nothing is saved."""
+    empty = logits.new_empty(0)
+    _write(kernel, logits, target, weight, reals, integers, False, *outputs, *Saved(empty, empty, empty, empty))
+
+
+def _run_and_save(
+    kernel: Kernel, logits: Tensor, target: Tensor, weight: Tensor | None, reals: Sequence[float],
+    integers: Sequence[int], inplace_grad: bool, *outputs: Tensor,
+) -> None:  # fmt: skip
+    _write(kernel, logits, target, weight, reals, integers, True, *outputs)
+
+
+def _write(
+    kernel: Kernel, logits: Tensor, target: Tensor, weight: Tensor | None, reals: Sequence[float],
+    integers: Sequence[int], saves: bool, *outputs: Tensor,
+) -> None:  # fmt: skip
+    """Call a kernel of the loss, which returns False where it found a label that is no class (on a CPU)."""
+    if logits.shape[1] > _limits.MAX_LOSS_CLASSES and logits.dtype != torch.float64:
+        if backends.choose("bcl", logits.device.type)[0] in ("cpp", "cuda"):
+            _limits.check_loss_classes(logits.shape[1])
+    if kernel(logits, target, _in_dtype(weight, logits), reals, integers, saves, *outputs) is False:
+        labels = target.long()
+        reference.check_labels(labels, labels != _Integers(*integers).ignore_index, logits.shape[1])
+
+
+def _run_backward(
+    kernel: Kernel, grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, reals: Sequence[float],
+    integers: Sequence[int], lse: Tensor, mask: Tensor, scales: Tensor, gradient: Tensor, result: Tensor,
+) -> None:  # fmt: skip
+    if gradient.numel():
+        torch.mul(gradient, grad, out=result)
+    else:
+        kernel(grad, logits, target, _in_dtype(weight, logits), reals, integers, lse, mask, scales, result)
+
+
+def _overwrite(
+    grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, reals: Sequence[float],
+    integers: Sequence[int], lse: Tensor, mask: Tensor, scales: Tensor,
+) -> None:  # fmt: skip
+    """Write the gradient over the logits: all classes of a pixel are read before its gradient is written."""
+    kernel = _OP.kernel("bcl_backward", logits)
+    kernel(grad, logits, target, _in_dtype(weight, logits), reals, integers, lse, mask, scales, logits)
+    torch.autograd.graph.increment_version(logits)
+
+
+def _in_dtype(weight: Tensor | None, logits: Tensor) -> Tensor | None:
+    return None if weight is None else weight.to(_computed(logits)).contiguous()
+
+
+def _reference(
+    logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions, saves: bool, *outputs: Tensor
+) -> None:
+    loss, stats, *saved = reference.forward(logits, target, weight, options, saves)
+    for output, value in zip(outputs, (loss, *stats, *saved), strict=True):
+        output.copy_(value)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, target, weight, *arguments = inputs
+    logits, target, weight, reals, integers, ctx.inplace_grad = inputs
     ctx.save_for_backward(logits, target, weight, *output[6:])
-    ctx.options, ctx.inplace_grad, ctx.overwritten = arguments[:COUNT], arguments[COUNT + 1], False
+    ctx.options, ctx.overwritten = (reals, integers), False
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, grad: Tensor | None, *others: None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * (COUNT + 5)
+        return (None,) * 6
     refuse_forward_mode("boundary_corrected_loss", grad=grad)
     logits, target, weight, *saved = ctx.saved_tensors
     if ctx.overwritten:  # autograd says so itself, but not of tensors that went through saved_tensors_hooks
         raise RuntimeError("inplace_grad: expected one backward, got another after the logits were overwritten")
     if ctx.inplace_grad and not torch.is_grad_enabled():  # a graph of the backward would hold what is overwritten
-        torch.ops.bcmfnet.bcl_backward_(grad, logits, target, weight, *ctx.options, *saved[:3])
+        _BACKWARD_(grad, logits, target, weight, *ctx.options, *saved[:3])
         result, ctx.overwritten = logits.detach(), True
     else:
-        result = torch.ops.bcmfnet.bcl_backward(grad, logits, target, weight, *ctx.options, *saved)
-    return (result, *(None,) * (COUNT + 4))
+        result = _BACKWARD(grad, logits, target, weight, *ctx.options, *saved)
+    return result, None, None, None, None, None
 
 
 def _refuse(ctx: Any, *grads: Any) -> None:
     raise RuntimeError("boundary_corrected_loss: expected a first derivative, its selection has no second one")
 
 
-LIBRARY.impl("bcl_forward", _forward, EVERY_DEVICE)
-LIBRARY.impl("bcl_backward", _backward, EVERY_DEVICE)
-LIBRARY.impl("bcl_backward_", _backward_, EVERY_DEVICE)
-backends.register("bcl", "cpu", "cpp", native(), _extension.load)
-backends.register("bcl", "cpu", "reference", reference)
-backends.register("bcl", "cpu", "triton", _triton(), backends.no_interpreter)
-backends.register("bcl", "cuda", "cuda", native(), _extension.load_cuda)
-backends.register("bcl", "cuda", "triton", _triton(), backends.no_triton)
-backends.register("bcl", "cuda", "reference", reference)
-torch.library.register_autograd("bcmfnet::bcl_forward", _differentiate, setup_context=_setup_context, lib=LIBRARY)
-torch.library.register_autograd("bcmfnet::bcl_backward", _refuse, lib=LIBRARY)
+_INPUTS = "Tensor target, Tensor? weight, float[] reals, SymInt[] integers"
+_OUTPUTS = "Tensor loss, Tensor ce, Tensor boundary, Tensor selected, Tensor valid, Tensor threshold"
+_SAVED = "Tensor lse, Tensor mask, Tensor scales"
+
+_OP = Op("bcl")
+_LOSS = _OP.define(
+    f"bcl(Tensor logits, {_INPUTS}) -> ({_OUTPUTS})",
+    outputs=_figures, reference=_reference, kernel="bcl_forward", run=_run, unpack=_unpacked(3),
+)  # fmt: skip
+_FORWARD = _OP.define(
+    f"bcl_forward(Tensor logits, {_INPUTS}, bool inplace_grad) -> ({_OUTPUTS}, {_SAVED}, Tensor gradient)",
+    outputs=_figures_and_saved, reference=_reference, run=_run_and_save, unpack=_unpacked(3),
+    setup_context=_setup_context, differentiate=_differentiate,
+)  # fmt: skip
+_BACKWARD = _OP.define(
+    f"bcl_backward(Tensor grad, Tensor logits, {_INPUTS}, {_SAVED}, Tensor gradient) -> Tensor",
+    outputs=_gradient, reference=reference.backward, run=_run_backward, unpack=_unpacked(4), differentiate=_refuse,
+)  # fmt: skip
+LIBRARY.define(f"bcl_backward_(Tensor grad, Tensor(a!) logits, {_INPUTS}, {_SAVED}) -> ()")
+LIBRARY.impl("bcl_backward_", _overwrite, EVERY_DEVICE)
+torch.library.register_fake("bcmfnet::bcl_backward_", lambda *inputs: None, lib=LIBRARY)
+_BACKWARD_ = torch.ops.bcmfnet.bcl_backward_.default

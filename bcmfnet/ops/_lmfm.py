@@ -1,29 +1,23 @@
-"""Inference of a pyramid context module (LMFM, DAPPM) as one op: argument checks, schema, fake, backend."""
+"""Inference of a pyramid context module (LMFM, DAPPM) as one op."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Set
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from bcmfnet.ops import _extension, _options, backends
+from bcmfnet.ops import _options
+from bcmfnet.ops._checks import check_map, checked_pools, empty_map
 from bcmfnet.ops._derivatives import refuse_forward_mode, refuse_gradient
-from bcmfnet.ops._library import EVERY_DEVICE, LIBRARY, without_autocast
-from bcmfnet.ops._pyramid_pool import check_map, checked_pools, is_channels_last
+from bcmfnet.ops._op import Op
 from bcmfnet.reference import lmfm as reference
 from bcmfnet.reference.lmfm import PyramidWeights, fusing_order
-from bcmfnet.reference.pyramid_pool import pooled_sizes
+from bcmfnet.reference.pyramid_pool import flat, pooled_sizes, triples
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 TENSORS = PyramidWeights._fields[:5]
-
-LIBRARY.define(
-    "lmfm(Tensor x, Tensor norms, Tensor scale, Tensor process, Tensor compression, Tensor? shortcut, "
-    "int[] pools, int[] kernels, int[] receives) -> Tensor"
-)
 
 
 def lmfm(x: Tensor, weights: PyramidWeights) -> Tensor:
@@ -46,9 +40,7 @@ def lmfm(x: Tensor, weights: PyramidWeights) -> Tensor:
     tensors = {"x": x} | {name: getattr(weights, name) for name in TENSORS}
     refuse_gradient(**tensors)
     refuse_forward_mode("lmfm", **tensors)
-    return torch.ops.bcmfnet.lmfm(
-        *tensors.values(), [number for pool in weights.pools for number in pool], weights.kernels, weights.receives
-    )
+    return _FORWARD(*tensors.values(), flat(weights.pools), weights.kernels, weights.receives)
 
 
 def beats_modules(device: str, dtype: torch.dtype, features: Set[str]) -> bool:
@@ -77,7 +69,7 @@ def beats_modules(device: str, dtype: torch.dtype, features: Set[str]) -> bool:
 
 
 def _checked(x: Tensor, weights: PyramidWeights) -> PyramidWeights:
-    check_map(x, FLOATS)
+    check_map("x", x)
     if not isinstance(weights, PyramidWeights):
         raise TypeError(f"weights: expected PyramidWeights, got {type(weights).__name__}")
     for name in TENSORS:
@@ -126,48 +118,24 @@ def _check_fusion(branches: int, kernels: tuple[int, ...], receives: tuple[int, 
     fusing_order(receives)
 
 
-def _output(x: Tensor, compression: Tensor) -> Tensor:
-    memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
-    shape = (x.shape[0], compression.shape[1], *x.shape[2:])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+def _output(x: Tensor, norms: Tensor, scale: Tensor, process: Tensor, compression: Tensor, *others: Any) -> Tensor:
+    return empty_map(x, (x.shape[0], compression.shape[1], *x.shape[2:]))
 
 
-def _serve(x: Tensor, *arguments: Any) -> Tensor:
-    *tensors, pools, kernels, receives = arguments
-    triples = tuple(zip(pools[::3], pools[1::3], pools[2::3], strict=True))
-    weights = PyramidWeights(*tensors, triples, tuple(kernels), tuple(receives))
-    out = _output(x, weights.compression)
-    if out.numel():
-        run = backends.implementation("lmfm", x.device.type)
-        (_reference if x.dtype == torch.float64 else run)(x, weights, out)
-    return out
-
-
-def native(library: str = "bcmfnet") -> Callable[[Tensor, PyramidWeights, Tensor], None]:
-    """Kernels of a native library, by the namespace of its private ops."""
-
-    def run(x: Tensor, weights: PyramidWeights, out: Tensor) -> None:
-        *tensors, pools, kernels, receives = weights
-        numbers = [number for pool in pools for number in pool]
-        getattr(torch.ops, library)._lmfm(x, *tensors, numbers, kernels, receives, out)
-
-    return run
-
-
-def _triton(x: Tensor, weights: PyramidWeights, out: Tensor) -> None:
-    from bcmfnet.kernels.lmfm import lmfm as launch
-
-    launch(x, weights, out)
+def _unpack(x: Tensor, *arguments: Any) -> tuple[Tensor, PyramidWeights, Tensor]:
+    *tensors, pools, kernels, receives, out = arguments
+    return x, PyramidWeights(*tensors, triples(pools), tuple(kernels), tuple(receives)), out
 
 
 def _reference(x: Tensor, weights: PyramidWeights, out: Tensor) -> None:
-    with without_autocast(x):
-        out.copy_(reference.lmfm(x, weights))
+    out.copy_(reference.lmfm(x, weights))
 
 
-@torch.library.register_fake("bcmfnet::lmfm", lib=LIBRARY)
-def _fake(x: Tensor, norms: Tensor, scale: Tensor, process: Tensor, compression: Tensor, *others: Any) -> Tensor:
-    return _output(x, compression)
+_FORWARD = Op("lmfm").define(
+    "lmfm(Tensor x, Tensor norms, Tensor scale, Tensor process, Tensor compression, Tensor? shortcut, "
+    "int[] pools, int[] kernels, int[] receives) -> Tensor",
+    outputs=_output, reference=_reference, unpack=_unpack,
+)  # fmt: skip
 
 
 @register_flop_formula(torch.ops.bcmfnet.lmfm)
@@ -176,18 +144,8 @@ def _operations(x: Any, norms: Any, scale: Any, process: Any, compression: Any, 
     """Two for each multiply-add of the convolutions."""
     batch, channels, height, width = x
     branches, _, breadth = scale
-    triples = tuple(zip(pools[::3], pools[1::3], pools[2::3], strict=True))
-    pixels = sum(h * w for h, w in pooled_sizes(height, width, triples))
-    pixels += height * width if branches == len(triples) + 2 else 0
+    pixels = sum(h * w for h, w in pooled_sizes(height, width, triples(pools)))
+    pixels += height * width if branches == len(triples(pools)) + 2 else 0
     per_pixel = process[0] * breadth**2 + compression[0] * compression[1]
     per_pixel += 0 if shortcut is None else shortcut[0] * shortcut[1]
     return 2 * batch * (pixels * channels * breadth + height * width * per_pixel)
-
-
-LIBRARY.impl("lmfm", _serve, EVERY_DEVICE)
-backends.register("lmfm", "cpu", "cpp", native(), _extension.load)
-backends.register("lmfm", "cpu", "reference", _reference)
-backends.register("lmfm", "cpu", "triton", _triton, backends.no_interpreter)
-backends.register("lmfm", "cuda", "cuda", native(), _extension.load_cuda)
-backends.register("lmfm", "cuda", "triton", _triton, backends.no_triton)
-backends.register("lmfm", "cuda", "reference", _reference)

@@ -19,38 +19,33 @@ from bcmfnet.reference.bcl import Q_MAX, Q_SCALE, BclOptions, BclStats, quantise
 
 
 def synced_loss(
-    logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions, needs_grad: bool, inplace_grad: bool,
-    group: dist.ProcessGroup,
+    evaluate: Callable[..., tuple[Tensor, BclStats]], group: dist.ProcessGroup, logits: Tensor, target: Tensor,
+    weight: Tensor | None, options: BclOptions, needs_grad: bool, inplace_grad: bool,
 ) -> tuple[Tensor, BclStats]:  # fmt: skip
     """Loss and figures of the batch of all processes, the same in each (with per_image but for the thresholds).
 
-    The gradient is that of this process's part of the loss, times the number of processes.
+    The gradient is that of this process's part of the loss, times the number of processes. `evaluate` gives a loss and
+    its figures for this process's images alone.
     """
-    forward = functools.partial(_forward, logits, target, weight)
-    options = _with_agreed_threshold(options, lambda options: int(_total(forward(options)[1].selected, group)))
+
+    def count(options: BclOptions) -> Tensor:
+        return evaluate(logits, target, weight, options, False, False)[1].selected
+
+    options = _with_agreed_threshold(options, lambda options: int(_total(count(options), group)))
     labels = _label_counts(target, options.ignore_index, logits.shape[1])
     of_selected = options.norm == "selected" and options.boundary_weight != 0
-    divisor = forward(options)[1].selected if of_selected else labels.sum()
+    divisor = count(options) if of_selected else labels.sum()
     own = torch.stack([_sum_of_weights(labels, weight), divisor.double()])
     total = _total(own, group)
     shares = torch.where(own > 0, own, 1) / torch.where(total > 0, total, 1)
     ce_share, boundary_share = torch.where(total[0].isnan(), torch.nan, shares).tolist()
     weights = {"ce_weight": ce_share * options.ce_weight, "boundary_weight": boundary_share * options.boundary_weight}
-    loss, stats = forward(options._replace(**weights), needs_grad, inplace_grad)
+    loss, stats = evaluate(logits, target, weight, options._replace(**weights), needs_grad, inplace_grad)
     parts = torch.stack([loss.detach(), ce_share * stats.ce, boundary_share * stats.boundary])
     value, ce, boundary = _total(parts, group)
     selected, valid = _total(torch.stack([stats.selected, stats.valid]), group)
     loss = _OfAll.apply(loss, value, dist.get_world_size(group))
     return loss, BclStats(ce, boundary, selected, valid, stats.threshold)
-
-
-def _forward(
-    logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions, needs_grad: bool = False,
-    inplace_grad: bool = False,
-) -> tuple[Tensor, BclStats]:  # fmt: skip
-    logits = logits if needs_grad else logits.detach()
-    loss, *stats = torch.ops.bcmfnet.bcl_forward(logits, target, weight, *options, needs_grad, inplace_grad)[:6]
-    return loss, BclStats(*stats)
 
 
 def _total(values: Tensor, group: dist.ProcessGroup) -> Tensor:

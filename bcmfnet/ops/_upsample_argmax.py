@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from bcmfnet.ops import _extension, _limits, _options, backends
+from bcmfnet.ops import _limits, _options
+from bcmfnet.ops._checks import HALF_AND_SINGLE, check_dtype
 from bcmfnet.ops._derivatives import refuse_forward_mode, refuse_gradient
-from bcmfnet.ops._library import EVERY_DEVICE, LIBRARY
+from bcmfnet.ops._op import Kernel, Op
 from bcmfnet.reference import upsample_argmax as reference
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-
-LIBRARY.define("upsample_argmax(Tensor logits, SymInt[2] size, bool confidence) -> (Tensor, Tensor)")
 
 
 @overload
@@ -55,16 +51,14 @@ def upsample_argmax(
     if return_confidence := _options.boolean("return_confidence", return_confidence):
         refuse_gradient(logits=logits)
         refuse_forward_mode("upsample_argmax", logits=logits)
-    labels, confidence = torch.ops.bcmfnet.upsample_argmax(logits.detach(), size, return_confidence)
+    labels, confidence = _FORWARD(logits.detach(), size, return_confidence)
     return (labels, confidence) if return_confidence else labels
 
 
 def _checked_size(logits: Tensor, size: int | tuple[int, int]) -> tuple[int, int]:
     _options.tensor("logits", logits)
     size = _options.pair("size", size)
-    if logits.dtype not in FLOATS:
-        dtype = str(logits.dtype).removeprefix("torch.")
-        raise TypeError(f"logits: expected float16, bfloat16 or float32, got {dtype}")
+    check_dtype("logits", logits, HALF_AND_SINGLE)
     if logits.ndim != 4 or min(logits.shape[1:]) < 1 or logits.shape[1] > _limits.MAX_LABEL_MAP_CLASSES:
         shape = list(logits.shape)
         raise ValueError(
@@ -76,29 +70,16 @@ def _checked_size(logits: Tensor, size: int | tuple[int, int]) -> tuple[int, int
     return size
 
 
-def _outputs(logits: Tensor, size: tuple[int, int], confidence: bool) -> tuple[Tensor, Tensor]:
+def _outputs(logits: Tensor, size: tuple[int, int], with_confidence: bool) -> tuple[Tensor, Tensor]:
     shape = (logits.shape[0], *size)
     labels = torch.empty(shape, dtype=torch.uint8 if logits.shape[1] <= 256 else torch.int16, device=logits.device)
-    return labels, torch.empty(shape if confidence else (0,), dtype=torch.float16, device=logits.device)
+    return labels, torch.empty(shape if with_confidence else (0,), dtype=torch.float16, device=logits.device)
 
 
-def _serve(logits: Tensor, size: tuple[int, int], confidence: bool) -> tuple[Tensor, Tensor]:
-    labels, probability = _outputs(logits, size, confidence)
-    if labels.numel():
-        write = backends.implementation("upsample_argmax", logits.device.type)
-        write(logits, labels, probability if confidence else None)
-    return labels, probability
-
-
-def native(library: str = "bcmfnet") -> Callable[..., None]:
-    """Kernels of a native library, by the namespace of its private ops."""
-    return lambda *tensors: getattr(torch.ops, library)._upsample_argmax(*tensors)
-
-
-def _triton(logits: Tensor, labels: Tensor, confidence: Tensor | None) -> None:
-    from bcmfnet.kernels.upsample_argmax import upsample_argmax as launch
-
-    launch(logits, labels, confidence)
+def _run(
+    kernel: Kernel, logits: Tensor, size: tuple[int, int], with_confidence: bool, labels: Tensor, confidence: Tensor
+) -> None:
+    kernel(logits, labels, confidence if with_confidence else None)
 
 
 def _reference(logits: Tensor, labels: Tensor, confidence: Tensor | None) -> None:
@@ -108,15 +89,7 @@ def _reference(logits: Tensor, labels: Tensor, confidence: Tensor | None) -> Non
         confidence.copy_(probability)
 
 
-@torch.library.register_fake("bcmfnet::upsample_argmax", lib=LIBRARY)
-def _fake(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return _outputs(*arguments)
-
-
-LIBRARY.impl("upsample_argmax", _serve, EVERY_DEVICE)
-backends.register("upsample_argmax", "cpu", "cpp", native(), _extension.load)
-backends.register("upsample_argmax", "cpu", "reference", _reference)
-backends.register("upsample_argmax", "cpu", "triton", _triton, backends.no_interpreter)
-backends.register("upsample_argmax", "cuda", "cuda", native(), _extension.load_cuda)
-backends.register("upsample_argmax", "cuda", "triton", _triton, backends.no_triton)
-backends.register("upsample_argmax", "cuda", "reference", _reference)
+_FORWARD = Op("upsample_argmax").define(
+    "upsample_argmax(Tensor logits, SymInt[2] size, bool confidence) -> (Tensor, Tensor)",
+    outputs=_outputs, reference=_reference, run=_run,
+)  # fmt: skip

@@ -63,10 +63,9 @@ def implementation(op: str, device: str) -> Any:
     The first call that is not served by the fastest backend, though nobody asked for another, warns.
     """
     backend, reason = choose(op, device)
-    entries = _entries(op, device)
-    if backend != next(iter(entries)) and _request()[0] is None:
+    if reason not in ("use_backend", "BCMFNET_BACKEND", "the default"):
         _warn_once(device, backend, reason)
-    return entries[backend].implementation
+    return _entries(op, device)[backend].implementation
 
 
 def _entries(op: str, device: str) -> dict[str, Entry]:
@@ -87,21 +86,18 @@ def has_kernel(op: str, device: str) -> bool:
 
 def choose(op: str, device: str) -> tuple[str, str]:
     """Name of the backend that serves an op on a device type, and why it is that one."""
-    reasons = {}
     requested, source = _request()
     entries = _entries(op, device)
+    reasons = {}
     for name, entry in entries.items():
         if requested in (None, name):
-            reasons[name] = entry.unavailable()
-            if reasons[name] is None:
-                return name, source if requested else _because(reasons)
+            reason = entry.unavailable()
+            if reason is None:
+                missing = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+                return name, source if requested else missing or "the default"
+            reasons[name] = reason
     why = reasons.get(requested) or f"it is served by {', '.join(entries)}"
     raise RuntimeError(f"{op} on {device}: {source} asks for {requested!r}; {why}")
-
-
-def _because(reasons: dict[str, str | None]) -> str:
-    missing = [f"{name}: {reason}" for name, reason in reasons.items() if reason]
-    return "; ".join(missing) or "the default"
 
 
 def _request() -> tuple[str | None, str]:

@@ -141,22 +141,14 @@ def forward(
 
 
 def backward(
-    grad: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    options: BclOptions,
-    lse: Tensor,
-    mask: Tensor,
-    scales: Tensor,
-    gradient: Tensor,
-) -> Tensor:
-    """Gradient of the logits, in their dtype and layout; times grad in float32, since 1 / valid underflows float16."""
-    if logits.shape[2:] == target.shape[1:]:
-        z = _computed(logits)
-        p = torch.exp(z - z.amax(1, keepdim=True) - lse[:, None])
-        gradient = _gradient(p, _labels(target, options, logits.shape[1]), options, weight, mask, scales)
-    return torch.mul(gradient, grad, out=torch.empty_like(logits))
+    grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions, lse: Tensor, mask: Tensor,
+    scales: Tensor, result: Tensor,
+) -> None:  # fmt: skip
+    """Write the gradient of full-resolution logits; times grad in float32, since 1 / valid underflows float16."""
+    z = _computed(logits)
+    p = torch.exp(z - z.amax(1, keepdim=True) - lse[:, None])
+    gradient = _gradient(p, _labels(target, options, logits.shape[1]), options, weight, mask, scales)
+    torch.mul(gradient, grad, out=result)
 
 
 class _Labels(NamedTuple):

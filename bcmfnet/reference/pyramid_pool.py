@@ -14,6 +14,16 @@ Pools = Sequence[tuple[int, int, int]]
 """(kernel, stride, padding) of each average pool, kernel = 2 * padding + 1."""
 
 
+def flat(pools: Pools) -> list[int]:
+    """Pools as the integers of a schema."""
+    return [number for pool in pools for number in pool]
+
+
+def triples(numbers: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+    """What `flat` made flat."""
+    return tuple(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True))
+
+
 def pooled_sizes(height: int, width: int, pools: Pools) -> list[tuple[int, int]]:
     """(h, w) of each pool's map, and of the global average."""
     return [(1 + (height - 1) // stride, 1 + (width - 1) // stride) for _, stride, _ in pools] + [(1, 1)]

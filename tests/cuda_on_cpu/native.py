@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from cuda_on_cpu.build import CSRC, build
 
+from bcmfnet.ops import _op
 
-def native(op: str) -> Any:
-    """What serves an op with the CUDA code. Skips the test where there is no compiler."""
+
+def native() -> Any:
+    """The kernels of the CUDA code by name. Skips the test where there is no compiler."""
     _load()
-    return import_module(f"bcmfnet.ops._{op}").native("bcmfnet_cuda_on_cpu")
+    return _op.native("bcmfnet_cuda_on_cpu")
 
 
 @cache

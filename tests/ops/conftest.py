@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -30,14 +30,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(params=SERVED, ids="-".join)
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A device whose op, the OP of the test's module, is served by one backend."""
-    yield from serve(request.module.OP, *request.param, monkeypatch)
+    """A device whose op, of the test's module or of its example, is served by one backend."""
+    yield from serve(op_of(request), *request.param, monkeypatch)
 
 
 @pytest.fixture(params=KERNELS, ids="-".join)
 def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The kernels on a GPU alone."""
-    yield from serve(request.module.OP, *request.param, monkeypatch)
+    yield from serve(op_of(request), *request.param, monkeypatch)
+
+
+def op_of(request: pytest.FixtureRequest) -> str:
+    return getattr(request.module, "OP", None) or request.getfixturevalue("example").op
 
 
 def serve(op: str, device: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
@@ -45,7 +49,7 @@ def serve(op: str, device: str, backend: str, monkeypatch: pytest.MonkeyPatch) -
     if backend not in backends._table[op, "cpu" if backend == "cpp" else "cuda"]:
         pytest.skip(f"{op} has no {backend} kernel")
     if (device, backend) == ("cpu", "cuda"):
-        backends.register(op, device, backend, native(op))
+        backends.register(op, device, backend, native())
     reason = backends._table[op, device][backend].unavailable()
     if reason is not None:
         pytest.skip(f"{backend} on {device}: {reason}")
@@ -55,11 +59,14 @@ def serve(op: str, device: str, backend: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.empty returns NaN, or the largest integer."""
-    empty = torch.empty
+    """torch.empty and torch.empty_like return NaN, or the largest integer."""
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, filled(getattr(torch, name)))
 
+
+def filled(empty: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def fill(*args: Any, **options: Any) -> torch.Tensor:
         result = empty(*args, **options)
         return result.fill_(float("nan") if result.is_floating_point() else torch.iinfo(result.dtype).max)
 
-    monkeypatch.setattr(torch, "empty", fill)
+    return fill

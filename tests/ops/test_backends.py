@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bcmfnet.ops import _extension, backends, boundary_corrected_loss, upsample_argmax
-from bcmfnet.ops._library import LIBRARY
+from bcmfnet.ops._op import LIBRARY
 
 
 @pytest.fixture(autouse=True)

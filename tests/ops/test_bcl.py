@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from bcl_oracle import COEFFICIENTS, oracle
 from compare import assert_close
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bcmfnet.ops import BclStats, backends, boundary_corrected_loss
+from bcmfnet.ops._bcl import _pack, _unpack
 from bcmfnet.reference import bcl as reference
 from bcmfnet.reference.bcl import MODES, BclOptions, make_options
 
@@ -76,34 +78,33 @@ def test_every_option_reaches_the_loss(mode):
 
 
 @pytest.mark.parametrize("grid", [(8, 10), (4, 5)])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_opcheck(layout, weighted, grid):
-    logits, target = inputs(grid)
-    logits = logits.detach().contiguous(memory_format=layout).requires_grad_()
-    weight = torch.ones(4) if weighted else None
-    # One of the two parts alone is the loss itself: outputs must still not share memory.
-    options = make_options("paper", ce_weight=float(weighted), per_image=weighted)
-    forward, backward = torch.ops.bcmfnet.bcl_forward.default, torch.ops.bcmfnet.bcl_backward.default
-    torch.library.opcheck(forward, (logits, target, weight, *options, True))
-    logits = logits.detach()
-    torch.library.opcheck(forward, (logits, target, weight, *options, False))
-    saved = forward(logits, target, weight, *options, True)[6:]
-    torch.library.opcheck(backward, (torch.tensor(2.0), logits, target, weight, *options, *saved))
-
-
-@pytest.mark.parametrize("grid", [(8, 10), (4, 5)])
-def test_schema_and_fake_agree_on_what_is_saved(grid):
-    """Full resolution saves lse, mask and scales, low resolution its gradient, inference nothing."""
+def test_what_is_saved(grid):
+    """Full resolution saves lse, mask and scales, low resolution its gradient."""
     logits, target = inputs(grid)
     full = grid == (8, 10)
-    for needs_grad in (True, False):
-        saved = torch.ops.bcmfnet.bcl_forward(logits.detach(), target, None, *make_options(), needs_grad)[6:]
-        shapes = [tuple(tensor.shape) for tensor in saved]
-        pixels = (2, 8, 10) if full and needs_grad else (0,)
-        assert shapes == [pixels, pixels, (2,) if full and needs_grad else (0,),
-                          (2, 4, *grid) if needs_grad and not full else (0,)]  # fmt: skip
-        assert [tensor.dtype for tensor in saved] == [torch.float32, torch.uint8, torch.float32, torch.float32]
+    saved = torch.ops.bcmfnet.bcl_forward(logits.detach(), target, None, *_pack(make_options()), False)[6:]
+    shapes = [(2, 8, 10), (2, 8, 10), (2,), (0,)] if full else [(0,), (0,), (0,), (2, 4, *grid)]
+    assert [tuple(tensor.shape) for tensor in saved] == shapes
+    assert [tensor.dtype for tensor in saved] == [torch.float32, torch.uint8, torch.float32, torch.float32]
+
+
+@given(st.data())
+@settings(max_examples=50, deadline=None)
+def test_options_are_the_same_when_they_are_unpacked(data):
+    """But for the threshold, which is put on the grid of the scores, as the selection does."""
+    real, count = st.floats(0, 1e30), st.integers(0, 2**62)
+    drawn = {
+        "score": st.tuples(real, real, real), "terms": st.tuples(real, real, real), "ce_weight": real,
+        "boundary_weight": real, "ignore_index": st.integers(-(2**63), 2**63 - 1), "step": st.tuples(count, count),
+        "flip": st.sampled_from(["swap", "mirror"]), "offset": st.tuples(count, count), "nms": count,
+        "threshold": st.floats(0, 100), "ratio": st.floats(0, 1), "min_kept": count, "max_kept": st.none() | count,
+        "norm": st.sampled_from(["selected", "valid"]), "per_image": st.booleans(),
+    }  # fmt: skip
+    options = BclOptions(**{name: data.draw(strategy) for name, strategy in drawn.items()})
+    unpacked = _unpack(*_pack(options))
+    assert unpacked._replace(threshold=0.0) == options._replace(threshold=0.0)
+    tau = (reference.quantise(torch.tensor(o.threshold, dtype=torch.float64)) for o in (unpacked, options))
+    assert torch.equal(*tau)
 
 
 def with_figures(logits, target, seed):
@@ -309,26 +310,17 @@ def test_nothing_valid_is_an_attached_zero(grid):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Options and needs_grad of each call, as they reach the backend."""
+    """Options of each call, and whether it saves, as they reach the kernel."""
     seen = []
+    serve = backends.implementation("bcl", "cpu")
 
-    def forward(logits, target, weight, options: BclOptions, needs_grad):
-        seen.append((options, needs_grad))
-        return reference.forward(logits, target, weight, options, needs_grad)
+    def kernel(logits, target, weight, reals, integers, saves, *outputs):
+        seen.append((_unpack(reals, integers), saves))
+        return serve("bcl_forward")(logits, target, weight, reals, integers, saves, *outputs)
 
-    serve = SimpleNamespace(forward=forward, backward=reference.backward)
     monkeypatch.setitem(backends._table, ("bcl", "cpu"), {})
-    backends.register("bcl", "cpu", "reference", serve)
+    backends.register("bcl", "cpu", "reference", lambda name: kernel)
     return seen
-
-
-def test_a_gradient_is_prepared_only_where_one_is_needed(calls):
-    logits, target = inputs((4, 5))
-    boundary_corrected_loss(logits, target)
-    boundary_corrected_loss(logits.detach(), target)
-    with torch.no_grad():
-        boundary_corrected_loss(logits, target)
-    assert [needs_grad for _, needs_grad in calls] == [True, False, False]
 
 
 def offsets_of(calls, step, seeds):
@@ -446,11 +438,11 @@ def test_argument_errors(arguments, error, message):
 
 
 def test_validate_does_not_trust_the_backend(monkeypatch):
-    def forward(*arguments):
+    def kernel(*arguments):
         raise RuntimeError("served")
 
     monkeypatch.setitem(backends._table, ("bcl", "cpu"), {})
-    backends.register("bcl", "cpu", "reference", SimpleNamespace(forward=forward))
+    backends.register("bcl", "cpu", "reference", lambda name: kernel)
     wrong = TARGET.clone()
     wrong[1, 7, 9] = -3
     with pytest.raises(IndexError, match=r"got -3 at \(image, row, column\) = \(1, 7, 9\)"):

@@ -11,6 +11,7 @@ from torch import nn
 
 from bcmfnet.nn import BoundaryCorrectedLoss
 from bcmfnet.ops import backends, boundary_corrected_loss
+from bcmfnet.ops._bcl import _pack
 from bcmfnet.reference.bcl import make_options
 
 OP = "bcl"
@@ -238,7 +239,7 @@ def test_a_traced_call_is_refused(cpp):
 def test_opcheck(cpp):
     features, target = features_and_target()
     logits = new_head()(features).detach()
-    options = make_options("paper")
+    options = _pack(make_options("paper"))
     saved = torch.ops.bcmfnet.bcl_forward(logits, target, None, *options, True)[6:9]
     backward = torch.ops.bcmfnet.bcl_backward_.default
     torch.library.opcheck(backward, (torch.tensor(2.0), logits, target, None, *options, *saved))

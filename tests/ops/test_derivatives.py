@@ -24,7 +24,7 @@ from bcmfnet.ops import (
     upsample_add_relu,
     upsample_argmax,
 )
-from bcmfnet.ops._library import LIBRARY
+from bcmfnet.ops._op import LIBRARY
 from bcmfnet.reference import bcl as reference
 
 torch.manual_seed(0)
@@ -68,7 +68,9 @@ def of_one(op: str, name: str) -> tuple[Callable[[torch.Tensor], torch.Tensor], 
 
 def test_every_op_is_here():
     defined = {name.removeprefix("bcmfnet::").removesuffix(".default") for name in LIBRARY._op_defs}
-    assert {name.partition("_backward")[0] for name in defined if "backward" not in name} == set(CALLS)
+    assert {name.removesuffix("_forward") for name in defined if "backward" not in name} == {
+        name.removesuffix("_forward") for name in CALLS
+    }
     for op, (_, tensors) in CALLS.items():
         assert set(tensors) >= {name for of, name in ARGUMENTS if of == op}
 
