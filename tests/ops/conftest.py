@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,11 +24,14 @@ SERVED = [
 ]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    """What hardly depends on the backend is exhaustive but for the first one."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        if item.get_closest_marker("any_backend") and item.callspec.params["device"] != SERVED[0]:
+            item.add_marker("exhaustive")
 
 
 @pytest.fixture(params=SERVED, ids="-".join)
@@ -70,3 +76,21 @@ def filled(empty: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         return result.fill_(float("nan") if result.is_floating_point() else torch.iinfo(result.dtype).max)
 
     return fill
+
+
+@pytest.fixture
+def at_level() -> Callable[[str, str, str], None]:
+    """Run code that tests an op in C++, at a level of instruction sets of this processor.
+
+    A level that it lacks is not chosen: that repeats a lower one.
+    """
+
+    def run(level: str, op: str, code: str) -> None:
+        if "cpp" not in backends.available(op, "cpu"):
+            pytest.skip(backends.choose(op, "cpu")[1])
+        paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+        environment = {**os.environ, "BCMFNET_CPU_LEVEL": level, "PYTHONPATH": paths}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    return run

@@ -294,18 +294,6 @@ def test_images_smaller_than_the_window_of_the_flip(device, size):
         )
 
 
-def test_any_strides(device):
-    generator = torch.Generator().manual_seed(0)
-    target = torch.randint(0, 3, (2, 40, 24), generator=generator).transpose(1, 2)
-    for grid in FULL_AND_UPSAMPLED:
-        logits = torch.randn(2, 4, 2 * grid[0], grid[1] + 3, generator=generator)[:, 1:, ::2, 2:-1]
-        strided = run(device, logits, target)
-        dense = run(device, logits.contiguous(), target.contiguous())
-        assert strided[0] == dense[0] and torch.equal(strided[2], dense[2])
-    expanded = run(device, torch.ones(2, 1, 1, 1).expand(2, 3, 24, 40), target)
-    assert expanded[2].shape == (2, 3, 24, 40)
-
-
 @pytest.mark.tail
 @pytest.mark.usefixtures("poisoned", "deterministic")
 @pytest.mark.parametrize(

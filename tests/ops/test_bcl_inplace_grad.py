@@ -11,8 +11,6 @@ from torch import nn
 
 from bcmfnet.nn import BoundaryCorrectedLoss
 from bcmfnet.ops import backends, boundary_corrected_loss
-from bcmfnet.ops._bcl import _pack
-from bcmfnet.reference.bcl import make_options
 
 OP = "bcl"
 AUTOGRADS_OWN = "modified by an inplace operation"
@@ -234,12 +232,3 @@ def test_a_traced_call_is_refused(cpp):
     module.zero_grad()
     module(*arguments).backward()
     assert torch.equal(actual, module.head.weight.grad)
-
-
-def test_opcheck(cpp):
-    features, target = features_and_target()
-    logits = new_head()(features).detach()
-    options = _pack(make_options("paper"))
-    saved = torch.ops.bcmfnet.bcl_forward(logits, target, None, *options, True)[6:9]
-    backward = torch.ops.bcmfnet.bcl_backward_.default
-    torch.library.opcheck(backward, (torch.tensor(2.0), logits, target, None, *options, *saved))

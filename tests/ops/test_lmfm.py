@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from compare import assert_close
-from gpu_manners import assert_capturable, assert_never_waits, assert_uses_the_current_stream
 from grids import grid
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -172,22 +168,6 @@ def test_the_modules_pack_what_the_reference_reads(module, name):
 
 
 @pytest.mark.tail
-def test_any_strides(device):
-    weights = weights_of(STRUCTURES["LMFM"], (4, 3, 5))
-    base = normal((4, 12, 10, 22)).to(device)
-    views = {
-        "a slice": base[1:3, 2:6, 3:8, 4:15],
-        "every other": base[::2, ::3, ::2, ::2],
-        "transposed": base[:, :4].transpose(2, 3)[..., :9],
-        "expanded": base[:1, :4, :1].expand(2, 4, 3, 22),
-        "channels last, in part": base.contiguous(memory_format=torch.channels_last)[:, 1:5, 2:],
-    }
-    for view in views.values():
-        expected = reference(view.double().cpu(), moved(weights, "cpu", torch.float64))
-        assert_close(lmfm(view, moved(weights, device)).cpu(), expected)
-
-
-@pytest.mark.tail
 def test_nothing_is_read_beyond_the_map(device):
     weights = moved(weights_of(STRUCTURES["LMFM"], WIDTHS["odd"]), device)
     for layout in (torch.contiguous_format, torch.channels_last):
@@ -207,49 +187,19 @@ def test_nan_survives_every_relu(device):
     assert result[1].isnan().all()
 
 
-def test_an_empty_batch(device):
-    weights = weights_of(STRUCTURES["LMFM"], WIDTHS["odd"])
-    assert lmfm(torch.empty(0, 19, 6, 8, device=device), moved(weights, device)).shape == (0, 11, 6, 8)
-
-
-@pytest.mark.tail
-def test_two_runs_and_any_number_of_threads_give_equal_bits(device):
-    x, weights = normal((2, 19, 9, 13)).to(device), moved(weights_of(STRUCTURES["LMFM"], WIDTHS["odd"]), device)
-    first = lmfm(x, weights)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 1):
-            torch.set_num_threads(count)
-            assert torch.equal(first, lmfm(x, weights))
-    finally:
-        torch.set_num_threads(threads)
-
-
 def test_an_image_does_not_depend_on_its_batch(device):
     x, weights = normal((3, 19, 6, 8)).to(device), moved(weights_of(STRUCTURES["DAPPM"], WIDTHS["odd"]), device)
     assert_close(lmfm(x, weights)[1:2], lmfm(x[1:2], weights))
 
 
-def test_float64_is_the_reference(device):
-    x, weights = (
-        normal((1, 19, 6, 8), torch.float64),
-        weights_of(STRUCTURES["LMFM"], WIDTHS["odd"], dtype=torch.float64),
-    )
-    assert_close(lmfm(x.to(device), moved(weights, device)).cpu(), reference(x, weights))
-
-
 @pytest.mark.parametrize(
     "level", ["v3", *(pytest.param(level, marks=pytest.mark.exhaustive) for level in ("plain", "v4"))]
 )
-def test_every_level_of_instruction_sets(level):
-    """Of those that this processor has; a higher one that it lacks is not chosen, and this repeats a lower one."""
+def test_every_level_of_instruction_sets(at_level, level):
     code = """
 import torch
-from bcmfnet.ops import backends
 from test_lmfm import STRUCTURES, WIDTHS, assert_reference, normal, weights_of
 from test_pyramid_pool import test_pools_and_gradients_are_torchs as check_pools, CASES
-if "cpp" not in backends.available("lmfm", "cpu"):
-    raise SystemExit(backends.choose("lmfm", "cpu")[1])
 for dtype in (torch.float32, torch.bfloat16):
     for layout in (torch.contiguous_format, torch.channels_last):
         for structure in STRUCTURES.values():
@@ -259,34 +209,7 @@ for dtype in (torch.float32, torch.bfloat16):
         for shape, pools in CASES.values():
             check_pools("cpu", shape, pools, dtype, layout)
 """
-    paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
-    environment = {**os.environ, "BCMFNET_CPU_LEVEL": level, "PYTHONPATH": paths}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    if run.stderr.startswith("cpp: "):
-        pytest.skip(run.stderr)
-    assert run.returncode == 0, run.stderr
-
-
-def call(x, weights):
-    return (x, *weights[:5], [n for pool in weights.pools for n in pool], list(weights.kernels), list(weights.receives))
-
-
-@pytest.mark.tail
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_opcheck(device, layout):
-    x = normal((2, 19, 6, 8)).to(memory_format=layout).to(device)
-    weights = moved(weights_of(STRUCTURES["LMFM"], WIDTHS["odd"], shortcut=False), device)
-    torch.library.opcheck(torch.ops.bcmfnet.lmfm, call(x, weights))
-
-
-@pytest.mark.tail
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compile(device, dynamic):
-    weights = moved(weights_of(STRUCTURES["LMFM"], WIDTHS["odd"]), device)
-    compiled = torch.compile(lambda x: lmfm(x, weights), fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for shape in ((1, 19, 6, 8), (2, 19, 5, 9)):
-        x = normal(shape).to(device)
-        assert torch.equal(compiled(x), lmfm(x, weights))
+    at_level(level, OP, code)
 
 
 def test_operations_are_counted_as_those_of_the_modules():
@@ -307,13 +230,6 @@ def test_the_networks_size_on_a_gpu(cuda, name, dtype):
     for shape in ((1, 512, 16, 32), (8, 512, 16, 16)):
         weights = weights_of(STRUCTURES[name], (512, 128, 128), dtype=dtype)
         assert_reference(cuda, normal(shape, dtype), weights, torch.channels_last)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("check", [assert_never_waits, assert_uses_the_current_stream, assert_capturable])
-def test_manners_on_a_gpu(cuda, check):
-    weights = moved(weights_of(STRUCTURES["LMFM"], (64, 32, 32), dtype=torch.float16), cuda)
-    check(lambda x: (lmfm(x, weights),), normal((1, 64, 16, 32), torch.float16).to(cuda))
 
 
 GOOD = weights_of(STRUCTURES["LMFM"], (4, 3, 5))

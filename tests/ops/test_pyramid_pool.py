@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compare import assert_close
-from gpu_manners import assert_capturable, assert_never_waits, assert_uses_the_current_stream
 from grids import grid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -94,20 +93,6 @@ def test_more_channels_or_positions_than_a_block_takes(device, request, shape, l
     assert_close(gradient(lambda x: pyramid_pool(x, POOLS), x, cotangents), expected)
 
 
-def test_any_strides(device):
-    base = normal((4, 12, 10, 22)).to(device)
-    views = {
-        "a slice": base[1:3, 2:7, 3:8, 4:15],
-        "every other": base[::2, ::3, ::2, ::2],
-        "transposed": base.transpose(2, 3)[..., :9],
-        "expanded": base[:1, :, :1].expand(2, 12, 3, 22),
-        "channels last, in part": base.contiguous(memory_format=torch.channels_last)[:, 1:6, 2:],
-    }
-    for view in views.values():
-        for y, z in zip(pyramid_pool(view, POOLS), torchs(view.double(), POOLS), strict=True):
-            assert_close(y, z)
-
-
 def test_gradients_of_any_strides(device):
     """What a sum gives is expanded, what a transposed consumer gives is not dense."""
     x = normal((2, 3, 9, 7)).to(device)
@@ -144,26 +129,6 @@ def test_a_large_offset_is_not_lost(device):
         assert (y.double() - z).abs().max() < 1e-2  # ten roundings of 1e4 in float32
 
 
-def test_an_empty_batch(device):
-    x = torch.empty(0, 3, 4, 5, device=device, requires_grad=True)
-    pooled = pyramid_pool(x, POOLS)
-    assert [tuple(y.shape) for y in pooled] == [(0, 3, 2, 3), (0, 3, 1, 2), (0, 3, 1, 1), (0, 3, 1, 1)]
-    sum(y.sum() for y in pooled).backward()
-    assert x.grad.shape == x.shape
-
-
-def test_two_runs_and_any_number_of_threads_give_equal_bits(device):
-    x = normal((2, 40, 13, 33)).to(device)
-    first = pyramid_pool(x, POOLS)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 1):
-            torch.set_num_threads(count)
-            assert all(map(torch.equal, first, pyramid_pool(x, POOLS)))
-    finally:
-        torch.set_num_threads(threads)
-
-
 def test_gradcheck():
     """Float64 is served by the reference; the derivatives of its derivatives are linear again."""
     x = normal((2, 3, 9, 7), torch.float64).requires_grad_()
@@ -181,35 +146,6 @@ def test_second_derivatives(device):
 
     x = normal((1, 3, 6, 8)).to(device)
     assert_close(second(lambda x: pyramid_pool(x, POOLS), x), second(lambda x: torchs(x, POOLS), x.double()))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_opcheck(device, layout):
-    x = normal((2, 3, 6, 8)).to(memory_format=layout).to(device).requires_grad_()
-    numbers, last = [5, 2, 2, 9, 4, 4], layout == torch.channels_last
-    torch.library.opcheck(torch.ops.bcmfnet.pyramid_pool, (x, numbers, last))
-    packed = torch.ops.bcmfnet.pyramid_pool(x, numbers, last).detach().requires_grad_()
-    torch.library.opcheck(torch.ops.bcmfnet.pyramid_pool_backward, (packed, list(x.shape), numbers, last))
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compile(device, dynamic):
-    compiled = torch.compile(lambda x: pyramid_pool(x, POOLS), fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for shape in ((1, 5, 6, 8), (2, 6, 9, 7)):
-        x = normal(shape).to(device)
-        assert all(map(torch.equal, compiled(x), pyramid_pool(x, POOLS)))
-        cotangents = [torch.ones_like(y) for y in compiled(x)]
-        assert torch.equal(gradient(compiled, x, cotangents), gradient(lambda x: pyramid_pool(x, POOLS), x, cotangents))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("check", [assert_never_waits, assert_uses_the_current_stream, assert_capturable])
-def test_manners_on_a_gpu(cuda, check):
-    x = normal((2, 64, 16, 32)).to(cuda)
-    check(lambda x: pyramid_pool(x, POOLS), x)
-    cotangent = normal((2 * 64 * (128 + 32 + 8 + 1),)).to(cuda)
-    numbers = [number for pool in POOLS for number in pool]
-    check(lambda g: (torch.ops.bcmfnet.pyramid_pool_backward(g, list(x.shape), numbers, False),), cotangent)
 
 
 @pytest.mark.gpu

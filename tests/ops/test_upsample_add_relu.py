@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
 from compare import assert_close
-from gpu_manners import assert_capturable, assert_never_waits, assert_uses_the_current_stream
 from grids import grid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -80,11 +76,6 @@ def test_any_shape(device, planes, low, more, layout):
     assert_close(upsample_add_relu(x, y).cpu(), torchs(x, y))
 
 
-def test_float64_is_served_by_the_reference():
-    x, y = maps((2, 5), (3, 4), (7, 11), torch.float64)
-    assert_close(upsample_add_relu(x, y), torchs(x, y))
-
-
 def test_plateaus_are_exact(device):
     """Between equal source pixels there is nothing to round, at any scale."""
     low = normal((1, 20, 1, 1)).expand(1, 20, 3, 7)
@@ -93,27 +84,6 @@ def test_plateaus_are_exact(device):
             high = torch.zeros(1, 20, *size, device=device).contiguous(memory_format=layout)
             result = upsample_add_relu(high, low.to(device)).cpu()
             assert torch.equal(result, low[:, :, :1, :1].clamp(min=0).expand(result.shape))
-
-
-@pytest.mark.tail
-def test_any_strides(device):
-    base = normal((4, 12, 10, 22)).to(device)
-    views = {
-        "a slice": base[1:3, 2:7, 3:8, 4:15],
-        "every other": base[::2, ::3, ::2, ::2],
-        "transposed": base.transpose(2, 3)[..., :9],
-        "expanded": base[:1, :, :1].expand(2, 12, 3, 22),
-        "channels last, in part": base.contiguous(memory_format=CHANNELS_LAST)[:, 1:9, 2:],
-    }
-    for view in views.values():
-        high = normal((*view.shape[:2], view.shape[2] + 3, view.shape[3] * 2)).to(device)
-        for layout in (CONTIGUOUS, CHANNELS_LAST):
-            result = upsample_add_relu(high.contiguous(memory_format=layout), view)
-            assert_close(result.cpu(), torchs(high, view))
-        low = normal((*view.shape[:2], 1 + view.shape[2] // 2, view.shape[3])).to(device)
-        for layout in (CONTIGUOUS, CHANNELS_LAST):
-            result = upsample_add_relu(view, low.contiguous(memory_format=layout))
-            assert_close(result.cpu(), torchs(view, low))
 
 
 @pytest.mark.tail
@@ -155,34 +125,11 @@ def test_nan_and_infinities_are_where_the_reference_has_them(device, size, dtype
     assert_close(upsample_add_relu(x, y).cpu(), reference(x.cpu().double(), y.cpu().double()))
 
 
-def test_an_empty_batch(device):
-    result = upsample_add_relu(torch.empty(0, 3, 8, 10, device=device), torch.empty(0, 3, 4, 5, device=device))
-    assert result.shape == (0, 3, 8, 10)
-
-
-@pytest.mark.tail
-@pytest.mark.parametrize("layout", [CONTIGUOUS, CHANNELS_LAST])
-def test_two_runs_and_any_number_of_threads_give_equal_bits(device, layout):
-    x, y = (tensor.contiguous(memory_format=layout).to(device) for tensor in maps((2, 40), (5, 33), (12, 70)))
-    first = upsample_add_relu(x, y)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 1):
-            torch.set_num_threads(count)
-            assert torch.equal(first, upsample_add_relu(x, y))
-    finally:
-        torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("level", ["plain", "v3", "v4"])
-def test_every_level_of_instruction_sets(level):
-    """Of those that this processor has; a higher one that it lacks is not chosen, and this repeats a lower one."""
+def test_every_level_of_instruction_sets(at_level, level):
     code = """
 import torch
-from bcmfnet.ops import backends
 from test_upsample_add_relu import CASES, CHANNELS_LAST, CONTIGUOUS, assert_close, maps, torchs, upsample_add_relu
-if "cpp" not in backends.available("upsample_add_relu", "cpu"):
-    raise SystemExit(backends.choose("upsample_add_relu", "cpu")[1])
 for sizes in CASES.values():
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         x, y = maps(*sizes, dtype)
@@ -190,34 +137,7 @@ for sizes in CASES.values():
         for layout in (CONTIGUOUS, CHANNELS_LAST):
             assert_close(upsample_add_relu(x.contiguous(memory_format=layout), y), torchs(x, y))
 """
-    paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
-    environment = {**os.environ, "BCMFNET_CPU_LEVEL": level, "PYTHONPATH": paths}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    if run.stderr.startswith("cpp: "):
-        pytest.skip(run.stderr)
-    assert run.returncode == 0, run.stderr
-
-
-@pytest.mark.parametrize("layout", [CONTIGUOUS, CHANNELS_LAST])
-def test_opcheck(device, layout):
-    x, y = maps((2, 5), (3, 4), (7, 9))
-    x, y = x.contiguous(memory_format=layout).to(device), y.to(device)
-    torch.library.opcheck(torch.ops.bcmfnet.upsample_add_relu, (x, y))
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compile(device, dynamic):
-    compiled = torch.compile(upsample_add_relu, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for planes, low, high in (((1, 5), (3, 4), (7, 9)), ((2, 6), (5, 7), (10, 15))):
-        x, y = (tensor.to(device) for tensor in maps(planes, low, high))
-        assert torch.equal(compiled(x, y), upsample_add_relu(x, y))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("check", [assert_never_waits, assert_uses_the_current_stream, assert_capturable])
-def test_manners_on_a_gpu(cuda, check):
-    x, y = (tensor.to(cuda, memory_format=CHANNELS_LAST) for tensor in maps((2, 64), (16, 32), (64, 128)))
-    check(lambda x, y: (upsample_add_relu(x, y),), x, y)
+    at_level(level, OP, code)
 
 
 @pytest.mark.gpu

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
-from gpu_manners import assert_capturable, assert_never_waits, assert_uses_the_current_stream
 from grids import grid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -118,20 +113,6 @@ def test_infinities_are_large_numbers(device, dtype):
     assert not upsample_argmax(torch.full((1, 4, 2, 2), -INF, device=device), (16, 16)).any()
 
 
-@pytest.mark.tail
-def test_any_strides(device):
-    base = normal((4, 12, 10, 22)).to(device)
-    views = {
-        "a slice": base[1:3, 2:7, 3:8, 4:15],
-        "every other": base[::2, ::3, ::2, ::2],
-        "transposed": base.transpose(2, 3)[..., :9],
-        "expanded": base[:1, :, :1].expand(2, 12, 3, 22),
-    }
-    for view in views.values():
-        size = (view.shape[2] * 3 + 1, view.shape[3] * 2)
-        assert torch.equal(upsample_argmax(view, size), upsample_argmax(view.clone(), size))
-
-
 def test_nothing_is_read_beyond_the_logits(device):
     """The logits lie in the middle of NaN: one of them read and used would win."""
     for shape, size in SHAPES.values():
@@ -141,64 +122,18 @@ def test_nothing_is_read_beyond_the_logits(device):
         assert_labels(upsample_argmax(view, size), view, size)
 
 
-def test_an_empty_batch(device):
-    labels, confidence = upsample_argmax(torch.empty(0, 3, 4, 5, device=device), (8, 10), return_confidence=True)
-    assert labels.shape == confidence.shape == (0, 8, 10)
-
-
-@pytest.mark.tail
-def test_two_runs_and_any_number_of_threads_give_equal_bits(device):
-    logits = normal((2, 5, 9, 33)).to(device)
-    first = upsample_argmax(logits, (20, 70), return_confidence=True)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 1):
-            torch.set_num_threads(count)
-            again = upsample_argmax(logits, (20, 70), return_confidence=True)
-            assert all(map(torch.equal, first, again))
-    finally:
-        torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("level", ["plain", "v3", "v4"])
-def test_every_level_of_instruction_sets(level):
-    """Of those that this processor has; a higher one that it lacks is not chosen, and this repeats a lower one."""
+def test_every_level_of_instruction_sets(at_level, level):
     code = """
 import torch
-from bcmfnet.ops import backends
 from test_upsample_argmax import SHAPES, assert_labels, normal, reference, upsample_argmax, HALF
-if "cpp" not in backends.available("upsample_argmax", "cpu"):
-    raise SystemExit(backends.choose("upsample_argmax", "cpu")[1])
 for shape, size in SHAPES.values():
     logits = normal(shape)
     labels, confidence = upsample_argmax(logits, size, return_confidence=True)
     assert_labels(labels, logits, size)
     torch.testing.assert_close(confidence.double(), reference(logits.double(), size)[1], rtol=HALF, atol=1e-7)
 """
-    paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
-    environment = {**os.environ, "BCMFNET_CPU_LEVEL": level, "PYTHONPATH": paths}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    if run.stderr.startswith("cpp: "):
-        pytest.skip(run.stderr)
-    assert run.returncode == 0, run.stderr
-
-
-@pytest.mark.tail
-def test_opcheck(device):
-    for arguments in ((normal((1, 5, 3, 4)), [7, 9], True), (normal((2, 300, 3, 4)), [3, 4], False)):
-        logits, *rest = arguments
-        torch.library.opcheck(torch.ops.bcmfnet.upsample_argmax, (logits.to(device), *rest))
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compile(device, dynamic):
-    def scaled(logits, scale):
-        return upsample_argmax(logits, (logits.shape[2] * scale, logits.shape[3] * scale), return_confidence=True)
-
-    compiled = torch.compile(scaled, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for shape in ((1, 5, 3, 4), (2, 6, 5, 7)):
-        logits = normal(shape).to(device)
-        assert all(map(torch.equal, compiled(logits, 3), scaled(logits, 3)))
+    at_level(level, OP, code)
 
 
 def test_export(device):
@@ -212,21 +147,9 @@ def test_export(device):
     assert torch.equal(program.module()(logits), upsample_argmax(logits, (24, 32)))
 
 
-def test_under_autocast_half_precision_goes_in_as_it_is(device):
-    logits = normal((1, 5, 3, 4), torch.bfloat16).to(device)
-    with torch.autocast(device, dtype=torch.bfloat16):
-        assert torch.equal(upsample_argmax(logits, (24, 32)), upsample_argmax(logits.float(), (24, 32)))
-
-
 def test_logits_with_a_gradient_give_labels_without(device):
     logits = normal((1, 5, 3, 4)).to(device).requires_grad_()
     assert not upsample_argmax(logits, (24, 32)).requires_grad
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("check", [assert_never_waits, assert_uses_the_current_stream, assert_capturable])
-def test_manners_on_a_gpu(cuda, check):
-    check(lambda logits: upsample_argmax(logits, (64, 256), return_confidence=True), normal((2, 19, 8, 32)).to(cuda))
 
 
 @pytest.mark.gpu
