@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +156,8 @@ class PyramidContext(nn.Module):
     @torch.no_grad()
     def packed(self, dtype: torch.dtype) -> PyramidWeights:
         """What `bcmfnet.ops.lmfm` takes for maps of a dtype: a snapshot of parameters and running statistics."""
-        process = [self.process[str(i)] for i in self.branches if str(i) in self.process]
+        fusing: dict[int, Any] = {int(branch): unit for branch, unit in self.process.items()}
+        process = [fusing[i] for i in self.branches if i in fusing]
         scale = [self.scale[str(i)] for i in self.branches]
         last = [unit for unit in (self.compression, self.shortcut) if unit is not None]
         norms = [unit.norm for unit in (*scale, *process, *last)]
@@ -166,7 +167,7 @@ class PyramidContext(nn.Module):
         )
         multiplier = gamma * (var + NORM_EPS).rsqrt()
 
-        def matrices(units: list[nn.Sequential]) -> Tensor:
+        def matrices(units: list[Any]) -> Tensor:
             """[taps, in, out] of the convolutions, one after the other."""
             weights = [unit.conv.weight.flatten(2).permute(2, 1, 0) for unit in units]
             return torch.cat(weights).to(dtype) if weights else gamma.new_zeros((0, width, width), dtype=dtype)
@@ -179,9 +180,7 @@ class PyramidContext(nn.Module):
             compression=matrices([self.compression])[0],
             shortcut=None if self.shortcut is None else matrices([self.shortcut])[0],
             pools=self.pools,
-            kernels=tuple(
-                self.process[str(i)].conv.kernel_size[0] if str(i) in self.process else 0 for i in self.branches
-            ),
+            kernels=tuple(fusing[i].conv.kernel_size[0] if i in fusing else 0 for i in self.branches),
             receives=tuple(numbers[self.receives[i]] if i in self.receives else -1 for i in self.branches),
         )
 

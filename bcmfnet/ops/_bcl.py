@@ -182,8 +182,8 @@ def _check_tensors(logits: Tensor, target: Tensor, size: int | tuple[int, int] |
         raise ValueError(
             f"logits: expected at most the target's {list(target.shape[1:])} pixels, got {list(logits.shape[2:])}"
         )
-    if size is not None and (size := _options.pair("size", size)) != tuple(target.shape[1:]):
-        raise ValueError(f"size: expected the target's {list(target.shape[1:])}, got {list(size)}")
+    if size is not None and (sides := _options.pair("size", size)) != tuple(target.shape[1:]):
+        raise ValueError(f"size: expected the target's {list(target.shape[1:])}, got {list(sides)}")
     if weight is not None and tuple(weight.shape) != (logits.shape[1],):
         raise ValueError(f"weight: expected [{logits.shape[1]}], one for each class, got {list(weight.shape)}")
     _limits.check_extent("target", target.shape)

@@ -36,8 +36,9 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def checked_pools(pools: Sequence[Sequence[int]]) -> tuple[tuple[int, int, int], ...]:
     """Pools as tuples. Raises ValueError for what are none."""
-    triples = tuple(map(_triple, pools)) if isinstance(pools, Iterable) and not isinstance(pools, str) else (None,)
-    if None in triples:
+    given = list(map(_triple, pools)) if isinstance(pools, Iterable) and not isinstance(pools, str) else [None]
+    triples = tuple(triple for triple in given if triple is not None)
+    if len(triples) < len(given):
         raise ValueError(f"pools: expected (kernel, stride, padding) triples, kernel = 2 * padding + 1, got {pools!r}")
     if len(triples) > _limits.MAX_POOLS:
         raise ValueError(f"pools: expected at most {_limits.MAX_POOLS}, got {len(triples)}")
@@ -51,7 +52,7 @@ def _triple(pool: Sequence[int]) -> tuple[int, int, int] | None:
     if numbers is None or len(numbers) != 3:
         return None
     kernel, stride, padding = numbers
-    return numbers if stride >= 1 and padding >= 0 and kernel == 2 * padding + 1 else None
+    return (kernel, stride, padding) if stride >= 1 and padding >= 0 and kernel == 2 * padding + 1 else None
 
 
 def empty_map(like: Tensor, shape: Sequence[int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import Any
 
 import torch
@@ -122,9 +122,12 @@ def _output(x: Tensor, norms: Tensor, scale: Tensor, process: Tensor, compressio
     return empty_map(x, (x.shape[0], compression.shape[1], *x.shape[2:]))
 
 
-def _unpack(x: Tensor, *arguments: Any) -> tuple[Tensor, PyramidWeights, Tensor]:
-    *tensors, pools, kernels, receives, out = arguments
-    return x, PyramidWeights(*tensors, triples(pools), tuple(kernels), tuple(receives)), out
+def _unpack(
+    x: Tensor, norms: Tensor, scale: Tensor, process: Tensor, compression: Tensor, shortcut: Tensor | None,
+    pools: Sequence[int], kernels: Sequence[int], receives: Sequence[int], out: Tensor,
+) -> tuple[Tensor, PyramidWeights, Tensor]:  # fmt: skip
+    structure = (triples(pools), tuple(kernels), tuple(receives))
+    return x, PyramidWeights(norms, scale, process, compression, shortcut, *structure), out
 
 
 def _reference(x: Tensor, weights: PyramidWeights, out: Tensor) -> None:

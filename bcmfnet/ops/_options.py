@@ -47,7 +47,7 @@ def integers_of(value: Any) -> tuple[int, ...] | None:
 def number(name: str, value: Any) -> float:
     """A real number. Raises TypeError for anything else, ValueError for an integer that no float holds."""
     if type(value) is float or isinstance(value, torch.SymFloat):
-        return value
+        return value  # type: ignore[return-value]
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {_shown(value)}")
     try:
@@ -122,7 +122,7 @@ def _is_integer(value: Any) -> bool:
 
 def _plain(value: Any) -> int:
     """An integer of NumPy as Python's; symbolic and dynamic ones stay what they are."""
-    return value if isinstance(value, (int, torch.SymInt)) else int(value)
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)  # type: ignore[return-value]
 
 
 def _shown(value: Any) -> str:

@@ -40,8 +40,9 @@ def pyramid_pool(x: Tensor, pools: Sequence[Sequence[int]]) -> tuple[Tensor, ...
 
 def _packed(x: Tensor, pools: Sequence[int], channels_last: bool) -> Tensor:
     """[N * C * L], not yet written: one map [N, C, h, w], or [N, h, w, C], after the other, L positions in all."""
-    positions = sum(h * w for h, w in pooled_sizes(*x.shape[2:], triples(pools)))
-    return torch.empty(x.shape[0] * x.shape[1] * positions, dtype=x.dtype, device=x.device)
+    batch, channels, height, width = x.shape
+    positions = sum(h * w for h, w in pooled_sizes(height, width, triples(pools)))
+    return torch.empty(batch * channels * positions, dtype=x.dtype, device=x.device)
 
 
 def _maps(packed: Tensor, shape: Sequence[int], pools: Pools, channels_last: bool) -> list[Tensor]:

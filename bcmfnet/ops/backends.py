@@ -88,7 +88,7 @@ def choose(op: str, device: str) -> tuple[str, str]:
     """Name of the backend that serves an op on a device type, and why it is that one."""
     requested, source = _request()
     entries = _entries(op, device)
-    reasons = {}
+    reasons: dict[str | None, str] = {}
     for name, entry in entries.items():
         if requested in (None, name):
             reason = entry.unavailable()

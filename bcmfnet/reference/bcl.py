@@ -172,8 +172,10 @@ def _labels(target: Tensor, options: BclOptions, classes: int) -> _Labels:
     valid = own != options.ignore_index
     check_labels(own, valid, classes)
     counts = (valid, valid & (rows != options.ignore_index), valid & (columns != options.ignore_index))
-    maps = (label.masked_fill(~count, 0) for label, count in zip((own, rows, columns), counts, strict=True))
-    return _Labels(*maps, *counts)
+    known, known_rows, known_columns = (
+        label.masked_fill(~count, 0) for label, count in zip((own, rows, columns), counts, strict=True)
+    )
+    return _Labels(known, known_rows, known_columns, *counts)
 
 
 def check_labels(labels: Tensor, valid: Tensor, classes: int) -> None:
@@ -268,8 +270,9 @@ def _divisors(labels: _Labels, options: BclOptions, w: Tensor, chosen: Tensor) -
     """Divisors of the cross-entropy (weighted) and of the boundary term (a count); 1 where there is nothing, NaN where
     the weight of a valid pixel is not finite."""
     vw, d = _total(w), (chosen if options.norm == "selected" else labels.valid).sum().to(w.dtype)
-    divisors = torch.where(vw > 0, vw, 1.0), torch.where(d > 0, d, 1.0)
-    return tuple(torch.where(w.isfinite().all(), divisor, torch.nan) for divisor in divisors)
+    finite = w.isfinite().all()
+    vw, d = (torch.where(finite, torch.where(divisor > 0, divisor, 1.0), torch.nan) for divisor in (vw, d))
+    return vw, d
 
 
 def _scales(labels: _Labels, options: BclOptions, weight: Tensor | None, mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from bcmfnet.reference.precision import float32_products
 
 
-def upsample(logits: Tensor, size: torch.Size) -> Tensor:
+def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear (align_corners=False) to size (H, W) as nested lerp a + t*(b - a), columns first.
 
     The four-weight form breaks plateaus: equal corners would not give exactly their value.
@@ -24,7 +26,7 @@ def upsample(logits: Tensor, size: torch.Size) -> Tensor:
 
 
 @float32_products()
-def downsample(gradient: Tensor, size: torch.Size) -> Tensor:
+def downsample(gradient: Tensor, size: Sequence[int]) -> Tensor:
     """The adjoint of upsample: gradient [N, C, H, W] of the upsampled map to that [N, C, h, w] of its source."""
     rows = interpolation_matrix(size[0], gradient.shape[2]).to(gradient)
     columns = interpolation_matrix(size[1], gradient.shape[3]).to(gradient)

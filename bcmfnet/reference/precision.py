@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
-PRODUCTS = (
-    torch.backends.cudnn.conv,
-    torch.backends.cuda.matmul,
-    torch.backends.mkldnn.conv,
-    torch.backends.mkldnn.matmul,
-)
+_BACKENDS: Any = torch.backends  # whose settings have no types
+PRODUCTS = (_BACKENDS.cudnn.conv, _BACKENDS.cuda.matmul, _BACKENDS.mkldnn.conv, _BACKENDS.mkldnn.matmul)
 """Settings of torch that let the products of float32 tensors be computed in less, each by its `fp32_precision`."""
 
 
