@@ -24,10 +24,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bcmfnet.kernels._common import (
+    INTERPRETED,
+    cell_source,
+    extent,
+    in_cell,
+    index_type,
+    lerp,
+    lerp_weight,
+    load_corners,
+    scratch,
+)
 from bcmfnet.kernels.autotune import AotCase
-from bcmfnet.kernels.upsample_argmax import _inside, _lerp, _load, _share, _source
-
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # there a program costs the same whatever its size
 
 PIXELS = 2**14 if INTERPRETED.value else 512  # of a program; one a lane where it reads logits
 HELD = 32  # classes that a lane holds; the gradient reads more of them twice
@@ -99,8 +107,8 @@ def _plus(total, coefficient, values, PRESENT: tl.constexpr):
 
 @triton.jit
 def _between(logits, corners, shares):
-    a, b, c, d = _load(logits, corners)
-    return _lerp(_lerp(a, b, shares[1]), _lerp(c, d, shares[1]), shares[0])
+    a, b, c, d = load_corners(logits, corners)
+    return lerp(lerp(a, b, shares[1]), lerp(c, d, shares[1]), shares[0])
 
 
 @triton.jit
@@ -207,13 +215,13 @@ def _piece(
 ):
     """Output pixels [LANES, ROWS] of a piece of cells [LANES, 1]: their number, place, and whether there is such a one;
     the offsets of the logits at the cell's corners, and the pixels' shares of the lower and of the right ones."""
-    low_y, high_y, first_y = _source(cell_y, h, H)
-    low_x, high_x, first_x = _source(cell_x, w, W)
+    low_y, high_y, first_y = cell_source(cell_y, h, H)
+    low_x, high_x, first_x = cell_source(cell_x, w, W)
     y = first_y + piece_y * ROWS + tl.arange(0, ROWS)[None]
     x = first_x + piece_x * SIDE + phase
-    inside = _inside(y, cell_y, h, H) & _inside(x, cell_x, w, W) & (image < batch)
-    share_y = tl.where((cell_y > 0) & (cell_y < h), _share(y, low_y, h, H), 0.0)
-    share_x = tl.where((cell_x > 0) & (cell_x < w), _share(x, low_x, w, W), 0.0)
+    inside = in_cell(y, cell_y, h, H) & in_cell(x, cell_x, w, W) & (image < batch)
+    share_y = tl.where((cell_y > 0) & (cell_y < h), lerp_weight(y, low_y, h, H), 0.0)
+    share_x = tl.where((cell_x > 0) & (cell_x < w), lerp_weight(x, low_x, w, W), 0.0)
     image = tl.minimum(image, batch - 1)
     top, bottom = image * strides[0] + low_y * strides[2], image * strides[0] + high_y * strides[2]
     left, right = low_x * strides[3], high_x * strides[3]
@@ -505,18 +513,18 @@ def forward(
     """
     upsampled, selects = logits.shape[2:] != target.shape[1:], options.boundary_weight != 0
     if upsampled or not needs_grad:
-        lse = _scratch(target, torch.float32) if needs_grad else None
-        scales = _scratch(target, torch.float32, 2) if needs_grad else None
-        mask = _scratch(target, torch.uint8) if selects else None
-    scores = _scratch(target, torch.uint16) if selects else None
-    terms = _scratch(target, torch.float32) if selects else None
+        lse = scratch(target, torch.float32) if needs_grad else None
+        scales = scratch(target, torch.float32, 2) if needs_grad else None
+        mask = scratch(target, torch.uint8) if selects else None
+    scores = scratch(target, torch.uint16) if selects else None
+    terms = scratch(target, torch.float32) if selects else None
     with torch.cuda.device_of(logits):
         score = _score_cells if upsampled else _score_pixels
         partials = score(logits, target, weight, options, lse, scores, terms)
         if selects:
             select_partials = _select(options, scores, terms, threshold, mask)
         else:
-            select_partials = _scratch(target, torch.float64, 2, 0)
+            select_partials = scratch(target, torch.float64, 2, 0)
             threshold.fill_(_tau(options))
             if mask is not None:
                 mask.zero_()
@@ -548,7 +556,7 @@ def _score_pixels(
 ) -> Tensor:  # fmt: skip
     """Write the maps of pixels at full resolution; sums float64 [4, programs]."""
     programs = triton.cdiv(target.numel(), PIXELS)
-    partials = _scratch(target, torch.float64, 4, programs)
+    partials = scratch(target, torch.float64, 4, programs)
     score_pixels_kernel[(programs,)](
         logits, target, weight, lse, scores, terms, partials, target.numel(), *target.shape[1:], *logits.stride(),
         *_labels(target, options), *map(float, options.score), *map(float, options.terms),
@@ -564,7 +572,7 @@ def _score_cells(
     """Write the maps of upsampled pixels; sums float64 [4, programs]."""
     (batch, _, h, w), (pieces_y, pieces_x), constants = logits.shape, *_cells(logits, target)
     programs = triton.cdiv(batch * (h + 1) * (w + 1) * constants["SIDE"], LANES)
-    partials = _scratch(target, torch.float64, 4, programs * pieces_x * pieces_y)
+    partials = scratch(target, torch.float64, 4, programs * pieces_x * pieces_y)
     score_cells_kernel[programs, pieces_x, pieces_y](
         logits, target, weight, lse, scores, terms, partials, batch, h, w, *target.shape[1:], *logits.stride(),
         *_labels(target, options), *map(float, options.score), *map(float, options.terms),
@@ -577,7 +585,7 @@ def _select(options: Any, scores: Tensor, terms: Tensor, threshold: Tensor, mask
     """Write thresholds and mask; sums float64 [2, programs] of the selected pixels."""
     count, (_, H, W) = scores.numel(), scores.shape
     programs = triton.cdiv(count, PIXELS)
-    constants = {"PER_IMAGE": options.per_image, "INDEX": _index(count + PIXELS), "PIXELS": PIXELS}
+    constants = {"PER_IMAGE": options.per_image, "INDEX": index_type(count + PIXELS), "PIXELS": PIXELS}
     histogram = torch.zeros((threshold.numel(), BYTE.value**2), dtype=torch.int32, device=scores.device)
     reach = min(options.nms // 2, max(H, W))
     candidates_kernel[(programs,)](scores, mask, histogram, count, H, W, REACH=reach, **constants)
@@ -586,7 +594,7 @@ def _select(options: Any, scores: Tensor, terms: Tensor, threshold: Tensor, mask
     threshold_kernel[(threshold.numel(),)](
         histogram, threshold, _tau(options), ratio, min(options.min_kept, most), most, BLOCK=32, num_warps=8
     )
-    partials = _scratch(scores, torch.float64, 2, programs)
+    partials = scratch(scores, torch.float64, 2, programs)
     select_kernel[(programs,)](scores, terms, threshold, mask, partials, count, H * W, **constants)
     return partials
 
@@ -603,10 +611,6 @@ def _low_gradient(
             *_labels(target, options), *_floats(options), parity_y, parity_x,
             PIECES_Y=pieces_y, PIECES_X=pieces_x, **_flip(options), **constants,
         )  # fmt: skip
-
-
-def _scratch(like: Tensor, dtype: torch.dtype, *shape: int) -> Tensor:
-    return torch.empty(shape or like.shape, dtype=dtype, device=like.device)
 
 
 def _tau(options: Any) -> int:
@@ -630,21 +634,12 @@ def _flip(options: Any) -> dict[str, Any]:
     return {"TERMS": _present(options, options.terms), "MIRROR": options.flip == "mirror"}
 
 
-def _index(largest: int) -> tl.dtype:
-    return tl.int32 if largest < 2**31 else tl.int64
-
-
-def _extent(*tensors: Tensor) -> int:
-    """Largest offset in one of the tensors."""
-    return max(sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True)) for t in tensors)
-
-
 def _pixels(pixels: int, target: Tensor, *logits: Tensor) -> dict[str, Any]:
     """Constants of a kernel over pixels at full resolution."""
     classes = logits[0].shape[1]
     return {
         "CLASSES": classes, "CHUNK": min(triton.next_power_of_2(classes), HELD), "PIXELS": pixels,
-        "INDEX": _index(max(target.numel() + PIXELS, _extent(target, *logits))), "num_warps": max(pixels // 32, 1),
+        "INDEX": index_type(max(target.numel() + PIXELS, extent(target, *logits))), "num_warps": max(pixels // 32, 1),
     }  # fmt: skip
 
 
@@ -655,7 +650,7 @@ def _cells(logits: Tensor, target: Tensor) -> tuple[tuple[int, int], dict[str, A
     rows, side = min(triton.next_power_of_2(scale_y), ROWS), min(triton.next_power_of_2(scale_x), SIDE)
     lanes = batch * (h + 1) * (w + 1) * side + LANES
     largest = max(lanes, batch * (H + 2 * ROWS) * W, 2 * (h + 1) * (H + 2 * ROWS), 2 * (w + 1) * (W + 2 * SIDE))
-    index = _index(max(largest, batch * classes * h * w, _extent(logits, target)))
+    index = index_type(max(largest, batch * classes * h * w, extent(logits, target)))
     constants = {"CLASSES": classes, "INDEX": index, "LANES": LANES, "SIDE": side, "ROWS": rows}
     return (triton.cdiv(scale_y, rows), triton.cdiv(scale_x, side)), constants
 

@@ -23,24 +23,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bcmfnet.kernels.autotune import AotCase, autotune
-from bcmfnet.kernels.bcl import _extent, _index, _scratch
-from bcmfnet.kernels.pyramid_pool import (
-    ANY_NUMBERS,
-    GLOBAL,
+from bcmfnet.kernels._common import (
     INTERPRETED,
-    STRIDES,
-    _activate,
-    _locate,
-    _pick,
-    _rounded,
-    _size,
-    pool,
-    pool_kernel,
-    sizes,
-    windows,
-)  # fmt: skip
-from bcmfnet.kernels.upsample_argmax import _share
+    activate,
+    extent,
+    index_type,
+    lerp_weight,
+    locate_block,
+    pick,
+    pooled_size,
+    rounded,
+    scratch,
+)
+from bcmfnet.kernels.autotune import AotCase, autotune
+from bcmfnet.kernels.pyramid_pool import ANY_NUMBERS, GLOBAL, STRIDES, pool, pool_kernel, sizes, windows
 
 IDENTITY = (1, 1, 0)
 """The map itself as a pool."""
@@ -84,7 +80,7 @@ def _product(
 def _source(position, size, out):
     """Lower and upper source position along one axis, the share of the upper one, and whether there is no other."""
     low = tl.maximum((2 * position + 1) * size - out, 0) // (2 * out)
-    return low, tl.minimum(low + 1, size - 1), _share(position, low, size, out), size == out
+    return low, tl.minimum(low + 1, size - 1), lerp_weight(position, low, size, out), size == out
 
 
 @triton.jit
@@ -97,7 +93,7 @@ def _rows_before(number, batch, H, W, MAPS: tl.constexpr):
     """Positions, in all images, of the maps before one of them."""
     before = batch * 0
     for i in tl.static_range(len(MAPS)):
-        h, w = _size(H, W, MAPS[i][1])
+        h, w = pooled_size(H, W, MAPS[i][1])
         before += tl.where(number > i, batch * h * w, 0)
     return before
 
@@ -106,7 +102,7 @@ def _rows_before(number, batch, H, W, MAPS: tl.constexpr):
 def _upsampled(scaled, branch, place, column, mask, batch, MAPS: tl.constexpr, WIDTH: tl.constexpr):
     """Bilinear values [pixels, columns] of a branch at (image, y, x) of (H, W)."""
     image, y, x, H, W = place
-    h, w = _size(H, W, _pick(MAPS, branch, 1))
+    h, w = pooled_size(H, W, pick(MAPS, branch, 1))
     rows, columns = _source(y, h, H), _source(x, w, W)
     first = _rows_before(branch, batch, H, W, MAPS) + image * (h * w)
     top, bottom = first + rows[0] * w, first + rows[1] * w
@@ -123,8 +119,8 @@ def _fill(
     WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Write relu(norm(value)) [pixels, columns]; the slots' norms are those from FIRST on."""
-    value = _activate(value, norms, FIRST + slot * WIDTH + column, column < WIDTH, NORMS)
-    tl.store(slots + ((slot * pixels + pixel) * WIDTH + column), _rounded(value, slots), mask)
+    value = activate(value, norms, FIRST + slot * WIDTH + column, column < WIDTH, NORMS)
+    tl.store(slots + ((slot * pixels + pixel) * WIDTH + column), rounded(value, slots), mask)
 
 
 @triton.jit
@@ -140,8 +136,8 @@ def scale_kernel(
 ):  # fmt: skip
     """Program (block of a map's positions, block of columns); the map after those of the branches is the shortcut's."""
     batch, H, W = batch.to(INDEX), H.to(INDEX), W.to(INDEX)
-    number, row, before = _locate(tl.program_id(0).to(INDEX), batch, H, W, MAPS, BLOCKS)
-    h, w = _size(H, W, _pick(MAPS, number, 1))
+    number, row, before = locate_block(tl.program_id(0).to(INDEX), batch, H, W, MAPS, BLOCKS)
+    h, w = pooled_size(H, W, pick(MAPS, number, 1))
     row += tl.arange(0, ROWS)[:, None]
     inside = row < batch * h * w
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
@@ -150,7 +146,7 @@ def scale_kernel(
         weights, result = tl.where(number < BRANCHES, weights, shortcut), tl.where(number < BRANCHES, result, aside)
         width = tl.where(number < BRANCHES, WIDTH, OUTPUTS)
     total = _product(pooled, before + row, inside, None, 0, weights, column, width, 1, 1, CHANNELS, BYTES)
-    tl.store(result + (row * width + column), _rounded(total, result), inside & (column < width))
+    tl.store(result + (row * width + column), rounded(total, result), inside & (column < width))
 
 
 @triton.jit(**ANY_NUMBERS)
@@ -164,11 +160,11 @@ def begin_kernel(
     pixel = tl.program_id(0).to(INDEX) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     job, place, mask = tl.program_id(2), _place(pixel, H, W), (pixel < batch * H * W) & (column < WIDTH)
-    value = _upsampled(scaled, _pick(JOBS, job, 1), place, column, mask, batch, MAPS, WIDTH)
-    other = _pick(JOBS, job, 2)
+    value = _upsampled(scaled, pick(JOBS, job, 1), place, column, mask, batch, MAPS, WIDTH)
+    other = pick(JOBS, job, 2)
     if other >= 0:
         value += _upsampled(scaled, other, place, column, mask, batch, MAPS, WIDTH)
-    _fill(slots, norms, _pick(JOBS, job, 0), value, pixel, column, mask, batch * H * W, FIRST, NORMS, WIDTH)
+    _fill(slots, norms, pick(JOBS, job, 0), value, pixel, column, mask, batch * H * W, FIRST, NORMS, WIDTH)
 
 
 @triton.jit(**ANY_NUMBERS)
@@ -185,14 +181,14 @@ def convolve_kernel(
     pixel = tl.program_id(0).to(INDEX) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     place, inside = _place(pixel, H, W), pixel < pixels
-    maps = slots + _pick(TASKS, task, 1) * pixels * WIDTH
-    weights = process + _pick(TASKS, task, 2).to(INDEX) * (WIDTH * WIDTH)
+    maps = slots + pick(TASKS, task, 1) * pixels * WIDTH
+    weights = process + pick(TASKS, task, 2).to(INDEX) * (WIDTH * WIDTH)
     total = _product(
         maps, pixel, inside, (place[1], place[2], H, W), 0, weights, column, WIDTH, SIDE, SIDE * SIDE, WIDTH, BYTES
     )
     mask = inside & (column < WIDTH)
     for i in tl.static_range(len(JOBS)):
-        if _pick(TASKS, task, 0) == JOBS[i][1]:
+        if pick(TASKS, task, 0) == JOBS[i][1]:
             value = total
             if JOBS[i][2] >= 0:
                 value += _upsampled(scaled, JOBS[i][2], place, column, mask, batch, MAPS, WIDTH)
@@ -217,7 +213,7 @@ def compress_kernel(
         total += tl.load(aside + (pixel * OUTPUTS + column), mask, 0.0).to(tl.float32)
     image, y, x, H, W = _place(pixel, H, W)
     at = image * stride_n + column * tl.cast(stride_c, INDEX) + y * stride_h + x * stride_w
-    tl.store(out + at, _rounded(total, out), mask)
+    tl.store(out + at, rounded(total, out), mask)
 
 
 CONFIGS = [triton.Config({"BYTES": size}, num_warps=4, num_stages=stages) for size, stages in ((256, 4), (128, 5))]
@@ -236,11 +232,11 @@ def lmfm(x: Tensor, weights: Any, out: Tensor) -> None:
     rows, pixels, fusing = [batch * h * w for h, w in sizes(H, W, read)], batch * H * W, sum(map(bool, kernels))
     begin, levels = plan(kernels, receives)
 
-    pooled, scaled = _scratch(x, x.dtype, sum(rows), channels), _scratch(x, x.dtype, sum(rows[:branches]), width)
-    slots = _scratch(x, x.dtype, fusing + branches, pixels, width)
-    aside = None if shortcut is None else _scratch(x, x.dtype, pixels, outputs)
-    largest = max(_extent(x, out, pooled, slots, scale, process, compression), 2 * max(H, W) ** 2)
-    common = {"WIDTH": width, "INDEX": _index(largest + MOST * max(channels, width, outputs))}
+    pooled, scaled = scratch(x, x.dtype, sum(rows), channels), scratch(x, x.dtype, sum(rows[:branches]), width)
+    slots = scratch(x, x.dtype, fusing + branches, pixels, width)
+    aside = None if shortcut is None else scratch(x, x.dtype, pixels, outputs)
+    largest = max(extent(x, out, pooled, slots, scale, process, compression), 2 * max(H, W) ** 2)
+    common = {"WIDTH": width, "INDEX": index_type(largest + MOST * max(channels, width, outputs))}
     filling = {"MAPS": maps, "FIRST": branches * channels, "NORMS": norms.shape[1]} | common
 
     pool(x, read, True, pooled, norms, first_norms)

@@ -17,10 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bcmfnet.kernels._common import INTERPRETED, activate, extent, index_type, locate_block, pick, pooled_size, rounded
 from bcmfnet.kernels.autotune import AotCase
-from bcmfnet.kernels.bcl import _extent, _index
-
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # there a program costs the same whatever its size
 
 MANY = 128  # taps that are summed at once of a large window, whose 9 x 9 would fill 81
 LANES = 32 * MANY if INTERPRETED.value else MANY  # taps x positions that a program takes at once
@@ -37,47 +35,6 @@ ANY_NUMBERS = {"do_not_specialize": ["batch", "H", "W"]}
 
 
 @triton.jit
-def _pick(table: tl.constexpr, row, COLUMN: tl.constexpr):
-    """A number of a constant table."""
-    number = row * 0
-    for i in tl.static_range(len(table)):
-        number = tl.where(row == i, table[i][COLUMN], number)
-    return number
-
-
-@triton.jit
-def _rounded(value, to):
-    """Float32 values in the type of a pointer's elements."""
-    if INTERPRETED and to.dtype.element_ty == tl.bfloat16:  # the interpreter would cut off what is to be rounded
-        bits = value.to(tl.uint32, bitcast=True)
-        bits = tl.where(value == value, bits + 0x7FFF + ((bits >> 16) & 1), bits)
-        return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    else:  # the compiler reads on after a return
-        return value.to(to.dtype.element_ty)
-
-
-@triton.jit
-def _size(H, W, stride):
-    """Height and width of a pool's map."""
-    return 1 + (H - 1) // stride, 1 + (W - 1) // stride
-
-
-@triton.jit
-def _locate(block, batch, H, W, MAPS: tl.constexpr, BLOCKS: tl.constexpr):
-    """Number of the map that a block belongs to, the block's first position in it, and the positions, in all images, of
-    the maps before; BLOCKS has the sizes of the maps' blocks."""
-    number, row, before, start, end = block * 0, block, block * 0, block * 0, block * 0
-    for i in tl.static_range(len(MAPS)):
-        this = block >= start
-        number, row = tl.where(this, i, number), tl.where(this, (block - start) * BLOCKS[i], row)
-        before = tl.where(this, end, before)
-        h, w = _size(H, W, MAPS[i][1])
-        end += batch * h * w
-        start += tl.cdiv(batch * h * w, BLOCKS[i])
-    return number, row, before
-
-
-@triton.jit
 def _offset(image, channel, position, channels, positions, CHANNELS_LAST: tl.constexpr):
     """Where an element of a packed map is, from its beginning."""
     if CHANNELS_LAST:
@@ -87,22 +44,15 @@ def _offset(image, channel, position, channels, positions, CHANNELS_LAST: tl.con
 
 
 @triton.jit
-def _activate(value, norms, at, mask, NORMS: tl.constexpr):
-    """relu(norm(value)), which keeps NaN; `norms` [2, NORMS] are multipliers and shifts."""
-    value = value * tl.load(norms + at, mask, 0.0) + tl.load(norms + (NORMS + at), mask, 0.0)
-    return tl.where(value < 0, 0.0, value)
-
-
-@triton.jit
 def _pool(
     x, packed, norms, number, row, before, channel, batch, channels, H, W, strides,
     MAPS: tl.constexpr, NORMS: tl.constexpr, CHANNELS_LAST: tl.constexpr, TAPS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """Means of the windows of the positions from `row` on, TAPS taps at once. Of a window, the part in the map is a
     part of `height` x `width` from its first pixel in the map on."""
-    kernel, stride, padding = _pick(MAPS, number, 0), _pick(MAPS, number, 1), _pick(MAPS, number, 2)
+    kernel, stride, padding = pick(MAPS, number, 0), pick(MAPS, number, 1), pick(MAPS, number, 2)
     height, width = tl.minimum(kernel, H), tl.minimum(kernel, W)
-    h, w = _size(H, W, stride)
+    h, w = pooled_size(H, W, stride)
     row += tl.arange(0, POSITIONS)[None, :, None]
     inside = (row < batch * h * w) & (channel < channels)
     image, position = row // (h * w), row % (h * w)
@@ -121,10 +71,10 @@ def _pool(
     side = kernel.to(tl.float32)
     mean = tl.sum(total, 0, keep_dims=True) / tl.where(kernel == WHOLE, (H * W).to(tl.float32), side * side)
     if norms is not None:
-        mean = _activate(mean, norms, _pick(MAPS, number, 4) + channel, channel < channels, NORMS)
+        mean = activate(mean, norms, pick(MAPS, number, 4) + channel, channel < channels, NORMS)
     packed += before * channels
     at = _offset(image, channel, position, channels, h * w, CHANNELS_LAST)
-    tl.store(packed + at, _rounded(mean, packed), inside)
+    tl.store(packed + at, rounded(mean, packed), inside)
 
 
 @triton.jit(**ANY_NUMBERS)
@@ -136,10 +86,10 @@ def pool_kernel(
     """Program (block of positions, block of channels)."""
     batch, H, W = batch.to(INDEX), H.to(INDEX), W.to(INDEX)
     channels, stride_c = tl.cast(channels, INDEX), tl.cast(stride_c, INDEX)
-    number, row, before = _locate(tl.program_id(0).to(INDEX), batch, H, W, MAPS, BLOCKS)
+    number, row, before = locate_block(tl.program_id(0).to(INDEX), batch, H, W, MAPS, BLOCKS)
     channel = tl.program_id(1).to(INDEX) * CHANNELS + tl.arange(0, CHANNELS)[None, None, :]
     for i in tl.static_range(len(TAPS)):
-        if _pick(MAPS, number, 3) == TAPS[i]:
+        if pick(MAPS, number, 3) == TAPS[i]:
             _pool(
                 x, packed, norms, number, row, before, channel, batch, channels, H, W,
                 (stride_n, stride_c, stride_h, stride_w), MAPS, NORMS, CHANNELS_LAST, TAPS[i], LANES // TAPS[i],
@@ -184,7 +134,7 @@ def gradient_kernel(
     image, y, x = pixel // W // H, pixel // W % H, pixel % W
     total = tl.zeros([PIXELS, CHANNELS], tl.float32)
     for i in tl.static_range(len(POOLS)):
-        h, w = _size(H, W, POOLS[i][1])
+        h, w = pooled_size(H, W, POOLS[i][1])
         total += _gathered(
             grad, image, channel, y, x, inside, channels, h, w, CHANNELS_LAST,
             POOLS[i][0], POOLS[i][1], POOLS[i][2], POOLS[i][3], POOLS[i][4],
@@ -193,7 +143,7 @@ def gradient_kernel(
     mean = tl.load(grad + (image * channels + channel), inside, 0.0).to(tl.float32)
     total += mean / (H * W).to(tl.float32)
     at = image * stride_n + channel * stride_c + y * stride_h + x * stride_w
-    tl.store(result + at, _rounded(total, result), inside)
+    tl.store(result + at, rounded(total, result), inside)
 
 
 def forward(x: Tensor, pools: Sequence[int], channels_last: bool, packed: Tensor) -> None:
@@ -209,11 +159,11 @@ def pool(
     batch, channels, H, W = x.shape
     constants = windows(maps, first_norms or [0] * len(maps))
     counts = [batch * h * w for h, w in sizes(H, W, maps)]
-    largest = max(_extent(x), packed.numel()) + max(kernel for kernel, _, _ in maps) + LANES * CHANNELS
+    largest = max(extent(x), packed.numel()) + max(kernel for kernel, _, _ in maps) + LANES * CHANNELS
     with torch.cuda.device_of(x):
         pool_kernel[sum(map(triton.cdiv, counts, constants["BLOCKS"])), triton.cdiv(channels, CHANNELS)](
             x, packed, norms, batch, channels, H, W, *x.stride(), NORMS=0 if norms is None else norms.shape[1],
-            CHANNELS_LAST=channels_last, INDEX=_index(largest), **constants, num_warps=4 if x.stride(1) == 1 else 8,
+            CHANNELS_LAST=channels_last, INDEX=index_type(largest), **constants, num_warps=4 if x.stride(1) == 1 else 8,
         )  # fmt: skip
 
 
@@ -232,11 +182,11 @@ def sizes(H: int, W: int, maps: Sequence[tuple[int, int, int]]) -> list[tuple[in
 def backward(grad: Tensor, pools: Sequence[int], channels_last: bool, result: Tensor) -> None:
     """Write the gradient [N, C, H, W], of any strides, from that of the maps that `forward` writes."""
     batch, channels, H, W = result.shape
-    largest = max(_extent(result), grad.numel()) + max(pools, default=0) + PIXELS * CHANNELS
+    largest = max(extent(result), grad.numel()) + max(pools, default=0) + PIXELS * CHANNELS
     with torch.cuda.device_of(grad):
         gradient_kernel[triton.cdiv(batch * H * W, PIXELS), triton.cdiv(channels, CHANNELS)](
             grad, result, batch, channels, H, W, *result.stride(), POOLS=_holders(H, W, _triples(pools)),
-            CHANNELS_LAST=channels_last, INDEX=_index(largest), PIXELS=PIXELS, CHANNELS=CHANNELS,
+            CHANNELS_LAST=channels_last, INDEX=index_type(largest), PIXELS=PIXELS, CHANNELS=CHANNELS,
         )  # fmt: skip
 
 

@@ -13,10 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bcmfnet.kernels._common import INTERPRETED, extent, index_type, lerp, lerp_weight, rounded
 from bcmfnet.kernels.autotune import AotCase
-from bcmfnet.kernels.bcl import _extent, _index
-from bcmfnet.kernels.pyramid_pool import INTERPRETED, _rounded
-from bcmfnet.kernels.upsample_argmax import _lerp, _share
 
 TILE = 2**14 if INTERPRETED.value else 1024  # elements of a program: of 4 warps, 16 bytes a thread in half precision
 CHANNELS = 64  # of them in channels_last: 128 bytes, a line of the cache
@@ -29,7 +27,7 @@ def _source(position, size, out):
     """Lower and upper source position, and the share of the upper one. A kept axis has one, all of it."""
     low = tl.maximum((2 * position + 1) * size - out, 0) // (2 * out)
     high = tl.minimum(low + (out > size).to(low.dtype), size - 1)
-    return low, high, _share(position, low, size, out)
+    return low, high, lerp_weight(position, low, size, out)
 
 
 @triton.jit(do_not_specialize=["h", "w", "H", "W"])
@@ -53,12 +51,12 @@ def upsample_add_relu_kernel(
     c = tl.load(low + (lower * low_h + left * low_w), inside, 0.0).to(tl.float32)
     d = tl.load(low + (lower * low_h + right * low_w), inside, 0.0).to(tl.float32)
     if w < W:  # an axis that keeps its size is copied
-        a, c = _lerp(a, b, share_x), _lerp(c, d, share_x)
+        a, c = lerp(a, b, share_x), lerp(c, d, share_x)
     if h < H:
-        a = _lerp(a, c, share_y)
+        a = lerp(a, c, share_y)
     a += tl.load(high + (image * high_n + channel * high_c + y * high_h + x * high_w), inside, 0.0).to(tl.float32)
     at = image * out_n + channel * out_c + y * out_h + x * out_w
-    tl.store(out + at, _rounded(tl.where(a < 0, 0.0, a), out), inside)  # keeps NaN
+    tl.store(out + at, rounded(tl.where(a < 0, 0.0, a), out), inside)  # keeps NaN
 
 
 def upsample_add_relu(high: Tensor, low: Tensor, out: Tensor) -> None:
@@ -68,11 +66,11 @@ def upsample_add_relu(high: Tensor, low: Tensor, out: Tensor) -> None:
     pixels = out.stride(1) == 1
     block = min(triton.next_power_of_2(channels if pixels else W), CHANNELS if pixels else COLUMNS)
     columns, depth = (TILE // block, block) if pixels else (block, TILE // block)
-    largest = max(_extent(high, low, out), (2 * H + 1) * h, (2 * W + 1) * w)
+    largest = max(extent(high, low, out), (2 * H + 1) * h, (2 * W + 1) * w)
     with torch.cuda.device_of(high):
         upsample_add_relu_kernel[batch * H, triton.cdiv(W, columns), triton.cdiv(channels, depth)](
             high, low, out, channels, h, w, H, W, *high.stride(), *low.stride(), *out.stride(),
-            INDEX=_index(largest), COLUMNS=columns, CHANNELS=depth, num_warps=WARPS,
+            INDEX=index_type(largest), COLUMNS=columns, CHANNELS=depth, num_warps=WARPS,
         )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bcmfnet.kernels._common import cell_source, in_cell, index_type, lerp, lerp_weight, load_corners
 from bcmfnet.kernels.autotune import AotCase, autotune
 
 CELLS = 32  # a cell a lane, a warp a program: a class that none of 32 cells needs is skipped, and no warp waits
@@ -24,56 +25,22 @@ NAN = tl.constexpr(2e38)  # NaN counts as this, above every number
 
 
 @triton.jit
-def _source(cell, size, out):
-    """Lower and upper source position of a cell along one axis, and its first output position."""
-    low = tl.maximum(cell - 1, 0)
-    high = tl.minimum(low + (out > size).to(cell.dtype), size - 1)
-    return low, high, tl.maximum(out * (2 * cell - 1) + size - 1, 0) // (2 * size)
-
-
-@triton.jit
-def _share(position, low, size, out):
-    """Share of the upper source position: exact in integers, rounded once."""
-    numerator = tl.maximum((2 * position + 1) * size - out, 0) - 2 * out * low
-    return tl.div_rn(numerator.to(tl.float32), (2 * out).to(tl.float32))
-
-
-@triton.jit
-def _inside(position, cell, size, out):
-    return (position < out) & ((2 * position + 1) * size - out < 2 * out * cell)
-
-
-@triton.jit
-def _lerp(a, b, share):
-    return a + share * (b - a)
-
-
-@triton.jit
-def _load(plane, corners, mask=None, other=None):
-    a = tl.load(plane + corners[0], mask, other).to(tl.float32)
-    b = tl.load(plane + corners[1], mask, other).to(tl.float32)
-    c = tl.load(plane + corners[2], mask, other).to(tl.float32)
-    d = tl.load(plane + corners[3], mask, other).to(tl.float32)
-    return a, b, c, d
-
-
-@triton.jit
 def _load_chunk(logits, corners, classes, stride_c, CLASSES: tl.constexpr):
     """Corners [cells, classes] of some classes: cells come first, so that lanes run along them if nothing is unit."""
     columns = (corners[0][:, None], corners[1][:, None], corners[2][:, None], corners[3][:, None])
-    return _load(logits + classes.to(tl.int64) * stride_c, columns, classes < CLASSES, float("-inf"))
+    return load_corners(logits + classes.to(tl.int64) * stride_c, columns, classes < CLASSES, float("-inf"))
 
 
 @triton.jit
 def _score(plane, corners, share_x, share_y):
     """Scores [rows, columns, cells] of one class. A NaN corner is NaN in the whole cell, as in the lerp: 0 * NaN is."""
-    a, b, c, d = _load(plane, corners)
+    a, b, c, d = load_corners(plane, corners)
     number = (a == a) & (b == b) & (c == c) & (d == d)
     a, b = tl.where(number, tl.clamp(a, -LIMIT, LIMIT), NAN), tl.where(number, tl.clamp(b, -LIMIT, LIMIT), NAN)
     c, d = tl.where(number, tl.clamp(c, -LIMIT, LIMIT), NAN), tl.where(number, tl.clamp(d, -LIMIT, LIMIT), NAN)
-    upper = _lerp(a[None, :], b[None, :], share_x)
-    lower = _lerp(c[None, :], d[None, :], share_x)
-    return _lerp(upper[None], lower[None], share_y[:, None, :])
+    upper = lerp(a[None, :], b[None, :], share_x)
+    lower = lerp(c[None, :], d[None, :], share_x)
+    return lerp(upper[None], lower[None], share_y[:, None, :])
 
 
 @triton.jit(
@@ -95,8 +62,8 @@ def upsample_argmax_kernel(
     item = tl.program_id(0).to(INDEX) * CELLS + tl.arange(0, CELLS)
     cell_x, rest = item % (w + 1), item // (w + 1)
     cell_y, image = rest % (h + 1), (rest // (h + 1)).to(tl.int64)
-    low_x, high_x, first_x = _source(cell_x, w, W)
-    low_y, high_y, first_y = _source(cell_y, h, H)
+    low_x, high_x, first_x = cell_source(cell_x, w, W)
+    low_y, high_y, first_y = cell_source(cell_y, h, H)
     first_x += tl.program_id(1).to(INDEX) * SIDE
     first_y += tl.program_id(2).to(INDEX) * TILE
     origin = tl.minimum(image, batch - 1) * stride_n
@@ -112,8 +79,8 @@ def upsample_argmax_kernel(
             bound = tl.maximum(bound, tl.max(tl.minimum(tl.minimum(a, b), tl.minimum(c, d)), 1))
     bound = tl.where(bound > -LIMIT, tl.minimum(bound, LIMIT), float("-inf"))[:, None]
 
-    share_x = _share(first_x[None, :] + tl.arange(0, SIDE)[:, None], low_x[None, :], w, W)
-    share_y = _share(first_y[None, :] + tl.arange(0, TILE)[:, None], low_y[None, :], h, H)
+    share_x = lerp_weight(first_x[None, :] + tl.arange(0, SIDE)[:, None], low_x[None, :], w, W)
+    share_y = lerp_weight(first_y[None, :] + tl.arange(0, TILE)[:, None], low_y[None, :], h, H)
     best = tl.full([TILE, SIDE, CELLS], float("-inf"), tl.float32)
     label = tl.zeros([TILE, SIDE, CELLS], tl.int32)
     total = tl.zeros([TILE, SIDE, CELLS], tl.float32)
@@ -134,7 +101,7 @@ def upsample_argmax_kernel(
 
     y = first_y[:, None, None] + tl.arange(0, TILE)[None, :, None]
     x = first_x[:, None, None] + tl.arange(0, SIDE)[None, None, :]
-    mask = _inside(y, cell_y[:, None, None], h, H) & _inside(x, cell_x[:, None, None], w, W)
+    mask = in_cell(y, cell_y[:, None, None], h, H) & in_cell(x, cell_x[:, None, None], w, W)
     mask = tl.max_constancy(mask & (image < batch)[:, None, None], [1, 1, ALIGNED])
     offset = tl.multiple_of((image[:, None, None] * H + y) * W + x, [1, 1, ALIGNED])
     tl.store(labels + offset, label.to(labels.dtype.element_ty).permute(2, 0, 1), mask)
@@ -169,7 +136,7 @@ def upsample_argmax(logits: Tensor, labels: Tensor, confidence: Tensor | None) -
     with torch.cuda.device_of(logits):
         kernel[grid](
             logits, labels, confidence, batch, h, w, H, W, *logits.stride(),
-            CLASSES=classes, INDEX=tl.int32 if largest < 2**31 else tl.int64, SIDE=side,
+            CLASSES=classes, INDEX=index_type(largest), SIDE=side,
             ALIGNED=aligned, CELLS=CELLS, CHUNK=CHUNK, MOST_ROWS=most_rows,
         )  # fmt: skip
 

@@ -80,6 +80,46 @@ def test_reference_imports_torch_and_the_standard_library_alone():
         }, path
 
 
+def private_imports(room: str, stem: str, tree: ast.Module) -> list[str]:
+    """Private names of other ops that the file of an op takes; what a room's own private modules hold is common to it.
+
+    Found are `from bcmfnet.ops.bcl import _packed` and, of a module under any name, `bcl._packed`.
+    """
+    modules, found = {}, []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            for alias in node.names:
+                if node.module == f"bcmfnet.{room}":
+                    modules[alias.asname or alias.name] = alias.name
+                elif node.module.startswith(f"bcmfnet.{room}.") and alias.name.startswith("_"):
+                    found.append((node.module.split(".")[2], alias.name))
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.attr.startswith("_"):
+            found.append((modules.get(node.value.id, stem), node.attr))
+    return sorted(f"{op}.{name}" for op, name in found if op != stem and not op.startswith("_"))
+
+
+def ops_files() -> list[tuple[str, Path]]:
+    folders = {"ops": ROOT / "bcmfnet" / "ops", "kernels": ROOT / "kernels"}
+    return [(room, path) for room, folder in folders.items() for path in folder.rglob("*.py")]
+
+
+@pytest.mark.parametrize(("room", "path"), ops_files(), ids=lambda value: str(value).removeprefix(str(ROOT)))
+def test_an_op_takes_no_private_name_of_another(room, path):
+    folder = ROOT / ("bcmfnet/ops" if room == "ops" else "kernels")
+    stem = path.relative_to(folder).parts[0].removesuffix(".py")
+    assert private_imports(room, stem, ast.parse(path.read_text())) == []
+
+
+def test_private_imports_are_seen():
+    tree = ast.parse(
+        "from bcmfnet.kernels import _common, autotune, upsample_argmax as argmax\n"
+        "from bcmfnet.kernels.bcl.full import _score\n"
+        "from bcmfnet.kernels.lmfm import _between, plan\n"
+        "argmax._load(argmax.kernel, _common._x, self._own)\n"
+    )
+    assert private_imports("kernels", "bcl", tree) == ["lmfm._between", "upsample_argmax._load"]
+
+
 def test_violations_are_seen():
     assert violations("nn", {"bcmfnet.models.ddrnet"}) == ["bcmfnet.models.ddrnet"]
     assert violations("viz", {"bcmfnet.metrics", "bcmfnet.data.labels.LabelTable"}) == ["bcmfnet.metrics"]

@@ -11,6 +11,7 @@ from compare import assert_close
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
+from bcmfnet.kernels import _common  # noqa: E402
 from bcmfnet.kernels import bcl as kernels  # noqa: E402
 from bcmfnet.ops import backends, boundary_corrected_loss  # noqa: E402
 from bcmfnet.reference import bcl as reference  # noqa: E402
@@ -65,15 +66,15 @@ def test_programs_and_pieces(monkeypatch, sizes, grid, size):
 @pytest.mark.parametrize("per_image", [False, True])
 def test_offsets_of_64_bits_change_no_bit(monkeypatch, grid, size, per_image):
     narrow, _ = run(grid, size, per_image=per_image)
-    monkeypatch.setattr(kernels, "_index", lambda largest: tl.int64)
+    monkeypatch.setattr(kernels, "index_type", lambda largest: tl.int64)
     wide, _ = run(grid, size, per_image=per_image)
     assert torch.equal(narrow[0], wide[0]) and torch.equal(narrow[2], wide[2])
 
 
 @pytest.mark.parametrize(("shape", "largest"), [((2, 3, 4, 5), 119), ((1, 3, 1, 1), 2), ((0, 3, 4, 5), -1)])
 def test_the_largest_offset_decides_their_width(shape, largest):
-    assert kernels._extent(torch.empty(shape)) == largest
-    assert kernels._index(2**31 - 1) == tl.int32 and kernels._index(2**31) == tl.int64
+    assert _common.extent(torch.empty(shape)) == largest
+    assert _common.index_type(2**31 - 1) == tl.int32 and _common.index_type(2**31) == tl.int64
 
 
 @triton.jit

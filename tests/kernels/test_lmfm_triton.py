@@ -74,7 +74,7 @@ def test_blocks_of_a_gpu(monkeypatch):
 def test_offsets_of_64_bits_change_no_bit(monkeypatch):
     narrow = check()
     for module in (kernels, pooling):
-        monkeypatch.setattr(module, "_index", lambda largest: tl.int64)
+        monkeypatch.setattr(module, "index_type", lambda largest: tl.int64)
     assert torch.equal(check(), narrow)
 
 

@@ -76,7 +76,7 @@ def test_blocks(shape, channels_last):
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_offsets_of_64_bits_change_no_bit(monkeypatch, channels_last):
     narrow = check((2, 3, 7, 9), channels_last)
-    monkeypatch.setattr(kernels, "_index", lambda largest: tl.int64)
+    monkeypatch.setattr(kernels, "index_type", lambda largest: tl.int64)
     assert all(map(torch.equal, narrow, check((2, 3, 7, 9), channels_last)))
 
 
@@ -101,7 +101,7 @@ class Counted:
 
 @triton.jit
 def locate(result, batch, H, W, MAPS: tl.constexpr, BLOCKS: tl.constexpr):
-    place = kernels._locate(tl.program_id(0), batch, H, W, MAPS, BLOCKS)
+    place = kernels.locate_block(tl.program_id(0), batch, H, W, MAPS, BLOCKS)
     for i in tl.static_range(3):
         tl.store(result + tl.program_id(0) * 3 + i, place[i])
 

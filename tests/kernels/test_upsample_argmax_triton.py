@@ -54,13 +54,13 @@ def relaunched(monkeypatch):
 @triton.jit
 def axis(low, high, first, share, inside, size, out, CELLS: tl.constexpr, OUT: tl.constexpr):
     cell, position = tl.arange(0, CELLS), tl.arange(0, OUT)
-    lower, upper, begin = kernels._source(cell, size, out)
+    lower, upper, begin = kernels.cell_source(cell, size, out)
     tl.store(low + cell, lower)
     tl.store(high + cell, upper)
     tl.store(first + cell, begin)
     at = cell[:, None] * OUT + position[None, :]
-    tl.store(share + at, kernels._share(position[None, :], lower[:, None], size, out))
-    belongs = kernels._inside(position[None, :], cell[:, None], size, out) & (position[None, :] >= begin[:, None])
+    tl.store(share + at, kernels.lerp_weight(position[None, :], lower[:, None], size, out))
+    belongs = kernels.in_cell(position[None, :], cell[:, None], size, out) & (position[None, :] >= begin[:, None])
     tl.store(inside + at, belongs)
 
 
