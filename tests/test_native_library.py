@@ -43,14 +43,14 @@ def test_it_exports_nothing_but_its_description(library):
 
 
 @pytest.mark.parametrize("source", KERNELS, ids=lambda path: path.stem)
-def test_code_of_a_level_stays_in_its_level(source, tmp_path):
-    """A symbol that two levels share would be linked once: perhaps the one of new instructions, for every processor."""
+def test_code_of_an_instruction_set_stays_in_its_namespace(source, tmp_path):
+    """A symbol that two of them share would be linked once: perhaps the one of new instructions, for every CPU."""
     compiler = shutil.which("g++")
     if compiler is None or shutil.which("nm") is None:
         pytest.skip("no g++ or nm")
     compiled = tmp_path / "kernel.o"
-    options = ["-std=gnu++17", "-O3", "-DBCM_LEVEL=some_level", f"-I{ROOT / 'csrc'}"]
+    options = ["-std=gnu++17", "-O3", "-DBCM_ISA=some_isa", f"-I{ROOT / 'csrc'}"]
     subprocess.run([compiler, *options, "-c", source, "-o", compiled], check=True)
     defined = names("--defined-only", "--extern-only", compiled)
     assert defined
-    assert [name for name in defined if not name.startswith("bcmfnet::some_level::")] == []
+    assert [name for name in defined if not name.startswith("bcmfnet::some_isa::")] == []

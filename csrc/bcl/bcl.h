@@ -3,17 +3,18 @@
 
 #include <cstdint>
 
-#include "common/dtype.h"
-#include "common/select.h"
+#include "bcl/selection.h"
+#include "common/view.h"
 
 namespace bcmfnet {
 
-// Classes whose labels the packed formats of the kernels hold: 13 bits of label + 1. bcmfnet/ops/_limits.py has the check.
+// Classes whose labels the packed formats of the kernels hold: 13 bits of label + 1. bcmfnet/ops/_limits.py has the
+// check.
 constexpr int64_t kMaxClasses = 4096;
 
 // A term whose coefficient is 0 is absent: not multiplied, so that it may be infinite.
 struct BclOptions {
-  float score[3], terms[3];  // weights of the cross-entropy of the own, the row-flipped and the column-flipped label
+  float score[3], terms[3];  // coefficients of the cross-entropy of the own, the row-flipped, the column-flipped label
   float ce_weight, boundary_weight;
   int64_t ignore_index;
   int64_t step[2], offset[2];  // of the flip windows: rows, columns
@@ -23,14 +24,26 @@ struct BclOptions {
 };
 
 struct Bcl {
-  const void* logits;  // [batch, classes, in_height, in_width] of any strides, counted in elements
-  const void* target;  // [batch, out_height, out_width] of any strides
-  const float* weight; // [classes], or null
-  DType logits_type;
-  DType target_type;
-  int64_t batch, classes, in_height, in_width, out_height, out_width;
-  int64_t logits_stride[4], target_stride[3];
+  View logits;                // [batch, classes, h, w]
+  View target;                // [batch, 1, H, W] of integers
+  const float* class_weight;  // [classes], or null
   BclOptions options;
+};
+
+BCM_HD bool is_upsampled(const Bcl& call) {
+  return call.logits.height != call.target.height || call.logits.width != call.target.width;
+}
+
+BCM_HD bool selects(const Bcl& call) { return call.options.boundary_weight != 0; }
+
+// What a forward writes; what is not asked for is null. See `_outputs` in bcmfnet/ops/bcl.py.
+struct BclOutputs {
+  float *loss, *ce, *boundary;
+  int64_t *selected, *valid;
+  int32_t* threshold;
+  float* lse;
+  uint8_t* mask;
+  float *scales, *gradient;
 };
 
 }  // namespace bcmfnet

@@ -1,24 +1,9 @@
 // The CUDA launchers; they return 0 or a cudaError_t, and never wait for the device.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
 #include "bcl/bcl.h"
-
-namespace bcmfnet {
-
-// What a forward writes; what is not asked for is null. See `_outputs` in bcmfnet/ops/bcl.py.
-struct BclOutputs {
-  float *loss, *ce, *boundary;
-  int64_t *selected, *valid;
-  int32_t* threshold;
-  float* lse;
-  uint8_t* mask;
-  float *scales, *gradient;
-};
-
-}  // namespace bcmfnet
 
 // Bytes of device memory that a forward works in.
 extern "C" int64_t bcl_scratch_bytes_cuda(const bcmfnet::Bcl* call, bool saves);
@@ -30,4 +15,4 @@ extern "C" int bcl_forward_cuda(
 // in the logits' own memory if it has their strides.
 extern "C" int bcl_backward_cuda(
     const bcmfnet::Bcl* call, const float* grad, const float* lse, const uint8_t* mask, const float* scales,
-    void* gradient, const int64_t* stride, void* stream);
+    const bcmfnet::View* gradient, void* stream);

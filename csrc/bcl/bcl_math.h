@@ -1,8 +1,10 @@
-// Per-pixel arithmetic of the Boundary Corrected Loss, for C++ and CUDA alike. F is float, or a vector of floats.
+// The arithmetic of the Boundary Corrected Loss, for C++ and CUDA alike. F is float, or a vector of floats.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
+#include "bcl/bcl.h"
 #include "common/host_device.h"
 
 namespace bcmfnet {
@@ -21,7 +23,7 @@ BCM_HD Integer flipped(Integer position, Integer length, Integer step, Integer o
   return result < 0 || result >= length ? position : result;
 }
 
-// Sum of the terms that have a coefficient.
+// Sum of the cross-entropies that have a coefficient.
 template <typename F>
 BCM_HD F weighted(const float* coefficients, F own, F rows, F columns) {
   F sum{};
@@ -44,5 +46,40 @@ template <typename F>
 struct Amounts {
   F own, rows, columns, total;
 };
+
+// Of a pixel whose cross-entropy and whose boundary term have the factors `ce` and `boundary`.
+template <typename F, typename Mask>
+BCM_HD Amounts<F> amounts_of(const float* terms, F ce, F boundary, Mask has_rows, Mask has_columns) {
+  Amounts<F> result;
+  result.own = ce + terms[0] * boundary;
+  result.rows = has_rows ? terms[1] * boundary : F{};
+  result.columns = has_columns ? terms[2] * boundary : F{};
+  result.total = result.own + result.rows + result.columns;
+  return result;
+}
+
+// What the sums over all pixels are divided by. A gradient is added up in units of its first term; `scale` is what a
+// unit is worth, and `boundary_factor` the boundary term's own factor in these units.
+struct Divisors {
+  double inverse[2];  // of the sum of the class weights, and of the number of selected or of valid pixels
+  float scale, boundary_factor;
+};
+
+// NaN where the class weights have no finite sum: nobody shall train on.
+BCM_HD Divisors divisors_of(const BclOptions& options, bool usable, double weight, int64_t valid, int64_t selected) {
+  const double divisor = static_cast<double>(options.by_valid ? valid : selected);
+  Divisors result{{weight > 0 ? 1 / weight : 1, divisor > 0 ? 1 / divisor : 1}, 0, 0};
+  if (!usable) result.inverse[0] = result.inverse[1] = __builtin_nan("");
+  const double ce = options.ce_weight * result.inverse[0], boundary = options.boundary_weight * result.inverse[1];
+  result.scale = static_cast<float>(options.ce_weight != 0 ? ce : boundary);
+  result.boundary_factor = static_cast<float>(options.ce_weight != 0 ? boundary / ce : 1);
+  return result;
+}
+
+// The loss of the means of its two terms.
+BCM_HD double loss_of(const BclOptions& options, double ce, double boundary) {
+  const double first = options.ce_weight != 0 ? options.ce_weight * ce : 0;
+  return first + (options.boundary_weight != 0 ? options.boundary_weight * boundary : 0);
+}
 
 }  // namespace bcmfnet

@@ -3,8 +3,8 @@
 
 #include <cuda_runtime.h>
 
-// Return the error of a call of the runtime where there is one. The runtime is made to forget it: the next launch that asks
-// for the last error would find it.
+// Return the error of a call of the runtime where there is one. The runtime is made to forget it: the next launch that
+// asks for the last error would find it.
 #define BCM_TRY(call)                                         \
   do {                                                        \
     if (const int bcm_error = static_cast<int>(call)) {       \

@@ -1,6 +1,6 @@
-// Vectors of the width that the file is compiled for. Every *_cpu.cpp is compiled once for each level of instruction
-// sets (CMakeLists.txt), inside the namespace BCM_LEVEL. Whatever is shared with other files must be static: the linker
-// would keep one copy of an inline function, and an old CPU could meet the one made of new instructions.
+// Vectors of the width that the file is compiled for. Every *_cpu.cpp is compiled once for each instruction set
+// (CMakeLists.txt), inside the namespace BCM_ISA. Whatever is shared with other files must be static: the linker would
+// keep one copy of an inline function, and an old CPU could meet the one made of new instructions.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 #include <immintrin.h>
 #endif
 
-namespace bcmfnet::BCM_LEVEL {
+namespace bcmfnet::BCM_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
@@ -43,6 +43,12 @@ static inline void store(void* to, Vector value, int count) {
 
 static inline Float fill(float value) { return Float{} + value; }
 static inline Int fill(int32_t value) { return Int{} + value; }
+
+static inline Int lane_numbers() {
+  Int lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  return lane;
+}
 
 // The first argument where either is NaN. (The compiler makes a comparison and a selection of `b > a ? b : a`.)
 static inline Float smaller(Float a, Float b) {
@@ -180,4 +186,4 @@ static inline Int bfloat16_bits(Float x) {
   return x == x ? nearest : fill(int32_t{0x7fc0});
 }
 
-}  // namespace bcmfnet::BCM_LEVEL
+}  // namespace bcmfnet::BCM_ISA

@@ -1,6 +1,8 @@
 // What the bindings share: element types, registration, and the launch of a CUDA kernel on torch's current stream.
 #pragma once
 
+#include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -9,6 +11,9 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "common/dtype.h"
+#include "common/isa.h"
+#include "common/parallel.h"
+#include "common/view.h"
 
 // BCM_SCHEMA declares private ops; BCM_SERVE names what serves one on the two devices. Where the CUDA sources are
 // compiled for the CPU (tests/cuda_on_cpu), the same ops stand in a library of their own, and the CUDA code serves
@@ -31,9 +36,27 @@
 
 namespace bcmfnet {
 
-constexpr int64_t kGrain = 1 << 15;  // elementary steps, some tens of microseconds, under which a thread does not pay
-
 DType dtype_of(const torch::stable::Tensor& tensor);
+
+// Of a tensor [batch, channels, height, width] that a kernel reads, or writes.
+View view_of(const torch::stable::Tensor& tensor);
+View output_view_of(torch::stable::Tensor& tensor);
+
+template <typename T>
+T* data_of(const torch::stable::Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// Memory that a CPU kernel works in: not cleared, aligned to the lines of a cache.
+constexpr std::align_val_t kLine{64};
+struct FreeScratch {
+  void operator()(void* memory) const { operator delete(memory, kLine); }
+};
+using Scratch = std::unique_ptr<void, FreeScratch>;
+inline Scratch make_scratch(int64_t bytes) { return Scratch(operator new(static_cast<size_t>(bytes), kLine)); }
+
+// On torch's threads, see parallel.h.
+void run_tasks(int64_t tasks, int64_t work, int64_t bytes, RunRange run, const void* body);
 
 #if BCMFNET_WITH_CUDA
 
@@ -41,6 +64,9 @@ DType dtype_of(const torch::stable::Tensor& tensor);
 void* current_stream(int32_t device);
 
 void check_cuda(int error);
+
+// Memory that the kernels of a call work in, on a tensor's device: not cleared.
+torch::stable::Tensor make_cuda_scratch(int64_t bytes, const torch::stable::Tensor& like);
 
 // Call `kernel(stream)` with the tensor's device current; throws std::runtime_error where it returns a cudaError_t.
 template <typename Kernel>

@@ -2,7 +2,7 @@
 // second, against 0.11 T of float32 vectors (and 0.05 T of AVX512-BF16, which is therefore not used).
 #pragma once
 
-#include "lmfm/product.h"
+#include "lmfm/gemm.h"
 
 #if defined(__AVX512F__) && defined(__linux__) && __has_include(<amxbf16intrin.h>)
 #define BCM_AMX 1
@@ -10,14 +10,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-namespace bcmfnet::BCM_LEVEL {
+namespace bcmfnet::BCM_ISA {
 
 // Two by two tiles of c stay in the unit; activations are rounded to bfloat16.
 struct AmxTiles {
   using Value = uint16_t;
   static constexpr int kRows = 32, kColumns = 32;
   static constexpr int kTile = 16;    // rows of a tile, and 32-bit columns
-  static constexpr int kDepth = 32;   // of one step; what is beyond the depth is zero in activations and weights
+  static constexpr int kDepth = 32;   // of one step; beyond the depth activations and weights are zero
   static constexpr int kChunk = 640;  // of the depth, over all pieces
   static constexpr int kPackedFloats = kChunk / 2 * kColumns;
 
@@ -43,17 +43,17 @@ struct AmxTiles {
 
   __attribute__((target("amx-tile"))) static void end() { _tile_release(); }
 
-  static void put(Value* to, Float value) { store(to, Brain::narrow(value), kLanes); }
+  static void put(Value* to, Float value) { store(to, BFloat16::narrow(value), kLanes); }
 
   // Pairs of rows become one, whose 32-bit elements hold those of both.
-  static void pack(const Product& of, int64_t row, int64_t depth, int64_t column, float* to) {
+  static void pack(const Gemm& of, int64_t row, int64_t depth, int64_t column, float* to) {
     const uint16_t* weights = static_cast<const uint16_t*>(of.weights) + row * of.columns + column;
     const int64_t columns = of.columns - column;
     for (int64_t k = 0; k < round_up(depth, kDepth); k += 2, to += kColumns)
       for (int64_t c = 0; c < kColumns; c += kLanes) {
         const uint16_t* at = weights + (k < depth ? k * of.columns + c : 0);
-        const Int low = bits_of(read_some<Brain>(at, 1, k < depth ? columns - c : 0));
-        const Int high = bits_of(read_some<Brain>(at + of.columns, 1, k + 1 < depth ? columns - c : 0));
+        const Int low = bits_of(read_some<BFloat16>(at, 1, k < depth ? columns - c : 0));
+        const Int high = bits_of(read_some<BFloat16>(at + of.columns, 1, k + 1 < depth ? columns - c : 0));
         store(to + c, high | (low >> 16 & 0xffff), kLanes);
       }
   }
@@ -97,6 +97,6 @@ struct AmxTiles {
   }
 };
 
-}  // namespace bcmfnet::BCM_LEVEL
+}  // namespace bcmfnet::BCM_ISA
 
 #endif

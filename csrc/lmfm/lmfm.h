@@ -3,29 +3,39 @@
 
 #include <cstdint>
 
+#include "common/view.h"
 #include "pyramid_pool/pyramid_pool.h"
 
 namespace bcmfnet {
 
 constexpr int kMaxBranches = 8;
 
+// The fusing convolution of a branch.
+struct Fusing {
+  int32_t kernel;    // its side, 1 or 3, or 0: there is none
+  int32_t receives;  // the branch whose result is added to its input, or -1
+  int32_t level;     // It waits for the convolutions of lower levels alone; 1 is the lowest.
+  int32_t number;    // convolutions of the branches before this one
+  int32_t tap;       // taps of the convolutions before it
+};
+
+// Norms are the multipliers; the shifts lie norm_stride further. Weights have the dtype of x, input channels before
+// outputs.
 struct Lmfm {
   Pyramid pyramid;
-  DType dtype;  // of x, the weights and the result
-  const void* x;
-  int64_t batch_stride, channel_stride, row_stride, column_stride;  // of x, in elements
+  View x, out;
   int32_t branches;  // the map itself where they are two more than the pools, each pool, and the global average
-  int32_t kernel[kMaxBranches];    // side of a branch's fusing convolution, 1 or 3, or 0: it has none
-  int32_t receives[kMaxBranches];  // branch whose result is added before that convolution, or -1
-  int64_t breadth, outputs;        // channels of every branch, and of the result
-  const float* norms;              // [2, norm_stride]: multipliers, then shifts; in the order of the weights below
+  Fusing fusing[kMaxBranches];
+  int64_t branch_channels;
   int64_t norm_stride;
-  const void* scale;        // [branches, channels, breadth]
-  const void* process;      // [taps, breadth, breadth]: of each branch that has a convolution, input channels first
-  const void* compression;  // [branches * breadth, outputs]
-  const void* shortcut;     // [channels, outputs], or null
-  void* out;                // [batch, outputs, height, width]
-  int64_t out_batch_stride, out_channel_stride, out_row_stride, out_column_stride;
+  const float* scale_norm;        // [branches, channels]
+  const float* process_norm;      // [convolutions, branch_channels]
+  const float* compression_norm;  // [branches, branch_channels]
+  const float* shortcut_norm;     // [channels]
+  const void* scale;              // [branches, channels, branch_channels]
+  const void* process;            // [taps of all convolutions, branch_channels, branch_channels]
+  const void* compression;        // [branches * branch_channels, outputs]
+  const void* shortcut;           // [channels, outputs], or null
 };
 
 }  // namespace bcmfnet

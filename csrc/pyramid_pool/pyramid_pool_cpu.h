@@ -1,21 +1,13 @@
-// The CPU kernels, compiled once for each level of instruction sets.
+// The CPU kernels, compiled once for each instruction set.
 #pragma once
 
-#include <cstdint>
-
-#include "common/levels.h"
+#include "common/isa.h"
+#include "common/parallel.h"
 #include "pyramid_pool/pyramid_pool.h"
 
 namespace bcmfnet {
 
-// Tasks are blocks of channels of one image; this many of them.
-BCM_DECLARE(int64_t pyramid_pool_tasks(const PyramidPool& call))
-
-// Floats, aligned to 64 bytes, that a thread works in.
-BCM_DECLARE(int64_t pyramid_pool_scratch(const PyramidPool& call))
-
-// Write the pooled maps, or the gradient, of tasks [begin, end).
-BCM_DECLARE(void pyramid_pool_blocks(const PyramidPool& call, int64_t begin, int64_t end, float* scratch))
-BCM_DECLARE(void pyramid_pool_backward_blocks(const PyramidPool& call, int64_t begin, int64_t end, float* scratch))
+BCM_DECLARE(void pyramid_pool_cpu(const PyramidPool& call, Parallel parallel))
+BCM_DECLARE(void pyramid_pool_backward_cpu(const PyramidPool& call, Parallel parallel))
 
 }  // namespace bcmfnet

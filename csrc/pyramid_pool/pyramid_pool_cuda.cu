@@ -4,74 +4,57 @@
 //
 // Why separable: at 16x32 with windows of 5, 9 and 17 a channel costs about 5,100 additions of what lies in shared
 // memory, which is the limit, instead of 8,600; so does its gradient.
-#include "common/element_cuda.h"
-#include "common/launch.h"
+#include "common/cuda/element.h"
+#include "common/cuda/grid.h"
 #include "pyramid_pool/pyramid_pool_cuda.h"
+#include "pyramid_pool/pyramid_pool_math.h"
 
 namespace bcmfnet {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kMostMaps = kMaxPools + 1;
-constexpr int kMostChannels = 16;     // of a block: 32 bytes of a channels_last map in 16 bits, a sector
-constexpr int kBlocks = 128;          // wanted at once: about one for each multiprocessor of an H200
-constexpr int64_t kShared = 96 << 10;  // bytes that a block may take on every GPU from sm_80 on
-constexpr int64_t kSharedUnasked = 48 << 10;
+constexpr int kMostChannels = 16;  // A block takes at most 32 bytes of a channels_last map in 16 bits: a sector.
+constexpr int kBlocks = 128;       // So many are wanted at once: about one for each multiprocessor of an H200.
 
-struct Range {
-  int begin, end;
-};
-
-// The windows of one pooled map: each reaches as far to either side of `stride` times its number, within the map. The
-// global average is one window that reaches everything.
+// The windows of one pooled map.
 struct Windows {
-  int height, width;  // how many
-  int stride, reach;
-  int position;  // of the first window among those of all maps
-  int column;    // of the first window among the columns of all maps
-  float area;    // padding counts
-  int64_t at;    // of the first window in the packed maps
+  int height, width;  // of the pooled map
+  int stride, padding;
+  int position;  // number of the first window among those of all maps
+  int column;    // number of the first window's column among the columns of all maps
+  float area;    // by which a sum is divided; padding counts
+  int64_t at;    // offset of the first window in the packed maps
 
-  // Positions that a window covers along an axis of `size`.
-  __device__ Range covered(int number, int size) const {
-    const int middle = number * stride;
-    return {middle > reach ? middle - reach : 0, middle < size - reach ? middle + reach + 1 : size};
-  }
-  // Windows that cover a position, of `count`.
-  __device__ Range covering(int position, int count) const {
-    const int end = (position + reach) / stride + 1;
-    return {position > reach ? (position - reach + stride - 1) / stride : 0, end < count ? end : count};
-  }
+  __device__ Range<int> covered(int window, int size) const { return covered_by(window, stride, padding, size); }
+  __device__ Range<int> over(int position, int count) const { return covering(position, stride, padding, count); }
 };
 
 // A call in the integers of a block.
 struct Plan {
-  int64_t batch, channels;
-  int64_t batch_stride, channel_stride, row_stride, column_stride;
-  int height, width;
-  int maps, columns;    // pooled maps, and columns of all of them
-  int64_t positions;    // of all of them
+  View map;
+  int height, width;             // of the map
+  int maps, columns;             // how many pooled maps there are, and columns of all of them
+  int64_t positions;             // of all of them
   bool channels_last;            // of the packed maps
-  int log_channels;              // of a block, to base 2
+  int log_channels;              // channels of a block, to base 2
   int pitch, plane, sums_plane;  // of rows and channels in shared memory: odd, so that lanes meet other banks
-  Windows windows[kMostMaps];
+  Windows windows[kMaxMaps];
 
-  __host__ __device__ int64_t groups() const { return (channels + (1 << log_channels) - 1) >> log_channels; }
+  __host__ __device__ int64_t groups() const { return (map.channels + (1 << log_channels) - 1) >> log_channels; }
   int64_t forward_bytes() const { return 4 * static_cast<int64_t>(plane + sums_plane) << log_channels; }
   int64_t backward_bytes() const { return 4 * ((positions | 1) + sums_plane) << log_channels; }
 };
 
-int smaller_of(int64_t a, int64_t b) { return static_cast<int>(a < b ? a : b); }
-
-void add_windows(Plan& plan, int64_t height, int64_t width, int64_t stride, int64_t reach, float area) {
-  const int64_t largest = plan.height > plan.width ? plan.height : plan.width;  // beyond it nothing changes
+void add_windows(Plan& plan, int64_t height, int64_t width, int64_t stride, int64_t padding, float area) {
+  const int64_t largest = larger_of(plan.height, plan.width);  // beyond it nothing changes
   int64_t at = 0;
   if (plan.maps > 0) {
     const Windows& last = plan.windows[plan.maps - 1];
-    at = last.at + plan.batch * plan.channels * last.height * last.width;
+    at = last.at + plan.map.batch * plan.map.channels * last.height * last.width;
   }
-  plan.windows[plan.maps++] = {static_cast<int>(height), static_cast<int>(width), smaller_of(stride, largest),
-                               smaller_of(reach, largest), static_cast<int>(plan.positions), plan.columns, area, at};
+  plan.windows[plan.maps++] = {
+      static_cast<int>(height), static_cast<int>(width), static_cast<int>(smaller_of(stride, largest)),
+      static_cast<int>(smaller_of(padding, largest)), static_cast<int>(plan.positions), plan.columns, area, at};
   plan.positions += height * width;
   plan.columns += static_cast<int>(width);
 }
@@ -79,10 +62,8 @@ void add_windows(Plan& plan, int64_t height, int64_t width, int64_t stride, int6
 Plan plan_of(const PyramidPool& call) {
   const Pyramid& pyramid = call.pyramid;
   Plan plan{};
-  plan.batch = pyramid.batch, plan.channels = pyramid.channels;
+  plan.map = call.map;
   plan.height = static_cast<int>(pyramid.height), plan.width = static_cast<int>(pyramid.width);
-  plan.batch_stride = call.batch_stride, plan.channel_stride = call.channel_stride;
-  plan.row_stride = call.row_stride, plan.column_stride = call.column_stride;
   plan.channels_last = call.channels_last;
   for (int i = 0; i < pyramid.pools; ++i) {
     const Pool& pool = pyramid.pool[i];
@@ -94,17 +75,18 @@ Plan plan_of(const PyramidPool& call) {
   return plan;
 }
 
-// Lay out shared memory, of `bytes`, for as many channels a block as leave enough blocks; false where not one fits.
+// Lay out shared memory for as many channels of a block as leave enough blocks; `bytes` tells how much they take. False
+// where not one channel fits.
 bool fits(Plan& plan, int64_t (Plan::*bytes)() const) {
   const int64_t pixels = static_cast<int64_t>(plan.height) * (plan.width | 1);
   const int64_t sums = static_cast<int64_t>(plan.height) * plan.columns;
-  if (pixels + sums + plan.positions > kShared / 4) return false;
+  if (pixels + sums + plan.positions > kMostShared / 4) return false;
   plan.pitch = plan.width | 1, plan.plane = static_cast<int>(pixels) | 1, plan.sums_plane = static_cast<int>(sums) | 1;
-  if ((plan.*bytes)() > kShared) return false;
+  if ((plan.*bytes)() > kMostShared) return false;
   do {
     ++plan.log_channels;
   } while (1 << plan.log_channels <= kMostChannels && (plan.*bytes)() <= kSharedUnasked &&
-           plan.batch * plan.channels >> plan.log_channels >= kBlocks);
+           plan.map.batch * plan.map.channels >> plan.log_channels >= kBlocks);
   --plan.log_channels;
   return true;
 }
@@ -119,7 +101,7 @@ struct Group {
     const unsigned groups = static_cast<unsigned>(plan.groups());
     image = blockIdx.x / groups;
     first = static_cast<int64_t>(blockIdx.x % groups) << plan.log_channels;
-    const int64_t left = plan.channels - first;
+    const int64_t left = plan.map.channels - first;
     channels = left < 1 << plan.log_channels ? static_cast<int>(left) : 1 << plan.log_channels;
   }
 
@@ -135,13 +117,12 @@ struct Group {
   }
 
   __device__ int64_t in_map(int channel, int position) const {
-    return image * plan.batch_stride + (first + channel) * plan.channel_stride +
-           position / plan.width * plan.row_stride + position % plan.width * plan.column_stride;
+    return offset_of(plan.map, image, first + channel, position / plan.width, position % plan.width);
   }
   __device__ int64_t in_packed(const Windows& windows, int channel, int position) const {
     const int64_t count = static_cast<int64_t>(windows.height) * windows.width;
-    const int64_t row = plan.channels_last ? (image * count + position) * plan.channels + first + channel
-                                           : (image * plan.channels + first + channel) * count + position;
+    const int64_t row = plan.channels_last ? (image * count + position) * plan.map.channels + first + channel
+                                           : (image * plan.map.channels + first + channel) * count + position;
     return windows.at + row;
   }
 };
@@ -152,7 +133,7 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(const __grid_constant__ 
   float* const sums = map + (plan.plane << plan.log_channels);
   const Group group(plan);
 
-  group.each(plan.channel_stride == 1, plan.height * plan.width, [&](int channel, int position) {
+  group.each(plan.map.channel_stride == 1, plan.height * plan.width, [&](int channel, int position) {
     const int y = position / plan.width, column = position % plan.width;
     map[channel * plan.plane + y * plan.pitch + column] = as_float(x[group.in_map(channel, position)]);
   });
@@ -162,7 +143,7 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(const __grid_constant__ 
     const Windows& windows = plan.windows[i];
     group.each(false, plan.height * windows.width, [&](int channel, int position) {
       const int y = position / windows.width, number = position % windows.width;
-      const Range columns = windows.covered(number, plan.width);
+      const Range<int> columns = windows.covered(number, plan.width);
       const float* row = map + channel * plan.plane + y * plan.pitch;
       float sum = 0;
       for (int column = columns.begin; column < columns.end; ++column) sum += row[column];
@@ -174,7 +155,7 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(const __grid_constant__ 
   for (int i = 0; i < plan.maps; ++i) {
     const Windows& windows = plan.windows[i];
     group.each(plan.channels_last, windows.height * windows.width, [&](int channel, int position) {
-      const Range rows = windows.covered(position / windows.width, plan.height);
+      const Range<int> rows = windows.covered(position / windows.width, plan.height);
       const float* column = sums + channel * plan.sums_plane + windows.column + position % windows.width;
       float sum = 0;
       for (int y = rows.begin; y < rows.end; ++y) sum += column[y * plan.columns];
@@ -186,16 +167,16 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(const __grid_constant__ 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
 pool_backward_kernel(const __grid_constant__ Plan plan, const T* packed, T* gradient) {
-  BCM_DYNAMIC_SHARED(float, shares);  // [channels, positions], then sums over rows [channels, height, columns]
-  const int shares_plane = static_cast<int>(plan.positions) | 1;
-  float* const sums = shares + (shares_plane << plan.log_channels);
+  BCM_DYNAMIC_SHARED(float, weighted);  // [channels, positions], then sums over rows [channels, height, columns]
+  const int weighted_plane = static_cast<int>(plan.positions) | 1;
+  float* const sums = weighted + (weighted_plane << plan.log_channels);
   const Group group(plan);
 
   for (int i = 0; i < plan.maps; ++i) {
     const Windows& windows = plan.windows[i];
     group.each(plan.channels_last, windows.height * windows.width, [&](int channel, int position) {
       const float value = as_float(packed[group.in_packed(windows, channel, position)]);
-      shares[channel * shares_plane + windows.position + position] = value / windows.area;
+      weighted[channel * weighted_plane + windows.position + position] = value / windows.area;
     });
   }
   __syncthreads();
@@ -204,8 +185,8 @@ pool_backward_kernel(const __grid_constant__ Plan plan, const T* packed, T* grad
     const Windows& windows = plan.windows[i];
     group.each(false, plan.height * windows.width, [&](int channel, int position) {
       const int y = position / windows.width, number = position % windows.width;
-      const Range rows = windows.covering(y, windows.height);
-      const float* column = shares + channel * shares_plane + windows.position + number;
+      const Range<int> rows = windows.over(y, windows.height);
+      const float* column = weighted + channel * weighted_plane + windows.position + number;
       float sum = 0;
       for (int row = rows.begin; row < rows.end; ++row) sum += column[row * windows.width];
       sums[channel * plan.sums_plane + y * plan.columns + windows.column + number] = sum;
@@ -213,12 +194,12 @@ pool_backward_kernel(const __grid_constant__ Plan plan, const T* packed, T* grad
   }
   __syncthreads();
 
-  group.each(plan.channel_stride == 1, plan.height * plan.width, [&](int channel, int position) {
+  group.each(plan.map.channel_stride == 1, plan.height * plan.width, [&](int channel, int position) {
     const int y = position / plan.width, x = position % plan.width;
     const float* row = sums + channel * plan.sums_plane + y * plan.columns;
     float sum = 0;
     for (int i = 0; i < plan.maps; ++i) {
-      const Range columns = plan.windows[i].covering(x, plan.windows[i].width);
+      const Range<int> columns = plan.windows[i].over(x, plan.windows[i].width);
       for (int column = columns.begin; column < columns.end; ++column) sum += row[plan.windows[i].column + column];
     }
     store(gradient + group.in_map(channel, position), sum);
@@ -245,16 +226,16 @@ __global__ void __launch_bounds__(kThreads)
 direct_kernel(const __grid_constant__ Plan plan, int number, const T* x, T* packed) {
   const Windows& windows = plan.windows[number];
   const int64_t count = static_cast<int64_t>(windows.height) * windows.width;
-  if (thread_number() >= plan.batch * plan.channels * count) return;
-  const Item item(thread_number(), plan.channels, count, plan.channels_last);
-  const Range rows = windows.covered(static_cast<int>(item.position / windows.width), plan.height);
-  const Range columns = windows.covered(static_cast<int>(item.position % windows.width), plan.width);
-  const T* from = x + item.image * plan.batch_stride + item.channel * plan.channel_stride;
+  if (thread_number() >= plan.map.batch * plan.map.channels * count) return;
+  const Item item(thread_number(), plan.map.channels, count, plan.channels_last);
+  const Range<int> rows = windows.covered(static_cast<int>(item.position / windows.width), plan.height);
+  const Range<int> columns = windows.covered(static_cast<int>(item.position % windows.width), plan.width);
+  const T* from = x + offset_of(plan.map, item.image, item.channel, 0);
   float sum = 0;
   for (int64_t y = rows.begin; y < rows.end; ++y) {
     float row = 0;
     for (int64_t column = columns.begin; column < columns.end; ++column)
-      row += as_float(from[y * plan.row_stride + column * plan.column_stride]);
+      row += as_float(from[y * plan.map.row_stride + column * plan.map.column_stride]);
     sum += row;
   }
   store(packed + windows.at + thread_number(), sum / windows.area);
@@ -266,16 +247,16 @@ __global__ void __launch_bounds__(kThreads)
 direct_mean_kernel(const __grid_constant__ Plan plan, const T* x, T* packed) {
   __shared__ float part[kThreads];
   const Windows& windows = plan.windows[plan.maps - 1];
-  const unsigned lanes = plan.channel_stride == 1 ? 32 : 1;
-  const unsigned groups = static_cast<unsigned>((plan.channels + lanes - 1) / lanes);
+  const unsigned lanes = plan.map.channel_stride == 1 ? 32 : 1;
+  const unsigned groups = static_cast<unsigned>((plan.map.channels + lanes - 1) / lanes);
   const int64_t image = blockIdx.x / groups;
   const int64_t channel = static_cast<int64_t>(blockIdx.x % groups) * lanes + threadIdx.x % lanes;
-  const T* from = x + image * plan.batch_stride + channel * plan.channel_stride;
+  const T* from = x + offset_of(plan.map, image, channel, 0);
   float sum = 0;
-  for (int64_t y = 0; y < plan.height && channel < plan.channels; ++y) {
+  for (int64_t y = 0; y < plan.height && channel < plan.map.channels; ++y) {
     float row = 0;
     for (int64_t column = threadIdx.x / lanes; column < plan.width; column += kThreads / lanes)
-      row += as_float(from[y * plan.row_stride + column * plan.column_stride]);
+      row += as_float(from[y * plan.map.row_stride + column * plan.map.column_stride]);
     sum += row;
   }
   part[threadIdx.x] = sum;
@@ -283,8 +264,8 @@ direct_mean_kernel(const __grid_constant__ Plan plan, const T* x, T* packed) {
     __syncthreads();
     if (threadIdx.x < width) part[threadIdx.x] += part[threadIdx.x + width];
   }
-  if (threadIdx.x < lanes && channel < plan.channels)
-    store(packed + windows.at + image * plan.channels + channel, part[threadIdx.x] / windows.area);
+  if (threadIdx.x < lanes && channel < plan.map.channels)
+    store(packed + windows.at + image * plan.map.channels + channel, part[threadIdx.x] / windows.area);
 }
 
 // The gradient of one element for each thread.
@@ -292,17 +273,17 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
 direct_backward_kernel(const __grid_constant__ Plan plan, const T* packed, T* gradient) {
   const int64_t pixels = static_cast<int64_t>(plan.height) * plan.width;
-  if (thread_number() >= plan.batch * plan.channels * pixels) return;
-  const Item item(thread_number(), plan.channels, pixels, plan.channel_stride == 1);
+  if (thread_number() >= plan.map.batch * plan.map.channels * pixels) return;
+  const Item item(thread_number(), plan.map.channels, pixels, plan.map.channel_stride == 1);
   const int64_t y = item.position / plan.width, x = item.position % plan.width;
-  const int64_t step = plan.channels_last ? plan.channels : 1;
+  const int64_t step = plan.channels_last ? plan.map.channels : 1;
   float sum = 0;
   for (int i = 0; i < plan.maps; ++i) {
     const Windows& windows = plan.windows[i];
-    const Range rows = windows.covering(static_cast<int>(y), windows.height);
-    const Range columns = windows.covering(static_cast<int>(x), windows.width);
+    const Range<int> rows = windows.over(static_cast<int>(y), windows.height);
+    const Range<int> columns = windows.over(static_cast<int>(x), windows.width);
     const int64_t count = static_cast<int64_t>(windows.height) * windows.width;
-    const T* from = packed + windows.at + item.image * plan.channels * count +
+    const T* from = packed + windows.at + item.image * plan.map.channels * count +
                     item.channel * (plan.channels_last ? 1 : count);
     float part = 0;
     for (int64_t row = rows.begin; row < rows.end; ++row)
@@ -310,36 +291,25 @@ direct_backward_kernel(const __grid_constant__ Plan plan, const T* packed, T* gr
         part += as_float(from[(row * windows.width + column) * step]);
     sum += part / windows.area;
   }
-  store(gradient + item.image * plan.batch_stride + item.channel * plan.channel_stride + y * plan.row_stride +
-            x * plan.column_stride, sum);
-}
-
-int64_t blocks_for(int64_t items) { return (items + kThreads - 1) / kThreads; }
-
-template <typename Kernel, typename From, typename To>
-int launch(Kernel* kernel, const Plan& plan, int64_t bytes, const From* from, To* to, void* stream) {
-  if (bytes > kSharedUnasked) {
-    const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    BCM_TRY(cudaFuncSetAttribute(kernel, attribute, static_cast<int>(bytes)));
-  }
-  const unsigned blocks = static_cast<unsigned>(plan.batch * plan.groups());
-  BCM_LAUNCH(kernel, blocks, kThreads, static_cast<size_t>(bytes), stream, plan, from, to);
-  return cudaGetLastError();
+  store(gradient + offset_of(plan.map, item.image, item.channel, y, x), sum);
 }
 
 template <typename T>
 int forward(const PyramidPool& call, void* stream) {
   Plan plan = plan_of(call);
-  const T* x = static_cast<const T*>(call.map);
+  const T* x = static_cast<const T*>(call.map.data);
   T* packed = static_cast<T*>(call.packed);
-  if (fits(plan, &Plan::forward_bytes)) return launch(pool_kernel<T>, plan, plan.forward_bytes(), x, packed, stream);
-  const int64_t images = plan.batch * plan.channels;
-  for (int i = 0; i < plan.maps - 1; ++i) {
-    const int64_t windows = images * plan.windows[i].height * plan.windows[i].width;
-    BCM_LAUNCH(direct_kernel<T>, static_cast<unsigned>(blocks_for(windows)), kThreads, 0, stream, plan, i, x, packed);
+  const int64_t batch = plan.map.batch, channels = plan.map.channels;
+  if (fits(plan, &Plan::forward_bytes)) {
+    const unsigned blocks = static_cast<unsigned>(batch * plan.groups());
+    return launch_with_shared(pool_kernel<T>, blocks, kThreads, plan.forward_bytes(), stream, plan, x, packed);
   }
-  const int64_t groups = plan.channel_stride == 1 ? (plan.channels + 31) / 32 : plan.channels;
-  BCM_LAUNCH(direct_mean_kernel<T>, static_cast<unsigned>(plan.batch * groups), kThreads, 0, stream, plan, x, packed);
+  for (int i = 0; i < plan.maps - 1; ++i) {
+    const unsigned blocks = blocks_for(batch * channels * plan.windows[i].height * plan.windows[i].width, kThreads);
+    BCM_LAUNCH(direct_kernel<T>, blocks, kThreads, 0, stream, plan, i, x, packed);
+  }
+  const int64_t groups = plan.map.channel_stride == 1 ? ceil_div(channels, 32) : channels;
+  BCM_LAUNCH(direct_mean_kernel<T>, static_cast<unsigned>(batch * groups), kThreads, 0, stream, plan, x, packed);
   return cudaGetLastError();
 }
 
@@ -347,11 +317,14 @@ template <typename T>
 int backward(const PyramidPool& call, void* stream) {
   Plan plan = plan_of(call);
   const T* packed = static_cast<const T*>(call.packed);
-  T* gradient = static_cast<T*>(call.map);
-  if (fits(plan, &Plan::backward_bytes))
-    return launch(pool_backward_kernel<T>, plan, plan.backward_bytes(), packed, gradient, stream);
-  const int64_t elements = plan.batch * plan.channels * plan.height * plan.width;
-  const unsigned blocks = static_cast<unsigned>(blocks_for(elements));
+  T* gradient = static_cast<T*>(call.map.data);
+  const int64_t batch = plan.map.batch;
+  if (fits(plan, &Plan::backward_bytes)) {
+    const unsigned blocks = static_cast<unsigned>(batch * plan.groups());
+    return launch_with_shared(
+        pool_backward_kernel<T>, blocks, kThreads, plan.backward_bytes(), stream, plan, packed, gradient);
+  }
+  const unsigned blocks = blocks_for(batch * plan.map.channels * plan.height * plan.width, kThreads);
   BCM_LAUNCH(direct_backward_kernel<T>, blocks, kThreads, 0, stream, plan, packed, gradient);
   return cudaGetLastError();
 }
@@ -361,18 +334,10 @@ int backward(const PyramidPool& call, void* stream) {
 
 extern "C" int pyramid_pool_cuda(const bcmfnet::PyramidPool* call, void* stream) {
   using namespace bcmfnet;
-  switch (call->dtype) {
-    case DType::kFloat16: return forward<__half>(*call, stream);
-    case DType::kBFloat16: return forward<__nv_bfloat16>(*call, stream);
-    default: return forward<float>(*call, stream);
-  }
+  return dispatch_float(call->map.dtype, [&](auto zero) { return forward<decltype(zero)>(*call, stream); });
 }
 
 extern "C" int pyramid_pool_backward_cuda(const bcmfnet::PyramidPool* call, void* stream) {
   using namespace bcmfnet;
-  switch (call->dtype) {
-    case DType::kFloat16: return backward<__half>(*call, stream);
-    case DType::kBFloat16: return backward<__nv_bfloat16>(*call, stream);
-    default: return backward<float>(*call, stream);
-  }
+  return dispatch_float(call->map.dtype, [&](auto zero) { return backward<decltype(zero)>(*call, stream); });
 }

@@ -4,29 +4,25 @@
 
 #include <utility>
 
+#include "common/arena.h"
 #include "common/bilinear.h"
-#include "common/planes.h"
 #include "common/rows.h"
 #include "common/simd.h"
 
-namespace bcmfnet::BCM_LEVEL {
+namespace bcmfnet::BCM_ISA {
 namespace {
 
-bool has_pixels(const UpsampleAddReLU& call) { return call.out.channel_stride == 1 && call.channels > 1; }
+bool has_pixels(const UpsampleAddReLU& call) { return is_channels_last(call) && call.high.channels > 1; }
 
-int64_t planes_of(const UpsampleAddReLU& call) { return has_pixels(call) ? 1 : call.channels; }
+int64_t planes_of(const UpsampleAddReLU& call) { return has_pixels(call) ? 1 : call.high.channels; }
 
 // Floats of a row of `low`: pixels of whole vectors, or columns and a vector that repeats the last one.
 int64_t row_floats(const UpsampleAddReLU& call) {
-  if (has_pixels(call)) return call.low.width * round_up(call.channels, kLanes);
+  if (has_pixels(call)) return call.low.width * round_up(call.low.channels, kLanes);
   return round_up(call.low.width, kLanes) + kLanes;
 }
 
-int64_t offset_of(const Map& map, int64_t image, int64_t channel, int64_t row) {
-  return image * map.batch_stride + channel * map.channel_stride + row * map.row_stride;
-}
-
-Float lerp(Float a, Float b, Float share) { return a + share * (b - a); }
+Float lerp(Float a, Float b, Float weight) { return a + weight * (b - a); }
 Float relu(Float value) { return larger(value, fill(0.0f)); }  // keeps NaN
 
 template <typename Type>
@@ -35,44 +31,41 @@ struct Rows {
 
   struct Held {
     float* values;
-    int64_t offset;  // of the row in `low`
+    int64_t offset;  // of the row in `low`, or -1 where there is none
   };
 
   const UpsampleAddReLU& call;
   const int64_t floats, pitch;  // of a row, and from one of its pixels to the next
-  const bool taller, wider;     // than `low`: an axis that keeps its size is copied
+  const bool taller, wider;     // whether an axis is longer than that of `low`: one that keeps its size is copied
   Held upper, lower;
   float* blended;
-  float* share;   // of the right one of a column's two source columns
-  int32_t* left;  // the left one
+  float* weight;  // [columns]: of the right one of a column's two source columns
+  int32_t* left;  // [columns]: the left one
 
-  Rows(const UpsampleAddReLU& call, float* scratch)
-      : call(call),
-        floats(row_floats(call)),
-        pitch(round_up(call.channels, kLanes)),
-        taller(call.low.height < call.high.height),
-        wider(call.low.width < call.high.width),
-        upper{scratch, -1},
-        lower{scratch + floats, -1},
-        blended(scratch + 2 * floats),
-        share(blended + floats),
-        left(reinterpret_cast<int32_t*>(share + call.high.width + kLanes)) {
+  Rows(const UpsampleAddReLU& call, Arena& arena)
+      : call(call), floats(row_floats(call)), pitch(round_up(call.high.channels, kLanes)),
+        taller(call.low.height < call.high.height), wider(call.low.width < call.high.width),
+        upper{arena.take<float>(floats), -1}, lower{arena.take<float>(floats), -1},
+        blended(arena.take<float>(floats)), weight(arena.take<float>(call.high.width + kLanes)),
+        left(arena.take<int32_t>(call.high.width + kLanes)) {}
+
+  void find_sources() const {
     for (int64_t x = 0; x < call.high.width + kLanes; ++x) {
-      const auto source = source_of(x < call.high.width ? x : call.high.width - 1, call.low.width, call.high.width);
+      const auto source = source_of(smaller_of(x, call.high.width - 1), call.low.width, call.high.width);
       left[x] = static_cast<int32_t>(source.low);
-      share[x] = source.share;
+      weight[x] = source.weight;
     }
   }
 
   void read(int64_t offset, Held& to) const {
     if (to.offset == offset) return;
     to.offset = offset;
-    const Map& low = call.low;
+    const View& low = call.low;
     if (has_pixels(call)) {
-      const Row pixels{offset, low.channel_stride, low.column_stride, low.width, call.channels};
-      read_row<Type>(call.low_values, pixels, to.values, pitch);
+      const Row pixels{offset, low.channel_stride, low.column_stride, low.width, low.channels};
+      read_row<Type>(low.data, pixels, to.values, pitch);
     } else {
-      read_plane(call.dtype, call.low_values, offset, low.column_stride, low.width, to.values);
+      read_plane(low.dtype, low.data, offset, low.column_stride, low.width, to.values);
       for (int64_t x = low.width; x < floats; ++x) to.values[x] = to.values[low.width - 1];
     }
   }
@@ -87,7 +80,7 @@ struct Rows {
     read(offset_of(call.low, image, channel, source.high), lower);
     for (int64_t i = 0; i < floats; i += kLanes) {
       const Float a = load<Float>(upper.values + i), b = load<Float>(lower.values + i);
-      store(blended + i, lerp(a, b, fill(source.share)), kLanes);
+      store(blended + i, lerp(a, b, fill(source.weight)), kLanes);
     }
     return blended;
   }
@@ -106,12 +99,12 @@ struct Rows {
     for (int64_t x = 0; x < call.high.width; ++x) {
       const float* a = row + left[x] * pitch;
       const float* b = left[x] + 1 < call.low.width ? a + pitch : a;
-      const auto low = [=, part = fill(share[x])](int64_t c) {
+      const auto low = [=, part = fill(weight[x])](int64_t c) {
         const Float value = load<Float>(a + c);
         return wider ? lerp(value, load<Float>(b + c), part) : value;
       };
       Element* to = out + x * call.out.column_stride;
-      finish(high + x * call.high.column_stride, call.high.channel_stride, to, call.channels, low);
+      finish(high + x * call.high.column_stride, call.high.channel_stride, to, call.high.channels, low);
     }
   }
 
@@ -119,47 +112,43 @@ struct Rows {
     const auto low = [=](int64_t x) {
       const Int index = load<Int>(left + x) - left[x];
       const Float value = permute(load<Float>(row + left[x]), index);
-      return wider ? lerp(value, permute(load<Float>(row + left[x] + 1), index), load<Float>(share + x)) : value;
+      return wider ? lerp(value, permute(load<Float>(row + left[x] + 1), index), load<Float>(weight + x)) : value;
     };
     finish(high, call.high.column_stride, out, call.high.width, low);
   }
 };
 
+// A task is a row of the result: of all channels where these are innermost, else of one.
 template <typename Type>
-void write_rows(const UpsampleAddReLU& call, int64_t begin, int64_t end, float* scratch) {
-  Rows<Type> rows(call, scratch);
-  const auto* high = static_cast<const typename Type::Element*>(call.high_values);
-  auto* out = static_cast<typename Type::Element*>(call.out_values);
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t y = task % call.high.height, plane = task / call.high.height;
-    const int64_t image = plane / planes_of(call), channel = plane % planes_of(call);
-    const float* row = rows.blend(image, channel, y);
-    const auto* from = high + offset_of(call.high, image, channel, y);
-    auto* to = out + offset_of(call.out, image, channel, y);
-    if (has_pixels(call)) {
-      rows.write_pixels(row, from, to);
-    } else {
-      rows.write_columns(row, from, to);
+void write_rows(const UpsampleAddReLU& call, Parallel parallel) {
+  using Element = typename Type::Element;
+  const int64_t tasks = call.high.batch * planes_of(call) * call.high.height;
+  const int64_t work = call.high.width * call.high.channels / planes_of(call);
+  Arena count{nullptr};
+  Rows<Type>(call, count);
+  parallel_tasks(parallel, tasks, work, count.bytes, [&](int64_t begin, int64_t end, void* scratch) {
+    Arena arena{static_cast<char*>(scratch)};
+    Rows<Type> rows(call, arena);
+    rows.find_sources();
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t y = task % call.high.height, plane = task / call.high.height;
+      const int64_t image = plane / planes_of(call), channel = plane % planes_of(call);
+      const float* row = rows.blend(image, channel, y);
+      const Element* from = static_cast<const Element*>(call.high.data) + offset_of(call.high, image, channel, y);
+      Element* to = static_cast<Element*>(call.out.data) + offset_of(call.out, image, channel, y);
+      if (has_pixels(call)) {
+        rows.write_pixels(row, from, to);
+      } else {
+        rows.write_columns(row, from, to);
+      }
     }
-  }
+  });
 }
 
 }  // namespace
 
-int64_t upsample_add_relu_tasks(const UpsampleAddReLU& call) {
-  return call.batch * planes_of(call) * call.high.height;
+void upsample_add_relu_cpu(const UpsampleAddReLU& call, Parallel parallel) {
+  dispatch_float(call.high.dtype, [&](auto type) { write_rows<decltype(type)>(call, parallel); });
 }
 
-int64_t upsample_add_relu_scratch(const UpsampleAddReLU& call) {
-  return 3 * row_floats(call) + 2 * (call.high.width + kLanes);
-}
-
-void upsample_add_relu_rows(const UpsampleAddReLU& call, int64_t begin, int64_t end, float* scratch) {
-  switch (call.dtype) {
-    case DType::kFloat16: return write_rows<Half>(call, begin, end, scratch);
-    case DType::kBFloat16: return write_rows<Brain>(call, begin, end, scratch);
-    default: return write_rows<Single>(call, begin, end, scratch);
-  }
-}
-
-}  // namespace bcmfnet::BCM_LEVEL
+}  // namespace bcmfnet::BCM_ISA

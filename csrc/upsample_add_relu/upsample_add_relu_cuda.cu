@@ -3,43 +3,31 @@
 //
 // Bound by memory: 1x64x128x256 in 16 bits is 4 MiB read and 4 MiB written, 2 us at an H200's 4.8 TB/s.
 #include "common/bilinear.h"
-#include "common/element_cuda.h"
-#include "common/launch.h"
+#include "common/cuda/element.h"
+#include "common/cuda/grid.h"
+#include "common/cuda/pack.h"
 #include "upsample_add_relu/upsample_add_relu_cuda.h"
 
 namespace bcmfnet {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kLanes = 32;  // at most, along the innermost axis
-constexpr int kRows = 4;    // that a thread reads before it writes the first of them
+constexpr int kLanes = 32;  // A block has at most so many threads along the innermost axis.
+constexpr int kRows = 4;    // A thread reads so many rows before it writes the first of them.
 constexpr int kBytes = 16;  // of the largest load
-constexpr int64_t kMostBlocks = 65535;  // along the second and third axis of a grid
-
-// Neighbouring elements, in one load or store.
-template <typename T, int kCount>
-struct alignas(kCount * sizeof(T)) Pack {
-  T values[kCount];
-
-  __device__ static Pack load(const T* from) { return *reinterpret_cast<const Pack*>(from); }
-  __device__ void store_to(T* to) const { *reinterpret_cast<Pack*>(to) = *this; }
-};
-
-__device__ int64_t offset_of(const Map& map, int64_t image, int64_t channel, int64_t row, int64_t column) {
-  return image * map.batch_stride + channel * map.channel_stride + row * map.row_stride + column * map.column_stride;
-}
+constexpr int64_t kMostBlocks = 65535;  // along the second and the third axis of a grid
 
 // The channels [channel, channel + kCount) between two source columns, of one source row.
 template <typename T, int kCount>
 __device__ void read(
-    const UpsampleAddReLU& call, int64_t offset, int64_t to_right, float share, float (&values)[kCount]) {
-  const T* from = static_cast<const T*>(call.low_values) + offset;
+    const UpsampleAddReLU& call, int64_t offset, int64_t to_right, float weight, float (&values)[kCount]) {
+  const T* from = static_cast<const T*>(call.low.data) + offset;
   const auto left = Pack<T, kCount>::load(from), right = Pack<T, kCount>::load(from + to_right);
   const bool wider = call.low.width < call.high.width;  // an axis that keeps its size is copied
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    const float a = as_float(left.values[i]), b = as_float(right.values[i]);
-    values[i] = wider ? fmaf(share, b - a, a) : a;
+    const float a = as_float(left.value[i]), b = as_float(right.value[i]);
+    values[i] = wider ? fmaf(weight, b - a, a) : a;
   }
 }
 
@@ -54,13 +42,13 @@ __device__ void write_rows(
   const int64_t to_right = (column.high - column.low) * call.low.column_stride;
   const int64_t to_lower = (high_of(row, call.low.height, call.high.height) - row) * call.low.row_stride;
   float upper[kCount], step[kCount];
-  read<T>(call, first, to_right, column.share, upper);
-  read<T>(call, first + to_lower, to_right, column.share, step);
+  read<T>(call, first, to_right, column.weight, upper);
+  read<T>(call, first + to_lower, to_right, column.weight, step);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) step[i] = taller ? step[i] - upper[i] : 0;
 
-  const T* high = static_cast<const T*>(call.high_values) + offset_of(call.high, image, channel, begin, x);
-  T* out = static_cast<T*>(call.out_values) + offset_of(call.out, image, channel, begin, x);
+  const T* high = static_cast<const T*>(call.high.data) + offset_of(call.high, image, channel, begin, x);
+  T* out = static_cast<T*>(call.out.data) + offset_of(call.out, image, channel, begin, x);
   for (int64_t y = begin; y < end; y += kRows) {
     Packed packs[kRows];
 #pragma unroll
@@ -69,19 +57,19 @@ __device__ void write_rows(
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (y + r >= end) break;
-      const float share = share_of(y + r, row, call.low.height, call.high.height);
+      const float weight = lerp_weight(y + r, row, call.low.height, call.high.height);
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        const float sum = as_float(packs[r].values[i]) + fmaf(share, step[i], upper[i]);
-        store(&packs[r].values[i], sum < 0 ? 0 : sum);  // keeps NaN
+        const float sum = as_float(packs[r].value[i]) + fmaf(weight, step[i], upper[i]);
+        store(&packs[r].value[i], sum < 0 ? 0 : sum);  // keeps NaN
       }
       packs[r].store_to(out + (y + r - begin) * call.out.row_stride);
     }
   }
 }
 
-// Threads run along channels first if kPixels, else along columns.
-template <typename T, int kCount, bool kPixels>
+// Threads run along channels first if kChannelsLast, else along columns.
+template <typename T, int kCount, bool kChannelsLast>
 __global__ void __launch_bounds__(kThreads) upsample_add_relu_kernel(const UpsampleAddReLU call) {
   __shared__ int64_t begin, end;
   const int64_t image = blockIdx.x / static_cast<unsigned>(call.low.height);
@@ -96,42 +84,42 @@ __global__ void __launch_bounds__(kThreads) upsample_add_relu_kernel(const Upsam
   const int64_t outer = static_cast<int64_t>(blockIdx.z) * blockDim.y + threadIdx.y;
   const int64_t inner_step = static_cast<int64_t>(gridDim.y) * blockDim.x;
   const int64_t outer_step = static_cast<int64_t>(gridDim.z) * blockDim.y;
-  const int64_t inner_end = kPixels ? call.channels / kCount : call.high.width;
-  const int64_t outer_end = kPixels ? call.high.width : call.channels;
+  const int64_t inner_end = kChannelsLast ? call.high.channels / kCount : call.high.width;
+  const int64_t outer_end = kChannelsLast ? call.high.width : call.high.channels;
   for (int64_t j = outer; j < outer_end; j += outer_step)
     for (int64_t i = inner; i < inner_end; i += inner_step)
-      write_rows<T, kCount>(call, image, kPixels ? i * kCount : j, row, kPixels ? j : i, begin, end);
+      write_rows<T, kCount>(call, image, kChannelsLast ? i * kCount : j, row, kChannelsLast ? j : i, begin, end);
 }
 
 unsigned blocks(int64_t count, unsigned threads) {
-  const int64_t blocks = (count + threads - 1) / threads;
-  return static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks);
+  return static_cast<unsigned>(smaller_of(ceil_div(count, threads), kMostBlocks));
 }
 
-template <typename T, int kCount, bool kPixels>
+template <typename T, int kCount, bool kChannelsLast>
 void launch(const UpsampleAddReLU& call, void* stream) {
-  const int64_t inner = kPixels ? call.channels / kCount : call.high.width;
-  const int64_t outer = kPixels ? call.high.width : call.channels;
+  const int64_t inner = kChannelsLast ? call.high.channels / kCount : call.high.width;
+  const int64_t outer = kChannelsLast ? call.high.width : call.high.channels;
   unsigned lanes = 1;
   while (lanes < kLanes && lanes < inner) lanes *= 2;
   const dim3 block(lanes, kThreads / lanes);
-  const dim3 grid(static_cast<unsigned>(call.batch * call.low.height), blocks(inner, block.x), blocks(outer, block.y));
-  BCM_LAUNCH((upsample_add_relu_kernel<T, kCount, kPixels>), grid, block, 0, stream, call);
+  const unsigned rows = static_cast<unsigned>(call.low.batch * call.low.height);
+  const dim3 grid(rows, blocks(inner, block.x), blocks(outer, block.y));
+  BCM_LAUNCH((upsample_add_relu_kernel<T, kCount, kChannelsLast>), grid, block, 0, stream, call);
 }
 
 // Whether channels can be read and written by 16 bytes at once.
-bool has_packs(const Map& map, const void* values, int64_t count) {
-  return map.channel_stride == 1 && reinterpret_cast<uintptr_t>(values) % kBytes == 0 &&
+bool has_packs(const View& map, int64_t count) {
+  return map.channel_stride == 1 && reinterpret_cast<uintptr_t>(map.data) % kBytes == 0 &&
          map.batch_stride % count == 0 && map.row_stride % count == 0 && map.column_stride % count == 0;
 }
 
 template <typename T>
 void launch(const UpsampleAddReLU& call, void* stream) {
   constexpr int kCount = kBytes / sizeof(T);
-  if (call.channels % kCount == 0 && has_packs(call.low, call.low_values, kCount) &&
-      has_packs(call.high, call.high_values, kCount) && has_packs(call.out, call.out_values, kCount)) {
+  if (call.high.channels % kCount == 0 && has_packs(call.low, kCount) && has_packs(call.high, kCount) &&
+      has_packs(call.out, kCount)) {
     launch<T, kCount, true>(call, stream);
-  } else if (call.out.channel_stride == 1) {
+  } else if (is_channels_last(call)) {
     launch<T, 1, true>(call, stream);
   } else {
     launch<T, 1, false>(call, stream);
@@ -143,10 +131,6 @@ void launch(const UpsampleAddReLU& call, void* stream) {
 
 extern "C" int upsample_add_relu_cuda(const bcmfnet::UpsampleAddReLU* call, void* stream) {
   using namespace bcmfnet;
-  switch (call->dtype) {
-    case DType::kFloat16: launch<__half>(*call, stream); break;
-    case DType::kBFloat16: launch<__nv_bfloat16>(*call, stream); break;
-    default: launch<float>(*call, stream);
-  }
+  dispatch_float(call->high.dtype, [&](auto zero) { launch<decltype(zero)>(*call, stream); });
   return cudaGetLastError();
 }

@@ -5,11 +5,9 @@
 // Why the sets: at 19 classes and 1024x2048 a plain loop needs an FMA, a comparison and two selects for each of 40
 // million scores, and the last three run at half rate: 8 us of arithmetic on 132 multiprocessors at 1.75 GHz, before
 // anything is read or written. Most cells of a trained network's logits are left with one class or two.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "common/bilinear.h"
-#include "common/launch.h"
+#include "common/cuda/element.h"
+#include "common/cuda/grid.h"
 #include "upsample_argmax/upsample_argmax_cuda.h"
 #include "upsample_argmax/upsample_argmax_math.h"
 
@@ -17,13 +15,8 @@ namespace bcmfnet {
 namespace {
 
 constexpr int kColumns = 256;  // threads of a block
-constexpr int kRows = 8;       // output rows that a thread holds: all of a cell at the network's scale
-constexpr int kGroup = 32;     // classes whose sets are found at a time: one word for each cell
-constexpr unsigned kWarp = 0xffffffffu;
-
-__device__ float as_float(float value) { return value; }
-__device__ float as_float(__half value) { return __half2float(value); }
-__device__ float as_float(__nv_bfloat16 value) { return __bfloat162float(value); }
+constexpr int kRows = 8;       // A thread holds so many output rows: all of a cell at the network's scale.
+constexpr int kGroup = 32;     // The sets of so many classes are found at a time: one word for each cell.
 
 // The four source pixels of a cell in one class.
 struct Corners {
@@ -40,13 +33,13 @@ struct Reader {
   const T *top, *bottom;  // the two source rows of the block's cells
 
   __device__ Reader(const UpsampleArgmax& call, int64_t image, int64_t row) : call(call) {
-    top = static_cast<const T*>(call.logits) + image * call.batch_stride + row * call.row_stride;
-    bottom = top + (high_of(row, call.in_height, call.out_height) - row) * call.row_stride;
+    top = static_cast<const T*>(call.logits.data) + offset_of(call.logits, image, 0, row);
+    bottom = top + (high_of(row, call.logits.height, call.out_height) - row) * call.logits.row_stride;
   }
 
   __device__ Corners operator()(int c, int64_t cell) const {
-    const int64_t left = c * call.class_stride + cell * call.column_stride;
-    const int64_t right = left + (high_of(cell, call.in_width, call.out_width) - cell) * call.column_stride;
+    const int64_t left = c * call.logits.channel_stride + cell * call.logits.column_stride;
+    const int64_t right = left + (high_of(cell, call.logits.width, call.out_width) - cell) * call.logits.column_stride;
     return {read(top + left), read(top + right), read(bottom + left), read(bottom + right)};
   }
 
@@ -69,11 +62,11 @@ struct Pairs {
 struct Slope {
   float score, step;
 
-  __device__ Slope(const Corners& corners, float share) {
-    score = fmaf(share, corners.b - corners.a, corners.a);
-    step = fmaf(share, corners.d - corners.c, corners.c) - score;
+  __device__ Slope(const Corners& corners, float weight) {
+    score = fmaf(weight, corners.b - corners.a, corners.a);
+    step = fmaf(weight, corners.d - corners.c, corners.c) - score;
   }
-  __device__ float operator()(float share) const { return fmaf(share, step, score); }
+  __device__ float operator()(float weight) const { return fmaf(weight, step, score); }
 };
 
 // An integer that is ordered as the float is, for atomicMax.
@@ -82,47 +75,45 @@ __device__ int ordered(float value) {
   return bits ^ (bits >> 31 & 0x7fffffff);
 }
 
-__device__ int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
-
 template <typename T, typename Label, bool kConfidence>
 __global__ void __launch_bounds__(kColumns, 3) upsample_argmax_kernel(const UpsampleArgmax call) {
   __shared__ int bound[kColumns];     // of a cell: the largest of its classes' smallest corners, as ordered()
   __shared__ unsigned set[kColumns];  // of a cell: the classes of a group that can win there, one bit each
-  __shared__ float share[kRows];      // of the lower source row in an output row
+  __shared__ float weight[kRows];     // of the lower source row in an output row
   __shared__ int64_t begin_y, end_y, first_cell, last_cell;
 
-  const int64_t image = blockIdx.x / static_cast<unsigned>(call.in_height);
-  const int64_t row = blockIdx.x % static_cast<unsigned>(call.in_height);
+  const int64_t image = blockIdx.x / static_cast<unsigned>(call.logits.height);
+  const int64_t row = blockIdx.x % static_cast<unsigned>(call.logits.height);
   const int64_t first_x = static_cast<int64_t>(blockIdx.y) * kColumns;
-  const int64_t last_x = smaller_of(first_x + kColumns, call.out_width) - 1;
+  const int64_t last_x = smaller_of<int64_t>(first_x + kColumns, call.out_width) - 1;
   const bool writes = first_x + threadIdx.x <= last_x;
 
   // A division of 64-bit integers costs dozens of instructions: each of these is made by one warp.
-  if (threadIdx.x == 0) begin_y = first_output(row, call.in_height, call.out_height);
-  if (threadIdx.x == 32) end_y = first_output(row + 1, call.in_height, call.out_height);
-  if (threadIdx.x == 64) first_cell = source_of(first_x, call.in_width, call.out_width).low;
-  if (threadIdx.x == 96) last_cell = source_of(last_x, call.in_width, call.out_width).low;
+  if (threadIdx.x == 0) begin_y = first_output(row, call.logits.height, call.out_height);
+  if (threadIdx.x == 32) end_y = first_output(row + 1, call.logits.height, call.out_height);
+  if (threadIdx.x == 64) first_cell = source_of(first_x, call.logits.width, call.out_width).low;
+  if (threadIdx.x == 96) last_cell = source_of(last_x, call.logits.width, call.out_width).low;
   bound[threadIdx.x] = ordered(-kInfinity);
   __syncthreads();
 
   const Reader<T> read(call, image, row);
-  const int cells = static_cast<int>(last_cell - first_cell) + 1, classes = static_cast<int>(call.classes);
+  const int cells = static_cast<int>(last_cell - first_cell) + 1, classes = static_cast<int>(call.logits.channels);
   const int cell_step = kColumns % cells, class_step = kColumns / cells;
   for (Pairs pair(cells); pair.c < classes; pair.advance(cell_step, class_step))
     atomicMax(&bound[pair.cell], ordered(read(pair.c, first_cell + pair.cell).smallest()));
 
-  const Source column = source_of(writes ? first_x + threadIdx.x : last_x, call.in_width, call.out_width);
+  const Source column = source_of(writes ? first_x + threadIdx.x : last_x, call.logits.width, call.out_width);
   for (int64_t y = begin_y; y < end_y; y += kRows) {
-    const int rows = static_cast<int>(smaller_of(kRows, end_y - y));
+    const int rows = static_cast<int>(smaller_of<int64_t>(kRows, end_y - y));
     float best[kRows];
     int label[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) best[r] = -2 * kInfinity, label[r] = 0;
     for (int group = 0; group < classes; group += kGroup) {
-      __syncthreads();  // the bounds are complete; the sets and shares of the round before have been read
+      __syncthreads();  // the bounds are complete; the sets and weights of the round before have been read
       set[threadIdx.x] = 0;
       if (static_cast<int>(threadIdx.x) < rows)
-        share[threadIdx.x] = share_of(y + threadIdx.x, row, call.in_height, call.out_height);
+        weight[threadIdx.x] = lerp_weight(y + threadIdx.x, row, call.logits.height, call.out_height);
       __syncthreads();
       const int members_end = group + kGroup < classes ? kGroup : classes - group;
       for (Pairs pair(cells); pair.c < members_end; pair.advance(cell_step, class_step)) {
@@ -131,13 +122,13 @@ __global__ void __launch_bounds__(kColumns, 3) upsample_argmax_kernel(const Upsa
         if (can_win) atomicOr(&set[pair.cell], 1u << pair.c);
       }
       __syncthreads();
-      unsigned members = __reduce_or_sync(kWarp, set[column.low - first_cell]);
+      unsigned members = __reduce_or_sync(kFullWarp, set[column.low - first_cell]);
       for (; members != 0; members &= members - 1) {
         const int c = group + __ffs(members) - 1;
-        const Slope score(read(c, column.low), column.share);
+        const Slope score(read(c, column.low), column.weight);
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
-          const float value = score(share[r]);
+          const float value = score(weight[r]);
           const bool takes = beats(value, best[r]);
           best[r] = takes ? value : best[r];
           label[r] = takes ? c : label[r];
@@ -146,9 +137,9 @@ __global__ void __launch_bounds__(kColumns, 3) upsample_argmax_kernel(const Upsa
     }
     float sum[kRows] = {};
     for (int c = 0; kConfidence && c < classes; ++c) {
-      const Slope score(read(c, column.low), column.share);
+      const Slope score(read(c, column.low), column.weight);
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) sum[r] += __expf(score(share[r]) - best[r]);
+      for (int r = 0; r < kRows; ++r) sum[r] += __expf(score(weight[r]) - best[r]);
     }
     const int64_t at = (image * call.out_height + y) * call.out_width + first_x + threadIdx.x;
 #pragma unroll
@@ -163,8 +154,8 @@ __global__ void __launch_bounds__(kColumns, 3) upsample_argmax_kernel(const Upsa
 
 template <typename T, typename Label>
 void launch(const UpsampleArgmax& call, void* stream) {
-  const dim3 grid(static_cast<unsigned>(call.batch * call.in_height),
-                  static_cast<unsigned>((call.out_width + kColumns - 1) / kColumns));
+  const dim3 grid(static_cast<unsigned>(call.logits.batch * call.logits.height),
+                  blocks_for(call.out_width, kColumns));
   if (call.confidence != nullptr) {
     BCM_LAUNCH((upsample_argmax_kernel<T, Label, true>), grid, kColumns, 0, stream, call);
   } else {
@@ -186,10 +177,6 @@ void launch(const UpsampleArgmax& call, void* stream) {
 
 extern "C" int upsample_argmax_cuda(const bcmfnet::UpsampleArgmax* call, void* stream) {
   using namespace bcmfnet;
-  switch (call->dtype) {
-    case DType::kFloat32: launch<float>(*call, stream); break;
-    case DType::kFloat16: launch<__half>(*call, stream); break;
-    case DType::kBFloat16: launch<__nv_bfloat16>(*call, stream); break;
-  }
+  dispatch_float(call->logits.dtype, [&](auto zero) { launch<decltype(zero)>(*call, stream); });
   return cudaGetLastError();
 }

@@ -1,4 +1,4 @@
-// The product of csrc/common/mma.h: exact, then rounded once. Hardware rounds in an order of its own.
+// The product of csrc/lmfm/mma.h: exact, then rounded once. Hardware rounds in an order of its own.
 #pragma once
 
 #include "cuda_bf16.h"

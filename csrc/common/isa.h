@@ -1,12 +1,12 @@
-// The levels of instruction sets that every *_cpu.cpp is compiled for, each in a namespace, and the choice of one.
+// The instruction sets that every *_cpu.cpp is compiled for, each in a namespace of its own, and the choice of one.
 #pragma once
 
 namespace bcmfnet {
 
-enum class Level { kPlain, kV3, kV4 };
+enum class Isa { kPlain, kV3, kV4 };
 
-// The best level of this processor that was compiled, or a lower one that BCMFNET_CPU_LEVEL (plain, v3, v4) names.
-Level cpu_level();
+// The best of this processor's instruction sets, or a lower one that BCMFNET_CPU_LEVEL (plain, v3, v4) names.
+Isa cpu_isa();
 
 #if defined(__x86_64__)
 #define BCM_DECLARE(declaration) \
@@ -20,7 +20,7 @@ Level cpu_level();
   declaration;                   \
   }
 #define BCM_CHOOSE(function) \
-  (cpu_level() == Level::kV4 ? v4::function : cpu_level() == Level::kV3 ? v3::function : plain::function)
+  (cpu_isa() == Isa::kV4 ? v4::function : cpu_isa() == Isa::kV3 ? v3::function : plain::function)
 #else
 #define BCM_DECLARE(declaration) \
   namespace plain {              \

@@ -1,18 +1,18 @@
-// Products of matrices: rows of activations, each an aligned row of whole blocks of channels, by weights [in, out].
-// Columns are taken a panel at a time, and of its weights a chunk that stays in the first cache: it is packed once,
-// and multiplied by many panels of rows.
+// Matrix products (GEMM): rows of activations, each an aligned row of whole blocks of channels, by weights [in, out].
+// Columns are taken a panel at a time, and of its weights a chunk that stays in the first cache: it is packed once, and
+// multiplied by many panels of rows.
 #pragma once
 
 #include <cstdint>
 
 #include "common/rows.h"
 
-namespace bcmfnet::BCM_LEVEL {
+namespace bcmfnet::BCM_ISA {
 
 constexpr int kMaxTaps = 9;
 
 // c [rows, columns] = or += the sum over taps t of rows [shift[t], shift[t] + rows) of `a`, by weights[t].
-struct Product {
+struct Gemm {
   const void* a;  // activations, `pitch` apart from row to row
   int64_t pitch;
   int32_t taps;
@@ -35,10 +35,11 @@ struct Piece {
 // float32 arithmetic on any processor. A panel of c stays in registers.
 struct FloatTiles {
   using Value = float;
-  static constexpr int kRows = kLanes == 16 ? 12 : 6;  // 24 of 32 vector registers, or 12 of 16; 9 rows are 7 % slower
+  // A panel takes 24 of 32 vector registers, or 12 of 16; with 9 rows in place of 12 it is 7 % slower.
+  static constexpr int kRows = kLanes == 16 ? 12 : 6;
   static constexpr int kColumns = 2 * kLanes;
   static constexpr int kDepth = 1;    // of a step
-  static constexpr int kChunk = 256;  // of the depth, over all pieces; 128 to 384 differ by less than 3 %
+  static constexpr int kChunk = 256;  // of the depth, over all pieces: 128 to 384 differ by less than 3 %
   static constexpr int kPackedFloats = kChunk * kColumns;
 
   static void begin() {}
@@ -46,7 +47,7 @@ struct FloatTiles {
   static void put(Value* to, Float value) { store(to, value, kLanes); }
 
   // Rows [row, row + depth) of the weights, and the columns of a panel.
-  static void pack(const Product& of, int64_t row, int64_t depth, int64_t column, float* to) {
+  static void pack(const Gemm& of, int64_t row, int64_t depth, int64_t column, float* to) {
     const int64_t rest = of.columns - column;
     const Row weights{row * of.columns + column, 1, of.columns, depth, rest < kColumns ? rest : kColumns};
     if (rest < kColumns) std::memset(to, 0, sizeof(float) * depth * kColumns);
@@ -84,13 +85,13 @@ struct FloatTiles {
 };
 
 template <typename Tiles>
-static int64_t panels_of(const Product& product) {
-  return (product.rows + Tiles::kRows - 1) / Tiles::kRows;
+static int64_t panels_of(const Gemm& gemm) {
+  return ceil_div(gemm.rows, Tiles::kRows);
 }
 
 // Panels of rows [begin, end) of one product; `packed` holds kPackedFloats.
 template <typename Tiles>
-static void multiply_panels(const Product& of, int64_t begin, int64_t end, float* packed) {
+static void multiply_panels(const Gemm& of, int64_t begin, int64_t end, float* packed) {
   for (int64_t column = 0; column < of.columns; column += Tiles::kColumns) {
     bool adds = of.adds;
     int32_t tap = 0;
@@ -112,14 +113,14 @@ static void multiply_panels(const Product& of, int64_t begin, int64_t end, float
   }
 }
 
-// Panels [begin, end) of those of `count` products, product(i), one after the other.
-template <typename Tiles, typename Products>
-static void multiply_all(const Products& product, int64_t count, int64_t begin, int64_t end, float* packed) {
-  constexpr int64_t kPanels = 576 / Tiles::kRows;  // at a time: their activations stay in the second cache
+// Panels [begin, end) of those of `count` products gemm(i), one after the other.
+template <typename Tiles, typename Gemms>
+static void multiply_all(const Gemms& gemm, int64_t count, int64_t begin, int64_t end, float* packed) {
+  constexpr int64_t kPanels = 576 / Tiles::kRows;  // The activations of so many panels stay in the second cache.
   Tiles::begin();
   int64_t first = 0;
   for (int64_t i = 0; i < count && first < end; ++i) {
-    const Product of = product(i);
+    const Gemm of = gemm(i);
     const int64_t panels = panels_of<Tiles>(of), last = end - first < panels ? end - first : panels;
     for (int64_t panel = begin > first ? begin - first : 0; panel < last; panel += kPanels)
       multiply_panels<Tiles>(of, panel, panel + kPanels < last ? panel + kPanels : last, packed);
@@ -128,4 +129,4 @@ static void multiply_all(const Products& product, int64_t count, int64_t begin, 
   Tiles::end();
 }
 
-}  // namespace bcmfnet::BCM_LEVEL
+}  // namespace bcmfnet::BCM_ISA

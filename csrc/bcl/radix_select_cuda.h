@@ -1,18 +1,17 @@
-// Selection by rank on a GPU, without sorting, order or waiting: 16-bit scores are counted by their high byte, then
-// those that share the high byte of a wanted rank by their low byte. All functions are called by whole warps.
+// Radix select on a GPU, selection by rank without sorting, order or waiting: 16-bit scores are counted by their high
+// byte, then those that share the high byte of a wanted rank by their low byte. (Alabi et al., "Fast k-selection
+// algorithms for graphics processing units", ACM JEA 17, 2012.) All functions are called by whole warps.
 #pragma once
 
 #include <cstdint>
 
-#include <cuda_runtime.h>
-
-#include "common/select.h"
+#include "bcl/selection.h"
+#include "common/cuda/grid.h"
 
 namespace bcmfnet {
 
-constexpr int kBins = 256;           // of one byte
-constexpr int kSoughtBytes = 3;      // high bytes whose scores are counted by their low byte too
-constexpr unsigned kWarp = 0xffffffffu;
+constexpr int kBins = 256;       // of one byte
+constexpr int kSoughtBytes = 3;  // high bytes whose scores are counted by their low byte too
 
 // Counts of candidates: by the high byte, and by the low byte of those with one of the sought high bytes.
 struct Histogram {
@@ -21,10 +20,10 @@ struct Histogram {
 
 // Count a score of each `active` lane. The commonest case, that many lanes share a bin, costs one addition.
 __device__ inline void count_bins(uint32_t* bins, bool active, int bin) {
-  const unsigned who = __ballot_sync(kWarp, active);
+  const unsigned who = __ballot_sync(kFullWarp, active);
   if (who == 0) return;
-  const int leader = __ffs(who) - 1, common = __shfl_sync(kWarp, bin, leader);
-  const unsigned same = __ballot_sync(kWarp, active && bin == common);
+  const int leader = __ffs(who) - 1, common = __shfl_sync(kFullWarp, bin, leader);
+  const unsigned same = __ballot_sync(kFullWarp, active && bin == common);
   if (static_cast<int>(threadIdx.x % 32) == leader) {
     atomicAdd(&bins[common], static_cast<uint32_t>(__popc(same)));
   } else if (active && bin != common) {
@@ -36,7 +35,7 @@ __device__ inline void count_bins(uint32_t* bins, bool active, int bin) {
 __device__ inline int64_t count_from(const uint32_t* bins, int first) {
   int64_t count = 0;
   for (int bin = threadIdx.x % 32; bin < kBins; bin += 32) count += bin >= first ? bins[bin] : 0;
-  for (int lanes = 16; lanes > 0; lanes /= 2) count += __shfl_xor_sync(kWarp, count, lanes);
+  for (int lanes = 16; lanes > 0; lanes /= 2) count += __shfl_xor_sync(kFullWarp, count, lanes);
   return count;
 }
 
@@ -54,13 +53,13 @@ __device__ inline Place place_of(const uint32_t* bins, int64_t rank) {
   for (int i = 0; i < kEach; ++i) above += bins[top - i];
   const int64_t own = above;
   for (int lanes = 1; lanes < 32; lanes *= 2) {
-    const int64_t before = __shfl_up_sync(kWarp, above, lanes);
+    const int64_t before = __shfl_up_sync(kFullWarp, above, lanes);
     above += lane >= lanes ? before : 0;
   }
-  const int holder = __ffs(__ballot_sync(kWarp, above >= rank)) - 1;
+  const int holder = __ffs(__ballot_sync(kFullWarp, above >= rank)) - 1;
   Place place{top, rank - (above - own)};
   for (int i = 0; i < kEach - 1 && place.rank > bins[place.bin]; ++i) place.rank -= bins[place.bin--];
-  return {__shfl_sync(kWarp, place.bin, holder), __shfl_sync(kWarp, place.rank, holder)};
+  return {__shfl_sync(kFullWarp, place.bin, holder), __shfl_sync(kFullWarp, place.rank, holder)};
 }
 
 // The high bytes of the scores that may become the threshold, in the order of Histogram::low.
@@ -77,7 +76,7 @@ struct Sought {
   __device__ int byte(int which) const { return which == 0 ? kept.bin : which == 1 ? most.bin : tau; }
 };
 
-// The score from which candidates are selected, as select_threshold has it, and how many that are.
+// The score from which candidates are selected, as threshold_of in selection_cpu.cpp has it, and how many that are.
 struct Threshold {
   int score;
   int64_t selected;

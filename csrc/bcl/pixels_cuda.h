@@ -1,0 +1,251 @@
+// Pixels and blocks of them: labels, cross-entropies, sums in a fixed order.
+#pragma once
+
+#include "bcl/rooms_cuda.h"
+
+namespace bcmfnet {
+namespace {
+
+constexpr float kInfinity = __builtin_huge_valf();
+
+// 2^x. Exponents are z * log2(e) - shift, rounded once; the shift, log2(e) times the largest z of the pixel, is common
+// to all its classes, so that its own rounding cancels.
+__device__ inline float exp2_of(float x) {
+#ifdef BCM_CUDA_ON_CPU
+  return exp2f(x);
+#else
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#endif
+}
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+__device__ inline float exponent(float z, float shift) { return fmaf(kLog2E, z, -shift); }
+
+// The labels that a pixel meets; below 0: none.
+struct Labels {
+  int own, rows, columns;
+};
+
+// The three in one word, each as label + 1: Narrow of up to kMostClasses, Wide of more.
+template <typename Word, int kBits>
+struct Packing {
+  static constexpr Word kMask = (Word{1} << kBits) - 1;
+
+  __device__ static Word packed(const Labels& labels) {
+    const Word own = labels.own + 1, rows = labels.rows + 1, columns = labels.columns + 1;
+    return static_cast<Word>(own | rows << kBits | columns << 2 * kBits);
+  }
+  __device__ static Labels unpacked(Word word) {
+    const int own = word & kMask, rows = word >> kBits & kMask, columns = static_cast<int>(word >> 2 * kBits);
+    return {own - 1, rows - 1, columns - 1};
+  }
+};
+using Narrow = Packing<uint16_t, 5>;
+using Wide = Packing<uint64_t, 13>;
+static_assert(kMostClasses <= Narrow::kMask && kMaxClasses <= Wide::kMask, "a label + 1 must fit its bits");
+
+// Reads labels of one image.
+struct Target {
+  const Bcl& call;
+  const int image;
+
+  __device__ int64_t read(int y, int x) const {
+    const View& target = call.target;
+    const int64_t at = image * target.batch_stride + y * target.row_stride + x * target.column_stride;
+    switch (target.dtype) {
+      case DType::kUInt8: return static_cast<const uint8_t*>(target.data)[at];
+      case DType::kInt16: return static_cast<const int16_t*>(target.data)[at];
+      case DType::kInt32: return static_cast<const int32_t*>(target.data)[at];
+      default: return static_cast<const int64_t*>(target.data)[at];
+    }
+  }
+  __device__ int known(int64_t label) const {
+    const bool counts = label != call.options.ignore_index && label >= 0 && label < call.logits.channels;
+    return counts ? static_cast<int>(label) : -1;
+  }
+  // The row or column that the flip reads.
+  __device__ int flip(int axis, int position) const {
+    const BclOptions& options = call.options;
+    const int length = static_cast<int>(axis == 0 ? call.target.height : call.target.width);
+    return flipped<int>(position, length, static_cast<int>(options.step[axis]),
+                        static_cast<int>(options.offset[axis]), options.mirror);
+  }
+  // The labels that the boundary term of a pixel needs.
+  __device__ Labels of_term(int y, int x) const {
+    const float* terms = call.options.terms;
+    const int own = known(read(y, x));
+    if (own < 0 || !selects(call)) return {own, -1, -1};
+    return {own, terms[1] != 0 ? known(read(flip(0, y), x)) : -1, terms[2] != 0 ? known(read(y, flip(1, x))) : -1};
+  }
+};
+
+__device__ inline float class_weight_of(const Bcl& call, int label) {
+  return call.class_weight ? call.class_weight[label] : 1.0f;
+}
+
+// The cross-entropies of a pixel with a label; `of(label)` is that of one label.
+struct CrossEntropies {
+  float own, rows, columns;
+
+  template <typename Of>
+  __device__ CrossEntropies(const Labels& labels, Of of)
+      : own(of(labels.own)), rows(labels.rows < 0 ? 0.0f : of(labels.rows)),
+        columns(labels.columns < 0 ? 0.0f : of(labels.columns)) {}
+
+  __device__ float sum(const float* coefficients) const { return weighted(coefficients, own, rows, columns); }
+};
+
+// The cross-entropy of a label from its exponent and the logarithm of the sum to base 2. Of one class it is exactly 0.
+__device__ inline float cross_entropy(const Bcl& call, float log_sum, float exponent_of_label) {
+  const float ce = (call.logits.channels == 1 ? 0.0f : kLn2) * (log_sum - exponent_of_label);
+  return ce < 0 ? 0.0f : ce;  // a rounding
+}
+
+// What a pixel with a weight adds to a sum: nothing where the weight is 0, whatever the loss is.
+__device__ inline float times_weight(float weight, float loss) { return weight != 0 ? weight * loss : 0.0f; }
+
+template <typename T>
+__device__ T sum_of_warp(T value) {
+  for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(kFullWarp, value, lanes);
+  return value;
+}
+
+// The sum over a block, at its first thread. `shared` holds a value for each warp and is free when this is called.
+template <typename T>
+__device__ T sum_of_block(T value, T* shared) {
+  value = sum_of_warp(value);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+  __syncthreads();
+  T sum{};
+  if (threadIdx.x == 0)
+    for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) sum += shared[warp];
+  __syncthreads();
+  return sum;
+}
+
+__device__ inline unsigned flags_of_block(unsigned flags) {
+  const bool nan = __syncthreads_or(flags & kNan), wrong = __syncthreads_or(flags & kWrong);
+  return (nan ? kNan : 0) | (wrong ? kWrong : 0);
+}
+
+__device__ inline void write_partial(double weight, double ce, int valid, unsigned flags, Partial* to) {
+  __shared__ double doubles[kThreads / 32];
+  __shared__ int64_t integers[kThreads / 32];
+  weight = sum_of_block(weight, doubles), ce = sum_of_block(ce, doubles);
+  const int64_t sum = sum_of_block(static_cast<int64_t>(valid), integers);
+  flags = flags_of_block(flags);
+  if (threadIdx.x == 0) *to = {weight, ce, sum, flags};
+}
+
+__device__ inline void write_sum(float sum, double* to) {
+  __shared__ double doubles[kThreads / 32];
+  const double total = sum_of_block(static_cast<double>(sum), doubles);
+  if (threadIdx.x == 0) *to = total;
+}
+
+__device__ inline int64_t block_number() { return static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x; }
+
+// The rows that a block of pixels covers, and a thread's column.
+struct Patch {
+  int image;
+  int begin, end, x;
+  bool inside;
+
+  __device__ explicit Patch(const Bcl& call) {
+    const unsigned groups = static_cast<unsigned>(ceil_div(call.target.height, kRows));
+    const int height = static_cast<int>(call.target.height);
+    image = static_cast<int>(blockIdx.x / groups);
+    begin = static_cast<int>(blockIdx.x % groups) * kRows;
+    end = begin + kRows < height ? begin + kRows : height;
+    x = static_cast<int>(blockIdx.y * kThreads + threadIdx.x);
+    inside = x < call.target.width;
+  }
+};
+
+__device__ inline uint16_t on_grid_of(float score) { return static_cast<uint16_t>(on_grid(score)); }
+
+// Whether a pixel is a candidate, and its score if it is; else -1.
+__device__ inline int score_of_candidate(const Scratch& scratch, int64_t row, int x) {
+  const bool candidate = scratch.candidates[row * scratch.words + x / 32] >> (x % 32) & 1;
+  return candidate ? scratch.score[row * scratch.score_pitch + x] : -1;
+}
+
+__device__ inline bool is_selected(const Bcl& call, const Scratch& scratch, int64_t image, int y, int x) {
+  if (!selects(call)) return false;
+  const int threshold = scratch.factors->threshold[call.options.per_image ? image : 0];
+  const int score = score_of_candidate(scratch, image * call.target.height + y, x);
+  return score >= 0 && score >= threshold;
+}
+
+// What the gradient of a pixel takes from each of its labels; `ce` and `boundary` are the factors of the two terms.
+__device__ inline Amounts<float> amounts_of(
+    const Bcl& call, const Labels& labels, bool selected, float ce, float boundary) {
+  const float weight = class_weight_of(call, labels.own);
+  return bcmfnet::amounts_of(
+      call.options.terms, ce != 0 ? weight * ce : 0.0f, selected ? weight * boundary : 0.0f, labels.rows >= 0,
+      labels.columns >= 0);
+}
+
+// max z of a pixel and the sum of its exponentials, K classes in registers at a time: the online softmax of Milakov and
+// Gimelshein (arXiv 1805.02867, 2018), whose sum is rescaled whenever a larger logit turns up.
+template <int K>
+struct Softmax {
+  float best = -kInfinity, shift = 0, sum = 0;
+
+  template <typename Logits>
+  __device__ Softmax(const Logits& logits, int classes) {
+    for (int first = 0; first < classes; first += K) {
+      float z[K];
+      logits.template read<K>(first, classes, z);
+#pragma unroll
+      for (int i = 0; i < K; ++i) best = fmaxf(best, z[i]);
+      const float before = shift;
+      shift = shift_of(best);
+      if (sum != 0) sum *= exp2_of(before - shift);
+#pragma unroll
+      for (int i = 0; i < K; ++i) sum += exp2_of(exponent(z[i], shift));
+    }
+  }
+  // Without a finite logit none: -inf - -inf is not a number.
+  __device__ static float shift_of(float best) { return best == -kInfinity ? 0.0f : kLog2E * best; }
+};
+
+// The cross-entropy and the score of each pixel.
+template <typename Logits, int K>
+__global__ void __launch_bounds__(kThreads, K <= 19 ? 2 : 1) score_pixels_kernel(
+    const Bcl call, const Scratch scratch) {
+  const Patch patch(call);
+  float ces = 0;
+  unsigned flags = 0;
+  for (int y = patch.begin; patch.inside && y < patch.end; ++y) {
+    const int64_t row = patch.image * call.target.height + y, at = row * call.target.width + patch.x;
+    const int64_t at_score = row * scratch.score_pitch + patch.x;
+    const Labels labels =
+        is_wide(call) ? Wide::unpacked(scratch.labels[at_score]) : Narrow::unpacked(scratch.score[at_score]);
+    uint16_t score = 0;
+    float term = 0, lse = 0, best = 0;
+    if (labels.own >= 0) {
+      const Logits logits(call, patch.image, y, patch.x);
+      const Softmax<K> softmax(logits, static_cast<int>(call.logits.channels));
+      const float log_sum = log2f(softmax.sum), weight = class_weight_of(call, labels.own);
+      const CrossEntropies ce(labels, [&](int label) {
+        return cross_entropy(call, log_sum, exponent(logits(label), softmax.shift));
+      });
+      const float s = ce.sum(call.options.score);
+      best = softmax.best, lse = kLn2 * log_sum;
+      ces += times_weight(weight, ce.own);
+      flags |= isnan(s) ? kNan : 0;
+      score = on_grid_of(s), term = times_weight(weight, ce.sum(call.options.terms));
+    }
+    if (scratch.best) scratch.best[at] = best;
+    if (scratch.lse) scratch.lse[at] = lse;
+    if (!selects(call)) continue;
+    scratch.score[at_score] = score;
+    if (scratch.term) scratch.term[at] = term;
+  }
+  write_partial(0, ces, 0, flags, scratch.scored + block_number());
+}
+
+}  // namespace
+}  // namespace bcmfnet

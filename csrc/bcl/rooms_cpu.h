@@ -1,0 +1,99 @@
+// What the rooms of the loss on a CPU share: the memory of a call, and the stages that each room has. A stage divides
+// rows among threads and writes only what belongs to them.
+#pragma once
+
+#include <initializer_list>
+
+#include "bcl/bcl.h"
+#include "common/integers.h"
+#include "common/parallel.h"
+#include "common/simd.h"
+
+namespace bcmfnet::BCM_ISA {
+
+constexpr int kScores = 65536;
+
+// Maps [batch, H, W].
+struct Maps {
+  int16_t* labels;  // -1: not valid
+  uint16_t* score;  // on the grid
+  float* term;      // the boundary term, weighted; null with upsampling
+  float* lse;       // log sum exp(z - max z); null where there is no gradient at full resolution
+  uint8_t* mask;    // candidates, then the selected
+};
+
+// The columns of a row in the order in which vectors take them. At full resolution it is their own order. With
+// upsampling a vector holds the k-th column of neighbouring cells: the k-th phase. A cell is what lies between two
+// source columns.
+struct Columns {
+  int64_t pitch, phases;  // positions of a phase, a multiple of kLanes; phases
+  int32_t* column;        // [phases, pitch]: the column of a position, W where there is none
+  float* weight;          // [phases, pitch]: of the right source column
+  int32_t* position;      // [W]
+  int32_t* cell;          // [W]: position modulo pitch
+  int32_t* flipped;       // [W]: the column that the flip reads
+
+  int64_t positions() const { return pitch * phases; }
+};
+
+// Sums of one row, or of one row of cells.
+struct RowStats {
+  double weight, ce, boundary;
+  int64_t valid, selected;
+  bool wrong_label, nan;
+};
+
+// A call with its memory. A unit of work of scores and gradients is a row of logits: a row of pixels, or with
+// upsampling a row of cells.
+struct Run {
+  const Bcl& call;
+  Parallel parallel;
+  int64_t rows, units;
+  Columns columns;
+  Maps maps;
+  RowStats *by_row, *by_unit;  // [rows], [units]
+  int32_t* thresholds;         // one, or one for each image
+  uint32_t* histogram;         // [thresholds, kScores]
+  float* lower;                // [units, classes, w]: what a row of cells adds to the source row below it
+
+  int64_t thresholds_count() const { return call.options.per_image ? call.logits.batch : 1; }
+
+  // body(begin, end, scratch) of units, or of rows.
+  template <typename Body>
+  void parallel_units(int64_t bytes, const Body& body) const {
+    const int64_t work = call.logits.channels * call.target.width * call.target.height / call.logits.height;
+    parallel_tasks(parallel, units, work, bytes, body);
+  }
+  template <typename Body>
+  void parallel_rows(int64_t bytes, const Body& body) const {
+    parallel_tasks(parallel, rows, call.target.width, bytes, body);
+  }
+};
+
+// full: logits of the target's size.
+void score_full(const Run& run);
+void write_gradient(const Run& run, const float* scales, float grad, const View& gradient);
+
+// upsampled: the gradient is [batch, classes, h, w], or null.
+void score_upsampled(const Run& run, float* gradient);
+void add_selected(const Run& run, float factor, float* gradient);
+void add_lower(const Run& run, float factor, float* gradient);
+
+// selection.
+void find_candidates(const Run& run);
+void select(const Run& run);
+
+// Calls each(x) where a byte of a row is not 0; most are.
+template <typename Each>
+static void each_marked(const uint8_t* marks, int64_t width, Each each) {
+  constexpr int64_t kStep = 8;
+  for (int64_t x = 0; x < width; x += kStep) {
+    uint64_t some = 1;
+    if (x + kStep <= width) std::memcpy(&some, marks + x, kStep);
+    if (some == 0) continue;
+    for (int64_t i = x; i < x + kStep && i < width; ++i)
+      if (marks[i]) each(i);
+  }
+}
+
+}  // namespace bcmfnet::BCM_ISA

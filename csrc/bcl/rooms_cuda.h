@@ -1,0 +1,93 @@
+// What the rooms of the loss on a GPU share: the memory of a forward, and the launches that each room has. A launch
+// returns a cudaError_t: what the runtime says of it, or of a setting that it needs.
+#pragma once
+
+#include <type_traits>
+
+#include "bcl/bcl.h"
+#include "bcl/bcl_math.h"
+#include "bcl/radix_select_cuda.h"
+#include "common/cuda/element.h"
+#include "common/cuda/grid.h"
+
+namespace bcmfnet {
+
+constexpr int kThreads = 256;  // of a block of pixels, one for each of its columns
+constexpr int kRows = 8;       // of a block of pixels
+constexpr int kCells = 32;     // of a block of cells: one for each lane
+constexpr int kNodes = kCells + 1;
+constexpr int kMostClasses = 31;  // A thread holds at most so many in registers, and their labels fit 5 bits.
+
+// What a block of pixels or cells adds up.
+struct Partial {
+  double weight, ce;
+  int64_t valid;
+  unsigned flags;
+};
+constexpr unsigned kNan = 1;    // a score is NaN
+constexpr unsigned kWrong = 2;  // a label is neither a class nor ignore_index, or its class weight is not finite
+
+// What the pixels' gradient waits for.
+struct Factors {
+  Divisors divisors;
+  double ce;
+  int64_t selected;
+  unsigned flags;
+  int threshold[1];  // of each histogram
+};
+
+// Device memory of one forward. Maps have the target's shape.
+struct Scratch {
+  float* logits;         // low-resolution logits as float32, contiguous, where they are not float32
+  uint16_t* score;       // rows of score_pitch; of up to kMostClasses, the labels before the score is written
+  uint64_t* labels;      // rows of score_pitch; of more than kMostClasses
+  uint32_t* candidates;  // rows of `words`, a bit for each pixel
+  float* term;           // the boundary term, weighted; at full resolution
+  float *best, *lse;     // max z, log sum exp(z - max z); with upsampling from more than kMostClasses
+  Histogram* histogram;  // for the batch or for each image
+  Partial *labelled, *scored;  // of the blocks of `labels` and of `score`
+  double* boundary;            // sums of boundary terms, of the blocks of `select` or `cells`
+  float *upper, *lower;  // [units, segments, classes, kNodes]: gradients of the source rows around a row of cells
+  Factors* factors;
+  int64_t score_pitch, words, groups, labelled_blocks, scored_blocks, boundary_blocks;
+};
+
+BCM_HD bool is_wide(const Bcl& call) { return call.logits.channels > kMostClasses; }
+
+inline int64_t segments_of(const Bcl& call) { return ceil_div(call.logits.width, kCells); }
+inline int64_t units_of(const Bcl& call) { return call.logits.batch * call.logits.height; }
+
+inline dim3 pixel_grid(const Bcl& call) {
+  return dim3(static_cast<unsigned>(call.logits.batch * ceil_div(call.target.height, kRows)),
+              blocks_for(call.target.width, kThreads));
+}
+
+// Blocks of cells; their third axis, that of the classes, is left out of count_of.
+inline dim3 cell_grid(const Bcl& call) {
+  return dim3(static_cast<unsigned>(units_of(call)), static_cast<unsigned>(segments_of(call)),
+              is_wide(call) ? blocks_for(call.logits.channels, kMostClasses) : 1);
+}
+inline int64_t count_of(dim3 grid) { return static_cast<int64_t>(grid.x) * grid.y; }
+
+// Returns launch(K) of the number of classes that a thread shall hold: CamVid's, Cityscapes', or the most.
+template <typename Launch>
+int by_classes(int64_t classes, Launch launch) {
+  if (classes <= 11) return launch(std::integral_constant<int, 11>());
+  if (classes <= 19) return launch(std::integral_constant<int, 19>());
+  return launch(std::integral_constant<int, kMostClasses>());
+}
+
+// full: logits of the target's size.
+int launch_full_scores(const Bcl& call, const Scratch& scratch, void* stream);
+
+// upsampled: cells of low-resolution logits, which are float32; `widened` makes them so.
+int widen(const Bcl& call, const Scratch& scratch, void* stream);
+int launch_upsampled_scores(const Bcl& call, const Scratch& scratch, bool gradient, void* stream);
+int launch_selected(const Bcl& call, const Scratch& scratch, bool gradient, void* stream);
+int gather_gradient(const Bcl& call, const Scratch& scratch, float* gradient, void* stream);
+
+// selection.
+int launch_candidates(const Bcl& call, const Scratch& scratch, void* stream);
+int launch_selection(const Bcl& call, const Scratch& scratch, uint8_t* mask, void* stream);
+
+}  // namespace bcmfnet

@@ -1,0 +1,323 @@
+// The room of upsampled logits: the output rows between two source rows, cell by cell.
+#include <utility>
+
+#include "bcl/pixels_cpu.h"
+#include "common/bilinear.h"
+
+namespace bcmfnet::BCM_ISA {
+namespace {
+
+// Logits between two columns of source pixels, [classes, kLanes]: left + weight * step.
+struct Between {
+  const float *left, *step;
+  Float weight;
+
+  Float operator()(int64_t c) const { return load<Float>(left + c * kLanes) + weight * load<Float>(step + c * kLanes); }
+};
+
+// Gradient of the logits of kLanes pixels.
+struct Gradient {
+  const float* exps;
+  const Float factor;
+  const Taking taking;
+
+  Gradient(const Pixels& pixels, const Labels& labels, const Amounts<Float>& amounts)
+      : exps(pixels.exps), factor(amounts.total / pixels.sum), taking(pixels.call, labels, amounts) {}
+
+  Float operator()(int64_t c) const { return taking(c, factor * load<Float>(exps + c * kLanes)); }
+};
+
+int64_t below(const Bcl& call, int64_t row) { return high_of(row, call.logits.height, call.target.height); }
+
+// Two source rows, with the first and the last column repeated outside: cell k lies between the elements k and k + 1.
+struct SourceRows {
+  const Bcl& call;
+  const int64_t classes, pitch;
+  float *top, *bottom, *left, *step;
+  int64_t held = -1;  // the source row in `bottom`: of the next row of cells it is the upper one
+
+  SourceRows(const Bcl& call, Arena& arena)
+      : call(call), classes(call.logits.channels), pitch(call.logits.width + 2 * kLanes) {
+    for (float** piece : {&top, &bottom}) *piece = arena.take<float>(classes * pitch);
+    for (float** piece : {&left, &step}) *piece = arena.take<float>(classes * kLanes);
+  }
+
+  void read(int64_t image, int64_t row, float* planes) {
+    const View& logits = call.logits;
+    for (int64_t c = 0; c < classes; ++c) {
+      float* plane = planes + c * pitch;
+      const int64_t at = offset_of(logits, image, c, row);
+      read_plane(logits.dtype, logits.data, at, logits.column_stride, logits.width, plane + 1);
+      plane[0] = plane[1];
+      for (int64_t x = logits.width + 1; x < pitch; ++x) plane[x] = plane[logits.width];
+    }
+  }
+
+  // The row below is read too where there is one: it may be the same.
+  void read_pair(int64_t image, int64_t row) {
+    const int64_t unit = image * call.logits.height;
+    if (held == unit + row) {
+      std::swap(top, bottom);
+    } else {
+      read(image, row, top);
+    }
+    read(image, below(call, row), bottom);
+    held = unit + below(call, row);
+  }
+
+  // Logits at the borders of kLanes cells, at heights between the rows.
+  void interpolate(int64_t cell, Float weight) {
+    for (int64_t c = 0; c < classes; ++c) {
+      const float *upper = top + c * pitch + cell, *lower = bottom + c * pitch + cell;
+      const Float a = load<Float>(upper), b = load<Float>(upper + 1);
+      const Float from = a + weight * (load<Float>(lower) - a), to = b + weight * (load<Float>(lower + 1) - b);
+      store(left + c * kLanes, from, kLanes);
+      store(step + c * kLanes, to - from, kLanes);
+    }
+  }
+};
+
+// Calls each(y, weight of the source row below) for the output rows of a row of cells.
+template <typename Each>
+void each_output_row(const Bcl& call, int64_t row, Each each) {
+  const int64_t in = call.logits.height, out = call.target.height, end = first_output(row + 1, in, out);
+  for (int64_t y = first_output(row, in, out); y < end; ++y)
+    each(y, below(call, row) != row ? lerp_weight(y, row, in, out) : 0.0f);
+}
+
+// Gradient of the corners of a row of cells, [classes, pitch] each.
+struct Corners {
+  const Bcl& call;
+  const int64_t classes, pitch;
+  float *top_left, *top_right, *bottom_left, *bottom_right;
+  float *sum, *right;  // [classes, kLanes]: of the row in hand, over the columns of a cell: all, and times weight_x
+
+  Corners(const Bcl& call, int64_t pitch, Arena& arena) : call(call), classes(call.logits.channels), pitch(pitch) {
+    for (float** piece : {&top_left, &top_right, &bottom_left, &bottom_right})
+      *piece = arena.take<float>(classes * pitch);
+    for (float** piece : {&sum, &right}) *piece = arena.take<float>(classes * kLanes);
+  }
+
+  void clear() {
+    for (float* piece : {top_left, top_right, bottom_left, bottom_right})
+      std::memset(piece, 0, classes * pitch * sizeof(float));
+  }
+  void clear_row() {
+    for (float* piece : {sum, right}) std::memset(piece, 0, classes * kLanes * sizeof(float));
+  }
+
+  // Add pixels at the same place of kLanes cells to the row in hand.
+  void add_position(const Gradient& gradient, Float weight_x) {
+    for (int64_t c = 0; c < classes; ++c) {
+      const Float g = gradient(c);
+      store(sum + c * kLanes, load<Float>(sum + c * kLanes) + g, kLanes);
+      store(right + c * kLanes, load<Float>(right + c * kLanes) + weight_x * g, kLanes);
+    }
+  }
+
+  void add_row(int64_t cell, float weight_y) {
+    for (int64_t c = 0; c < classes; ++c) {
+      const Float b = load<Float>(right + c * kLanes), a = load<Float>(sum + c * kLanes) - b;
+      const int64_t at = c * pitch + cell;
+      store(top_left + at, load<Float>(top_left + at) + (1 - weight_y) * a, kLanes);
+      store(top_right + at, load<Float>(top_right + at) + (1 - weight_y) * b, kLanes);
+      store(bottom_left + at, load<Float>(bottom_left + at) + weight_y * a, kLanes);
+      store(bottom_right + at, load<Float>(bottom_right + at) + weight_y * b, kLanes);
+    }
+  }
+
+  // Add pixels anywhere in kLanes cells.
+  void add_pixels(const Gradient& gradient, int64_t cell, Float weight_x, Float weight_y) {
+    for (int64_t c = 0; c < classes; ++c) {
+      const Float g = gradient(c), b = weight_x * g, a = g - b;
+      const Float lower_a = weight_y * a, lower_b = weight_y * b;
+      const int64_t at = c * pitch + cell;
+      store(top_left + at, load<Float>(top_left + at) + (a - lower_a), kLanes);
+      store(top_right + at, load<Float>(top_right + at) + (b - lower_b), kLanes);
+      store(bottom_left + at, load<Float>(bottom_left + at) + lower_a, kLanes);
+      store(bottom_right + at, load<Float>(bottom_right + at) + lower_b, kLanes);
+    }
+  }
+
+  // Source pixel j is the right border of cell j and the left one of cell j + 1.
+  void write(const float* lefts, const float* rights, int64_t c, bool adds, float* to) const {
+    const float *a = lefts + c * pitch, *b = rights + c * pitch;
+    const int64_t width = call.logits.width;
+    for (int64_t x = 0; x < width; ++x) to[x] = (adds ? to[x] : 0.0f) + (a[x + 1] + b[x]);
+    to[0] += a[0];
+    to[width - 1] += b[width];
+  }
+
+  // Write what a row of cells gives to the source rows around it, or add it to what is there.
+  void write(int64_t image, int64_t row, bool adds, float* gradient, float* lower) const {
+    const int64_t width = call.logits.width, height = call.logits.height;
+    for (int64_t c = 0; c < classes; ++c) {
+      write(top_left, top_right, c, adds, gradient + ((image * classes + c) * height + row) * width);
+      write(bottom_left, bottom_right, c, adds, lower + ((image * height + row) * classes + c) * width);
+    }
+  }
+};
+
+// Output rows whose selected pixels are listed at a time: of a cell, 64 pixels or one row.
+int64_t listed_rows(const Columns& columns) { return columns.phases < 64 ? 64 / columns.phases : 1; }
+
+// The selected pixels of some output rows inside a row of cells, listed for each cell.
+struct Selected {
+  const Bcl& call;
+  const Columns& columns;
+  const Maps& maps;
+  const bool flips;            // whether the flipped labels are targets too
+  int32_t* count;              // [pitch]: pixels of a cell
+  int32_t *own, *others;       // [listed, pitch]: Labels
+  float *weight_x, *weight_y;  // [listed, pitch]: of the source pixels to the right and below
+
+  Selected(const Run& run, Arena& arena)
+      : call(run.call), columns(run.columns), maps(run.maps),
+        flips(call.options.terms[1] != 0 || call.options.terms[2] != 0), count(arena.take<int32_t>(columns.pitch)) {
+    const int64_t size = listed_rows(columns) * columns.positions();
+    for (int32_t** piece : {&own, &others}) *piece = arena.take<int32_t>(size);
+    for (float** piece : {&weight_x, &weight_y}) *piece = arena.take<float>(size);
+  }
+
+  void clear() { std::memset(count, 0, columns.pitch * sizeof(int32_t)); }
+
+  void add_row(int64_t image, int64_t y, float weight) {
+    const BclOptions& options = call.options;
+    const int64_t width = call.target.width, height = call.target.height, row = image * height + y;
+    const int64_t other = flipped(y, height, options.step[0], options.offset[0], options.mirror);
+    const int16_t* labels = maps.labels + row * width;
+    const int16_t* rows = labels + (other - y) * width;
+    each_marked(maps.mask + row * width, width, [&](int64_t x) {
+      const int64_t position = columns.position[x], cell = columns.cell[x];
+      const int64_t at = count[cell]++ * columns.pitch + cell;
+      own[at] = (labels[x] + 1) | 1 << Labels::kSelected;
+      if (flips) others[at] = Labels::pack_others(labels[x] + 1, rows[x] + 1, labels[columns.flipped[x]] + 1);
+      weight_x[at] = columns.weight[position], weight_y[at] = weight;
+    });
+  }
+
+  // Calls each(cell, labels, weight_x, weight_y) for one pixel of each of kLanes cells, as long as one has any left.
+  template <typename Each>
+  void each_vector(Each each) const {
+    const Int none = fill(0);
+    const Float zero = fill(0.0f);
+    for (int64_t cell = 0; cell < columns.pitch; cell += kLanes) {
+      const Int counts = load<Int>(count + cell);
+      int64_t at = cell;
+      for (int32_t i = 0; any(counts > i); ++i, at += columns.pitch) {
+        const Int listed = counts > i, own_label = listed ? load<Int>(own + at) : none;
+        const Labels labels{own_label, flips ? (listed ? load<Int>(others + at) : none) : none};
+        each(cell, labels, listed ? load<Float>(weight_x + at) : zero, listed ? load<Float>(weight_y + at) : zero);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+void score_upsampled(const Run& run, float* gradient) {
+  const Bcl& call = run.call;
+  const Columns& columns = run.columns;
+  const bool differentiates = gradient && call.options.ce_weight != 0;
+  Arena needed{nullptr};
+  Line(run, needed), SourceRows(call, needed), Corners(call, columns.pitch, needed);
+  run.parallel_units(needed.bytes, [&](int64_t begin, int64_t end, void* scratch) {
+    Arena arena{static_cast<char*>(scratch)};
+    Line line(run, arena);
+    SourceRows source(call, arena);
+    Corners corners(call, columns.pitch, arena);
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t image = unit / call.logits.height, row = unit % call.logits.height;
+      RowStats& stats = run.by_unit[unit];
+      source.read_pair(image, row);
+      if (gradient) corners.clear();
+      each_output_row(call, row, [&](int64_t y, float weight_y) {
+        line.read_labels(image, y, false);
+        for (int64_t cell = 0; cell < columns.pitch; cell += kLanes) {
+          Float ce = fill(0.0f);
+          source.interpolate(cell, fill(weight_y));
+          if (differentiates) corners.clear_row();
+          for (int64_t at = cell; at < columns.positions(); at += columns.pitch) {
+            if (!any(line.labels(at).own)) {  // nothing counts, such as in the half cells at the sides
+              store(line.score + at, fill(0), kLanes);
+              continue;
+            }
+            const Float weight_x = load<Float>(columns.weight + at);
+            const Between logits{source.left, source.step, weight_x};
+            if (differentiates) {
+              line.evaluate<true>(logits, at, stats, ce);
+              corners.add_position({line.pixels, line.labels(at), amounts_of(call, line.labels(at), 1, 0)}, weight_x);
+            } else {
+              line.evaluate<false>(logits, at, stats, ce);
+            }
+          }
+          if (differentiates) corners.add_row(cell, weight_y);
+          stats.ce += sum_of(ce);
+        }
+        line.write_maps();
+      });
+      if (gradient) corners.write(image, row, false, gradient, run.lower);
+    }
+  });
+}
+
+void add_selected(const Run& run, float factor, float* gradient) {
+  const Bcl& call = run.call;
+  Arena needed{nullptr};
+  Selected(run, needed), SourceRows(call, needed), Pixels(call, needed), Corners(call, run.columns.pitch, needed);
+  run.parallel_units(needed.bytes, [&](int64_t begin, int64_t end, void* scratch) {
+    Arena arena{static_cast<char*>(scratch)};
+    Selected selected(run, arena);
+    SourceRows source(call, arena);
+    Pixels pixels(call, arena);
+    Corners corners(call, run.columns.pitch, arena);
+    selected.clear();
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t image = unit / call.logits.height, row = unit % call.logits.height;
+      Float boundary;
+      const auto evaluate = [&](int64_t cell, const Labels& labels, Float weight_x, Float weight_y) {
+        source.interpolate(cell, weight_y);
+        pixels.evaluate<true>(Between{source.left, source.step, weight_x});
+        const Float weight = class_weights(call, labels(0));
+        const Float terms = pixels.sum_of(call.options.terms, labels, pixels.cross_entropy(labels(0)));
+        boundary += weight != 0.0f ? weight * terms : fill(0.0f);
+        if (!gradient) return;
+        corners.add_pixels({pixels, labels, amounts_of(call, labels, 0, factor)}, cell, weight_x, weight_y);
+      };
+      source.read_pair(image, row);
+      if (gradient) corners.clear();
+      const auto take_listed = [&] {
+        boundary = fill(0.0f);
+        selected.each_vector(evaluate);
+        selected.clear();
+        run.by_unit[unit].boundary += sum_of(boundary);
+      };
+      int64_t listed = 0;
+      each_output_row(call, row, [&](int64_t y, float weight_y) {
+        selected.add_row(image, y, weight_y);
+        if (++listed % listed_rows(run.columns) == 0) take_listed();
+      });
+      take_listed();
+      if (gradient) corners.write(image, row, true, gradient, run.lower);
+    }
+  });
+}
+
+// Makes `gradient` what it is to be: `factor` times the sum of what the cells above and below a source row add.
+void add_lower(const Run& run, float factor, float* gradient) {
+  const int64_t classes = run.call.logits.channels, height = run.call.logits.height, width = run.call.logits.width;
+  parallel_tasks(run.parallel, run.units, classes * width, 0, [&](int64_t begin, int64_t end, void*) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t image = unit / height, row = unit % height;
+      const bool adds = row > 0 && below(run.call, row - 1) != row - 1;
+      for (int64_t c = 0; c < classes; ++c) {
+        float* to = gradient + ((image * classes + c) * height + row) * width;
+        const float* from = run.lower + ((unit - 1) * classes + c) * width;
+        for (int64_t x = 0; x < width; ++x)
+          to[x] = classes == 1 ? 0.0f : factor * (to[x] + (adds ? from[x] : 0.0f));
+      }
+    }
+  });
+}
+
+}  // namespace bcmfnet::BCM_ISA
