@@ -60,7 +60,7 @@ class PyramidContext(nn.Module):
     Args:
         in_channels, out_channels: channels of the map and of the result.
         identity_branch: whether branch 0 exists.
-        branch_channels: width of every branch.
+        branch_channels: channels of every branch.
         pools: (kernel, stride, padding) of each average pool, kernel = 2 * padding + 1; up to 6.
         norm_order: "pre" is BN, ReLU, conv; "post" is conv, BN, ReLU (no ReLU before the final sum).
         shortcut: whether a 1x1 of the map is added to the result.
@@ -90,12 +90,12 @@ class PyramidContext(nn.Module):
         shortcut = _options.boolean("shortcut", shortcut)
         self.pools = checked_pools(pools)
         self.norm_order = _options.choice("norm_order", norm_order, ("pre", "post"))
-        self.branch_channels = width = _channels("branch_channels", branch_channels)
+        self.branch_channels = branch_channels = _channels("branch_channels", branch_channels)
         self.branches = tuple(range(0 if identity_branch else 1, len(self.pools) + 2))
 
-        self.scale = nn.ModuleDict({str(i): self._conv(in_channels, width, 1) for i in self.branches})
+        self.scale = nn.ModuleDict({str(i): self._conv(in_channels, branch_channels, 1) for i in self.branches})
         self.process = nn.ModuleDict()
-        self.compression = self._conv(len(self.branches) * width, out_channels, 1, last=True)
+        self.compression = self._conv(len(self.branches) * branch_channels, out_channels, 1, last=True)
         self.shortcut = self._conv(in_channels, out_channels, 1, last=True) if shortcut else None
 
     def _conv(self, in_channels: int, out_channels: int, kernel: int, last: bool = False) -> nn.Sequential:
@@ -106,6 +106,9 @@ class PyramidContext(nn.Module):
         if not last:
             layers["relu"] = nn.ReLU()
         return nn.Sequential(layers)
+
+    def _fusing_conv(self, kernel: int) -> nn.Sequential:
+        return self._conv(self.branch_channels, self.branch_channels, kernel)
 
     def check_batch(self, batch: int) -> None:
         """Refuse a batch of 1 while BN normalises the 1x1 global average by the statistics of the batch."""
@@ -170,9 +173,10 @@ class PyramidContext(nn.Module):
         def matrices(units: list[Any]) -> Tensor:
             """[taps, in, out] of the convolutions, one after the other."""
             weights = [unit.conv.weight.flatten(2).permute(2, 1, 0) for unit in units]
-            return torch.cat(weights).to(dtype) if weights else gamma.new_zeros((0, width, width), dtype=dtype)
+            none = (0, self.branch_channels, self.branch_channels)
+            return torch.cat(weights).to(dtype) if weights else gamma.new_zeros(none, dtype=dtype)
 
-        width, numbers = self.branch_channels, {branch: number for number, branch in enumerate(self.branches)}
+        numbers = {branch: number for number, branch in enumerate(self.branches)}
         return PyramidWeights(
             norms=torch.stack([multiplier, beta - mean * multiplier]),
             scale=matrices(scale),
@@ -206,8 +210,7 @@ class DAPPM(PyramidContext):
             in_channels, out_channels, identity_branch=identity_branch, branch_channels=branch_channels, pools=pools,
             norm_order=norm_order, shortcut=shortcut,
         )  # fmt: skip
-        width = self.branch_channels
-        self.process.update({str(i): self._conv(width, width, 3) for i in self.branches[1:]})
+        self.process.update({str(i): self._fusing_conv(3) for i in self.branches[1:]})
         self.receives = dict(zip(self.branches[1:], self.branches, strict=False))
 
 
@@ -249,10 +252,9 @@ class LMFM(PyramidContext):
         order = self.branches if direction == "forward" else self.branches[::-1]
         self.receives = dict(zip(order[interval:], order, strict=False))
 
-        width = self.branch_channels
         if root_conv != "none":
-            self.process.update({str(i): self._conv(width, width, int(root_conv[0])) for i in order[:interval]})
-        self.process.update({str(i): self._conv(width, width, 3) for i in order[interval:]})
+            self.process.update({str(i): self._fusing_conv(int(root_conv[0])) for i in order[:interval]})
+        self.process.update({str(i): self._fusing_conv(3) for i in order[interval:]})
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -120,12 +120,12 @@ def boundary_corrected_loss(
             backward, or another op that saved the logits, fails in autograd. Refused where it would be wrong or save
             nothing; without effect where no gradient is asked for.
         validate: check the labels' range and wait for the answer, also on a GPU.
-        process_group: processes whose batches are one: loss, figures and the selection are those of all their images.
+        process_group: processes whose batches are one: loss, stats and the selection are those of all their images.
             Each process gets the loss of the whole batch, and of it the gradient of its own logits times the number of
             processes, so that the mean over the processes that DistributedDataParallel takes is the gradient of the
             whole batch. All of them call alike; jitter is the same. It costs a second evaluation without gradient
             where norm is selected, up to 16 more with ratio, min_kept or max_kept, and waiting for the device.
-        return_stats: return (loss, BclStats) with detached figures on the device.
+        return_stats: return (loss, BclStats) with detached, on the device.
 
     Returns:
         Scalar loss, float32 (float64 for float64). Where no pixel is valid or selected, that part is 0 with zero
@@ -154,8 +154,8 @@ def boundary_corrected_loss(
         _check_overwritable(logits, target)
     group = _options.process_group("process_group", process_group)
     evaluate = _evaluate if group is None else partial(synced_loss, _evaluate, group)
-    loss, figures = evaluate(logits, target, weight, options, needs_grad, inplace_grad)
-    return (loss, figures) if _options.boolean("return_stats", return_stats) else loss
+    loss, stats = evaluate(logits, target, weight, options, needs_grad, inplace_grad)
+    return (loss, stats) if _options.boolean("return_stats", return_stats) else loss
 
 
 def _evaluate(
@@ -354,23 +354,14 @@ def _pack(options: BclOptions) -> tuple[list[float], _Integers]:
 def _unpack(reals: Sequence[float], integers: Sequence[int]) -> BclOptions:
     """The options that were packed, the threshold on the grid of the scores."""
     packed = _Integers(*integers)
+    s0, s1, s2, g0, g1, g2, ce_weight, boundary_weight, ratio = reals
     return BclOptions(
-        score=(reals[0], reals[1], reals[2]),
-        terms=(reals[3], reals[4], reals[5]),
-        ce_weight=reals[6],
-        boundary_weight=reals[7],
-        ratio=reals[8],
-        ignore_index=packed.ignore_index,
-        step=(packed.step_rows, packed.step_columns),
-        flip="mirror" if packed.mirror else "swap",
-        offset=(packed.offset_rows, packed.offset_columns),
-        nms=packed.nms,
-        threshold=packed.tau / reference.Q_SCALE,
-        min_kept=packed.min_kept,
-        max_kept=None if packed.max_kept < 0 else packed.max_kept,
-        norm="valid" if packed.by_valid else "selected",
-        per_image=bool(packed.per_image),
-    )
+        (s0, s1, s2), (g0, g1, g2), ce_weight, boundary_weight, packed.ignore_index,
+        (packed.step_rows, packed.step_columns), "mirror" if packed.mirror else "swap",
+        (packed.offset_rows, packed.offset_columns), packed.nms, packed.tau / reference.Q_SCALE, ratio, packed.min_kept,
+        None if packed.max_kept < 0 else packed.max_kept, "valid" if packed.by_valid else "selected",
+        bool(packed.per_image),
+    )  # fmt: skip
 
 
 def _unpacked(tensors: int) -> Callable[..., tuple[Any, ...]]:
@@ -389,14 +380,14 @@ class Saved(NamedTuple):
     gradient: Tensor
 
 
-Figures = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+LossAndStats = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """Loss, and the fields of BclStats."""
 
 
-def _figures(
+def _outputs(
     logits: Tensor, target: Tensor, weight: Tensor | None, reals: Sequence[float], integers: Sequence[int]
-) -> Figures:
-    """Not yet written."""
+) -> LossAndStats:
+    """What a call without a gradient returns, not yet written."""
     loss = torch.empty((), dtype=_computed(logits), device=logits.device)
     count = torch.empty((), dtype=torch.int64, device=logits.device)
     thresholds = target.shape[:1] if _Integers(*integers).per_image else ()
@@ -404,23 +395,23 @@ def _figures(
     return loss, torch.empty_like(loss), torch.empty_like(loss), count, torch.empty_like(count), threshold
 
 
-def _figures_and_saved(
+def _outputs_and_saved(
     logits: Tensor, target: Tensor, weight: Tensor | None, reals: Sequence[float], integers: Sequence[int],
     inplace_grad: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Not yet written."""
-    full = logits.shape[2:] == target.shape[1:]
-    pixels = target.shape if full else (0,)
-
-    def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=logits.device)
-
-    dtype = _computed(logits)
-    saved = Saved(
-        lse=empty(pixels, dtype), mask=empty(pixels, torch.uint8), scales=empty((2 if full else 0,), dtype),
-        gradient=empty((0,) if full else logits.shape, dtype),
-    )  # fmt: skip
-    return (*_figures(logits, target, weight, reals, integers), *saved)
+    """What a call with one returns, not yet written."""
+    loss, *stats = _outputs(logits, target, weight, reals, integers)
+    dtype, device = loss.dtype, logits.device
+    if logits.shape[2:] == target.shape[1:]:
+        lse = torch.empty(target.shape, dtype=dtype, device=device)
+        mask = torch.empty(target.shape, dtype=torch.uint8, device=device)
+        scales = torch.empty(2, dtype=dtype, device=device)
+        saved = Saved(lse, mask, scales, scales.new_empty(0))
+    else:
+        gradient = torch.empty(logits.shape, dtype=dtype, device=device)
+        empty = gradient.new_empty(0)
+        saved = Saved(empty, torch.empty(0, dtype=torch.uint8, device=device), torch.empty_like(empty), gradient)
+    return (loss, *stats, *saved)
 
 
 def _computed(logits: Tensor) -> torch.dtype:
@@ -428,7 +419,7 @@ def _computed(logits: Tensor) -> torch.dtype:
 
 
 def _gradient(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
-    """Not yet written."""
+    """Of the logits, not yet written."""
     return torch.empty_like(logits)
 
 
@@ -495,7 +486,8 @@ def _reference(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, target, weight, reals, integers, ctx.inplace_grad = inputs
-    ctx.save_for_backward(logits, target, weight, *output[6:])
+    *_, lse, mask, scales, gradient = output
+    ctx.save_for_backward(logits, target, weight, lse, mask, scales, gradient)
     ctx.options, ctx.overwritten = (reals, integers), False
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
@@ -505,14 +497,15 @@ def _differentiate(ctx: Any, grad: Tensor | None, *others: None) -> tuple[Tensor
     if grad is None:
         return (None,) * 6
     refuse_forward_mode("boundary_corrected_loss", grad=grad)
-    logits, target, weight, *saved = ctx.saved_tensors
+    logits, target, weight, lse, mask, scales, gradient = ctx.saved_tensors
+    arguments = (grad, logits, target, weight, *ctx.options, lse, mask, scales)
     if ctx.overwritten:  # autograd says so itself, but not of tensors that went through saved_tensors_hooks
         raise RuntimeError("inplace_grad: expected one backward, got another after the logits were overwritten")
     if ctx.inplace_grad and not torch.is_grad_enabled():  # a graph of the backward would hold what is overwritten
-        _BACKWARD_(grad, logits, target, weight, *ctx.options, *saved[:3])
+        _BACKWARD_(*arguments)
         result, ctx.overwritten = logits.detach(), True
     else:
-        result = _BACKWARD(grad, logits, target, weight, *ctx.options, *saved)
+        result = _BACKWARD(*arguments, gradient)
     return result, None, None, None, None, None
 
 
@@ -527,11 +520,11 @@ _SAVED = "Tensor lse, Tensor mask, Tensor scales"
 _OP = Op("bcl")
 _LOSS = _OP.define(
     f"bcl(Tensor logits, {_INPUTS}) -> ({_OUTPUTS})",
-    outputs=_figures, reference=_reference, kernel="bcl_forward", run=_run, unpack=_unpacked(3),
+    outputs=_outputs, reference=_reference, kernel="bcl_forward", run=_run, unpack=_unpacked(3),
 )  # fmt: skip
 _FORWARD = _OP.define(
     f"bcl_forward(Tensor logits, {_INPUTS}, bool inplace_grad) -> ({_OUTPUTS}, {_SAVED}, Tensor gradient)",
-    outputs=_figures_and_saved, reference=_reference, run=_run_and_save, unpack=_unpacked(3),
+    outputs=_outputs_and_saved, reference=_reference, run=_run_and_save, unpack=_unpacked(3),
     setup_context=_setup_context, differentiate=_differentiate,
 )  # fmt: skip
 _BACKWARD = _OP.define(

@@ -85,14 +85,14 @@ def _checked(x: Tensor, weights: PyramidWeights) -> PyramidWeights:
         raise ValueError(
             f"scale: expected [{len(pools) + 1} or {len(pools) + 2}, {x.shape[1]}, b], got {list(scale.shape)}"
         )
-    branches, channels, breadth = scale.shape
+    branches, channels, branch_channels = scale.shape
     _check_fusion(branches, kernels, receives)
     taps, outputs = sum(kernel**2 for kernel in kernels), compression.shape[-1]
-    norm = branches * channels + (sum(map(bool, kernels)) + branches) * breadth
+    norm = branches * channels + (sum(map(bool, kernels)) + branches) * branch_channels
     expected = {
         "norms": (norms, [2, norm + (0 if shortcut is None else channels)]),
-        "process": (process, [taps, breadth, breadth]),
-        "compression": (compression, [branches * breadth, outputs]),
+        "process": (process, [taps, branch_channels, branch_channels]),
+        "compression": (compression, [branches * branch_channels, outputs]),
     }
     if shortcut is not None:
         expected["shortcut"] = (shortcut, [channels, outputs])
@@ -146,9 +146,9 @@ def _operations(x: Any, norms: Any, scale: Any, process: Any, compression: Any, 
                 *others: Any, out_shape: Any = None, **keywords: Any) -> int:  # fmt: skip
     """Two for each multiply-add of the convolutions."""
     batch, channels, height, width = x
-    branches, _, breadth = scale
+    branches, _, branch_channels = scale
     pixels = sum(h * w for h, w in pooled_sizes(height, width, triples(pools)))
     pixels += height * width if branches == len(triples(pools)) + 2 else 0
-    per_pixel = process[0] * breadth**2 + compression[0] * compression[1]
+    per_pixel = process[0] * branch_channels**2 + compression[0] * compression[1]
     per_pixel += 0 if shortcut is None else shortcut[0] * shortcut[1]
-    return 2 * batch * (pixels * channels * breadth + height * width * per_pixel)
+    return 2 * batch * (pixels * channels * branch_channels + height * width * per_pixel)

@@ -22,10 +22,10 @@ def synced_loss(
     evaluate: Callable[..., tuple[Tensor, BclStats]], group: dist.ProcessGroup, logits: Tensor, target: Tensor,
     weight: Tensor | None, options: BclOptions, needs_grad: bool, inplace_grad: bool,
 ) -> tuple[Tensor, BclStats]:  # fmt: skip
-    """Loss and figures of the batch of all processes, the same in each (with per_image but for the thresholds).
+    """Loss and stats of the batch of all processes, the same in each (with per_image but for the thresholds).
 
     The gradient is that of this process's part of the loss, times the number of processes. `evaluate` gives a loss and
-    its figures for this process's images alone.
+    its stats for this process's images alone.
     """
 
     def count(options: BclOptions) -> Tensor:

@@ -66,7 +66,7 @@ def make_options(mode: Mode = "detect", alpha: float = 1.0, beta: float = 1.0, *
 
 
 class BclStats(NamedTuple):
-    """Detached figures of a loss, on its device.
+    """Detached statistics of a loss, on its device.
 
     ce and boundary (without lambda) in the loss's dtype; selected and valid int64 counts of pixels; threshold int32
     on the grid of q, [N] with per_image.
@@ -104,7 +104,7 @@ class BclMaps(NamedTuple):
 def loss(
     logits: Tensor, target: Tensor, options: BclOptions, weight: Tensor | None = None, selected: Tensor | None = None
 ) -> tuple[Tensor, BclStats, BclMaps]:
-    """Loss, figures and maps; differentiable by autograd, the decisions being constants.
+    """Loss, stats and maps; differentiable by autograd, the decisions being constants.
 
     Logits [N, C, h, w] with h <= H and w <= W are upsampled to the target [N, H, W]; half precision is computed in
     float32. `selected`, bool [N, H, W], replaces the selection. Raises IndexError for a label that is neither a class
@@ -119,7 +119,7 @@ def loss(
 def forward(
     logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions, needs_grad: bool
 ) -> tuple[Tensor, BclStats, Tensor, Tensor, Tensor, Tensor]:
-    """Loss and figures, and what backward reads: lse, mask, scales, gradient.
+    """Loss and stats, and what backward reads: lse, mask, scales, gradient.
 
     Full resolution: lse = log sum exp(z - max z) [N, H, W], mask uint8 [N, H, W] and scales [2] = 1 / the sum of the
     valid weights, 1 / the divisor of the boundary term. With upsampling: the gradient [N, C, h, w] of the loss. The

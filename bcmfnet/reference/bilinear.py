@@ -44,7 +44,7 @@ def interpolation_matrix(size: int, out: int) -> Tensor:
 
 
 def _source(size: int, out: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Lower and upper source index, and the share of the upper one, of each of `out` positions."""
+    """Lower and upper source index, and the weight of the upper one, of each of `out` positions."""
     source = ((torch.arange(out, dtype=torch.float64) + 0.5) * size / out - 0.5).clamp(min=0)
     low = source.long()
     return low, (low + 1).clamp(max=size - 1), source - low

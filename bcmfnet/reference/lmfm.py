@@ -15,7 +15,7 @@ from bcmfnet.reference.pyramid_pool import pyramid_pool
 class PyramidWeights(NamedTuple):
     """What LMFM and DAPPM compute with in evaluation mode, in the order that the kernels read.
 
-    There are B branches of width b: the map itself (if B = P + 2), its P average pools, and its global average. K is
+    There are B branches of b channels: the map itself (if B = P + 2), its P average pools, and its global average. K is
     the sum of `kernel`^2 over the branches; a convolution has one matrix [in, out] for each of its taps, row by row.
     """
 
@@ -62,7 +62,7 @@ def lmfm(x: Tensor, weights: PyramidWeights) -> Tensor:
     computed = x if x.dtype == torch.float64 else x.float()
     norms, scale, process, compression, shortcut, pools, kernels, receives = weights
     batch, channels, height, width = x.shape
-    branches, _, breadth = scale.shape
+    branches, _, branch_channels = scale.shape
     taken = iter(norms.to(computed).split(_norm_sizes(weights), dim=1))
 
     maps = pyramid_pool(computed, pools)
@@ -81,7 +81,7 @@ def lmfm(x: Tensor, weights: PyramidWeights) -> Tensor:
                     y = y + upsample(fused[receives[i]], (height, width))
                 fused[i] = _convolve(_activate(y, fusing[i]), taps[i], kernels[i])
 
-    full = torch.cat([upsample(y, (height, width)).expand(batch, breadth, height, width) for y in fused], dim=1)
+    full = torch.cat([upsample(y, (height, width)).expand(batch, branch_channels, height, width) for y in fused], dim=1)
     out = _point(full, next(taken), compression)
     if shortcut is not None:
         out = out + _point(computed, next(taken), shortcut)
@@ -89,8 +89,8 @@ def lmfm(x: Tensor, weights: PyramidWeights) -> Tensor:
 
 
 def _norm_sizes(weights: PyramidWeights) -> list[int]:
-    branches, channels, breadth = weights.scale.shape
-    sizes = [channels] * branches + [breadth] * sum(map(bool, weights.kernels)) + [branches * breadth]
+    branches, channels, branch_channels = weights.scale.shape
+    sizes = [channels] * branches + [branch_channels] * sum(map(bool, weights.kernels)) + [branches * branch_channels]
     return sizes + ([] if weights.shortcut is None else [channels])
 
 

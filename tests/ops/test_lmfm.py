@@ -82,22 +82,26 @@ def normal(shape, dtype=torch.float32, seed=0):
 def weights_of(structure, widths, shortcut=True, dtype=torch.float32, seed=1) -> PyramidWeights:
     """Random weights, scaled so that every map has values of about 1; norms multiply by either sign."""
     pools, kernels, receives = structure
-    channels, breadth, outputs = widths
+    channels, branch_channels, outputs = widths
     branches = len(kernels)
-    sizes = branches * channels + (sum(map(bool, kernels)) + branches) * breadth + channels * shortcut
+    sizes = branches * channels + (sum(map(bool, kernels)) + branches) * branch_channels + channels * shortcut
 
     def matrix(*shape, fan_in):
         nonlocal seed
         seed += 1
         return (normal(shape, torch.float64, seed) * (2 / fan_in) ** 0.5).to(dtype)
 
-    taps = [matrix(kernel**2, breadth, breadth, fan_in=kernel**2 * breadth) for kernel in kernels if kernel]
+    taps = [
+        matrix(kernel**2, branch_channels, branch_channels, fan_in=kernel**2 * branch_channels)
+        for kernel in kernels
+        if kernel
+    ]
     norms = normal((2, sizes), torch.float64, seed) * torch.tensor([[1.0], [0.5]], dtype=torch.float64)
     return PyramidWeights(
         norms=norms.to(torch.promote_types(dtype, torch.float32)),
-        scale=matrix(branches, channels, breadth, fan_in=channels),
-        process=torch.cat(taps) if taps else torch.zeros(0, breadth, breadth, dtype=dtype),
-        compression=matrix(branches * breadth, outputs, fan_in=branches * breadth),
+        scale=matrix(branches, channels, branch_channels, fan_in=channels),
+        process=torch.cat(taps) if taps else torch.zeros(0, branch_channels, branch_channels, dtype=dtype),
+        compression=matrix(branches * branch_channels, outputs, fan_in=branches * branch_channels),
         shortcut=matrix(channels, outputs, fan_in=channels) if shortcut else None,
         pools=pools,
         kernels=kernels,
