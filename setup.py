@@ -232,7 +232,7 @@ class StableABIWheel(bdist_wheel):
 
 if __name__ == "__main__":
     setup(
-        packages=[*PACKAGES, "bcmfnet.kernels", "bcmfnet.benchmarks"],
+        packages=[*PACKAGES, "bcmfnet.kernels", "bcmfnet.kernels.bcl", "bcmfnet.benchmarks"],
         package_dir={"bcmfnet": "bcmfnet", "bcmfnet.kernels": "kernels", "bcmfnet.benchmarks": "benchmarks"},
         package_data={"bcmfnet": ["_build.json", "py.typed"], "bcmfnet.models": ["shipped/*"]},
         ext_modules=[Extension("bcmfnet._C", sources=[], optional=True)],

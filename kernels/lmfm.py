@@ -41,11 +41,11 @@ from bcmfnet.kernels.pyramid_pool import ANY_NUMBERS, GLOBAL, STRIDES, pool, poo
 IDENTITY = (1, 1, 0)
 """The map itself as a pool."""
 
-PROCESSORS = 132  # of an H100 or H200
+PROCESSORS = 132  # multiprocessors of an H100 or H200
 TILES = [(128, 64)] if INTERPRETED.value else [(16, 32), (32, 32), (32, 64), (64, 64)]  # rows x columns of products
-IN_FLOAT32 = 3  # of TILES: 64 x 64 spill
+IN_FLOAT32 = 3  # So many of TILES serve float32: 64 x 64 spill.
 BEGIN = {"ROWS": 128 if INTERPRETED.value else 16, "COLUMNS": 128}  # 16 values a thread
-MOST = 128  # rows or columns, at most, by which a block leaves a map
+MOST = 128  # A block leaves a map by at most so many rows or columns.
 
 
 @triton.jit
@@ -78,7 +78,7 @@ def _product(
 
 @triton.jit
 def _source(position, size, out):
-    """Lower and upper source position along one axis, the share of the upper one, and whether there is no other."""
+    """Lower and upper source position along one axis, the weight of the upper one, and whether there is no other."""
     low = tl.maximum((2 * position + 1) * size - out, 0) // (2 * out)
     return low, tl.minimum(low + 1, size - 1), lerp_weight(position, low, size, out), size == out
 
@@ -99,28 +99,28 @@ def _rows_before(number, batch, H, W, MAPS: tl.constexpr):
 
 
 @triton.jit
-def _upsampled(scaled, branch, place, column, mask, batch, MAPS: tl.constexpr, WIDTH: tl.constexpr):
+def _upsampled(scaled, branch, place, column, mask, batch, MAPS: tl.constexpr, BRANCH_CHANNELS: tl.constexpr):
     """Bilinear values [pixels, columns] of a branch at (image, y, x) of (H, W)."""
     image, y, x, H, W = place
     h, w = pooled_size(H, W, pick(MAPS, branch, 1))
     rows, columns = _source(y, h, H), _source(x, w, W)
     first = _rows_before(branch, batch, H, W, MAPS) + image * (h * w)
     top, bottom = first + rows[0] * w, first + rows[1] * w
-    a = tl.load(scaled + ((top + columns[0]) * WIDTH + column), mask, 0.0).to(tl.float32)
-    b = tl.load(scaled + ((top + columns[1]) * WIDTH + column), mask, 0.0).to(tl.float32)
-    c = tl.load(scaled + ((bottom + columns[0]) * WIDTH + column), mask, 0.0).to(tl.float32)
-    d = tl.load(scaled + ((bottom + columns[1]) * WIDTH + column), mask, 0.0).to(tl.float32)
+    a = tl.load(scaled + ((top + columns[0]) * BRANCH_CHANNELS + column), mask, 0.0).to(tl.float32)
+    b = tl.load(scaled + ((top + columns[1]) * BRANCH_CHANNELS + column), mask, 0.0).to(tl.float32)
+    c = tl.load(scaled + ((bottom + columns[0]) * BRANCH_CHANNELS + column), mask, 0.0).to(tl.float32)
+    d = tl.load(scaled + ((bottom + columns[1]) * BRANCH_CHANNELS + column), mask, 0.0).to(tl.float32)
     return _between(_between(a, b, columns), _between(c, d, columns), rows)
 
 
 @triton.jit
 def _fill(
     slots, norms, slot, value, pixel, column, mask, pixels, FIRST: tl.constexpr, NORMS: tl.constexpr,
-    WIDTH: tl.constexpr,
+    BRANCH_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Write relu(norm(value)) [pixels, columns]; the slots' norms are those from FIRST on."""
-    value = activate(value, norms, FIRST + slot * WIDTH + column, column < WIDTH, NORMS)
-    tl.store(slots + ((slot * pixels + pixel) * WIDTH + column), rounded(value, slots), mask)
+    value = activate(value, norms, FIRST + slot * BRANCH_CHANNELS + column, column < BRANCH_CHANNELS, NORMS)
+    tl.store(slots + ((slot * pixels + pixel) * BRANCH_CHANNELS + column), rounded(value, slots), mask)
 
 
 @triton.jit
@@ -130,8 +130,10 @@ def _place(pixel, H, W):
 
 @triton.jit(**ANY_NUMBERS)
 def scale_kernel(
-    pooled, scale, shortcut, scaled, aside, batch, H, W,
-    MAPS: tl.constexpr, BRANCHES: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, OUTPUTS: tl.constexpr,
+    batch, H, W,
+    pooled, scale, shortcut, scaled, residual,
+    MAPS: tl.constexpr, BRANCHES: tl.constexpr,
+    CHANNELS: tl.constexpr, BRANCH_CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,
     INDEX: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
     """Program (block of a map's positions, block of columns); the map after those of the branches is the shortcut's."""
@@ -141,37 +143,43 @@ def scale_kernel(
     row += tl.arange(0, ROWS)[:, None]
     inside = row < batch * h * w
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    weights, result, width = scale + number * (CHANNELS * WIDTH), scaled + before * WIDTH, WIDTH
+    weights, result, width = (
+        scale + number * (CHANNELS * BRANCH_CHANNELS),
+        scaled + before * BRANCH_CHANNELS,
+        BRANCH_CHANNELS,
+    )
     if shortcut is not None:
-        weights, result = tl.where(number < BRANCHES, weights, shortcut), tl.where(number < BRANCHES, result, aside)
-        width = tl.where(number < BRANCHES, WIDTH, OUTPUTS)
+        weights, result = tl.where(number < BRANCHES, weights, shortcut), tl.where(number < BRANCHES, result, residual)
+        width = tl.where(number < BRANCHES, BRANCH_CHANNELS, OUTPUTS)
     total = _product(pooled, before + row, inside, None, 0, weights, column, width, 1, 1, CHANNELS, BYTES)
     tl.store(result + (row * width + column), rounded(total, result), inside & (column < width))
 
 
 @triton.jit(**ANY_NUMBERS)
 def begin_kernel(
-    scaled, norms, slots, batch, H, W,
-    JOBS: tl.constexpr, MAPS: tl.constexpr, FIRST: tl.constexpr, NORMS: tl.constexpr, WIDTH: tl.constexpr,
+    batch, H, W,
+    scaled, norms, slots,
+    JOBS: tl.constexpr, MAPS: tl.constexpr, FIRST: tl.constexpr, NORMS: tl.constexpr, BRANCH_CHANNELS: tl.constexpr,
     INDEX: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Program (block of pixels, block of columns, job). Jobs are slots, a branch, and one to be added or -1."""
     batch, H, W = batch.to(INDEX), H.to(INDEX), W.to(INDEX)
     pixel = tl.program_id(0).to(INDEX) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    job, place, mask = tl.program_id(2), _place(pixel, H, W), (pixel < batch * H * W) & (column < WIDTH)
-    value = _upsampled(scaled, pick(JOBS, job, 1), place, column, mask, batch, MAPS, WIDTH)
+    job, place, mask = tl.program_id(2), _place(pixel, H, W), (pixel < batch * H * W) & (column < BRANCH_CHANNELS)
+    value = _upsampled(scaled, pick(JOBS, job, 1), place, column, mask, batch, MAPS, BRANCH_CHANNELS)
     other = pick(JOBS, job, 2)
     if other >= 0:
-        value += _upsampled(scaled, other, place, column, mask, batch, MAPS, WIDTH)
-    _fill(slots, norms, pick(JOBS, job, 0), value, pixel, column, mask, batch * H * W, FIRST, NORMS, WIDTH)
+        value += _upsampled(scaled, other, place, column, mask, batch, MAPS, BRANCH_CHANNELS)
+    _fill(slots, norms, pick(JOBS, job, 0), value, pixel, column, mask, batch * H * W, FIRST, NORMS, BRANCH_CHANNELS)
 
 
 @triton.jit(**ANY_NUMBERS)
 def convolve_kernel(
-    scaled, norms, process, slots, batch, H, W,
+    batch, H, W,
+    scaled, norms, process, slots,
     TASKS: tl.constexpr, JOBS: tl.constexpr, SIDE: tl.constexpr, MAPS: tl.constexpr, FIRST: tl.constexpr,
-    NORMS: tl.constexpr, WIDTH: tl.constexpr,
+    NORMS: tl.constexpr, BRANCH_CHANNELS: tl.constexpr,
     INDEX: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
     """Program (block of pixels, block of columns, task). Tasks are branches, their slots and their first taps. Jobs are
@@ -181,24 +189,37 @@ def convolve_kernel(
     pixel = tl.program_id(0).to(INDEX) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     place, inside = _place(pixel, H, W), pixel < pixels
-    maps = slots + pick(TASKS, task, 1) * pixels * WIDTH
-    weights = process + pick(TASKS, task, 2).to(INDEX) * (WIDTH * WIDTH)
+    maps = slots + pick(TASKS, task, 1) * pixels * BRANCH_CHANNELS
+    weights = process + pick(TASKS, task, 2).to(INDEX) * (BRANCH_CHANNELS * BRANCH_CHANNELS)
     total = _product(
-        maps, pixel, inside, (place[1], place[2], H, W), 0, weights, column, WIDTH, SIDE, SIDE * SIDE, WIDTH, BYTES
+        maps,
+        pixel,
+        inside,
+        (place[1], place[2], H, W),
+        0,
+        weights,
+        column,
+        BRANCH_CHANNELS,
+        SIDE,
+        SIDE * SIDE,
+        BRANCH_CHANNELS,
+        BYTES,
     )
-    mask = inside & (column < WIDTH)
+    mask = inside & (column < BRANCH_CHANNELS)
     for i in tl.static_range(len(JOBS)):
         if pick(TASKS, task, 0) == JOBS[i][1]:
             value = total
             if JOBS[i][2] >= 0:
-                value += _upsampled(scaled, JOBS[i][2], place, column, mask, batch, MAPS, WIDTH)
-            _fill(slots, norms, JOBS[i][0], value, pixel, column, mask, pixels, FIRST, NORMS, WIDTH)
+                value += _upsampled(scaled, JOBS[i][2], place, column, mask, batch, MAPS, BRANCH_CHANNELS)
+            _fill(slots, norms, JOBS[i][0], value, pixel, column, mask, pixels, FIRST, NORMS, BRANCH_CHANNELS)
 
 
 @triton.jit(**ANY_NUMBERS)
 def compress_kernel(
-    slots, compression, aside, out, batch, H, W, stride_n, stride_c, stride_h, stride_w,
-    FUSING: tl.constexpr, BRANCHES: tl.constexpr, WIDTH: tl.constexpr, OUTPUTS: tl.constexpr,
+    batch, H, W,
+    stride_n, stride_c, stride_h, stride_w,
+    slots, compression, residual, out,
+    FUSING: tl.constexpr, BRANCHES: tl.constexpr, BRANCH_CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,
     INDEX: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
     """Program (block of pixels, block of columns)."""
@@ -207,19 +228,21 @@ def compress_kernel(
     pixel = tl.program_id(0).to(INDEX) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     inside, mask = pixel < pixels, (pixel < pixels) & (column < OUTPUTS)
-    slots += FUSING * pixels * WIDTH
-    total = _product(slots, pixel, inside, None, pixels, compression, column, OUTPUTS, 1, BRANCHES, WIDTH, BYTES)
-    if aside is not None:
-        total += tl.load(aside + (pixel * OUTPUTS + column), mask, 0.0).to(tl.float32)
+    slots += FUSING * pixels * BRANCH_CHANNELS
+    total = _product(
+        slots, pixel, inside, None, pixels, compression, column, OUTPUTS, 1, BRANCHES, BRANCH_CHANNELS, BYTES
+    )
+    if residual is not None:
+        total += tl.load(residual + (pixel * OUTPUTS + column), mask, 0.0).to(tl.float32)
     image, y, x, H, W = _place(pixel, H, W)
     at = image * stride_n + column * tl.cast(stride_c, INDEX) + y * stride_h + x * stride_w
     tl.store(out + at, rounded(total, out), mask)
 
 
 CONFIGS = [triton.Config({"BYTES": size}, num_warps=4, num_stages=stages) for size, stages in ((256, 4), (128, 5))]
-scale_products = autotune(CONFIGS, ["CHANNELS", "WIDTH", "ROWS", "COLUMNS"])(scale_kernel)
-convolve_products = autotune(CONFIGS, ["SIDE", "WIDTH", "ROWS", "COLUMNS"])(convolve_kernel)
-compress_products = autotune(CONFIGS, ["WIDTH", "OUTPUTS", "ROWS", "COLUMNS"])(compress_kernel)
+scale_products = autotune(CONFIGS, ["CHANNELS", "BRANCH_CHANNELS", "ROWS", "COLUMNS"])(scale_kernel)
+convolve_products = autotune(CONFIGS, ["SIDE", "BRANCH_CHANNELS", "ROWS", "COLUMNS"])(convolve_kernel)
+compress_products = autotune(CONFIGS, ["BRANCH_CHANNELS", "OUTPUTS", "ROWS", "COLUMNS"])(compress_kernel)
 
 
 def lmfm(x: Tensor, weights: Any, out: Tensor) -> None:
@@ -234,28 +257,28 @@ def lmfm(x: Tensor, weights: Any, out: Tensor) -> None:
 
     pooled, scaled = scratch(x, x.dtype, sum(rows), channels), scratch(x, x.dtype, sum(rows[:branches]), width)
     slots = scratch(x, x.dtype, fusing + branches, pixels, width)
-    aside = None if shortcut is None else scratch(x, x.dtype, pixels, outputs)
+    residual = None if shortcut is None else scratch(x, x.dtype, pixels, outputs)
     largest = max(extent(x, out, pooled, slots, scale, process, compression), 2 * max(H, W) ** 2)
-    common = {"WIDTH": width, "INDEX": index_type(largest + MOST * max(channels, width, outputs))}
+    common = {"BRANCH_CHANNELS": width, "INDEX": index_type(largest + MOST * max(channels, width, outputs))}
     filling = {"MAPS": maps, "FIRST": branches * channels, "NORMS": norms.shape[1]} | common
 
     pool(x, read, True, pooled, norms, first_norms)
     with torch.cuda.device_of(x):
         size, blocks = tile(rows, max(width, outputs), x.dtype)
         scale_products[sum(triton.cdiv(n, size["ROWS"]) for n in rows), blocks](
-            pooled, scale, shortcut, scaled, aside, batch, H, W, MAPS=read, BRANCHES=branches, CHANNELS=channels,
+            batch, H, W, pooled, scale, shortcut, scaled, residual, MAPS=read, BRANCHES=branches, CHANNELS=channels,
             OUTPUTS=outputs, BLOCKS=(size["ROWS"],) * len(read), **common, **size,
         )  # fmt: skip
         grid = triton.cdiv(pixels, BEGIN["ROWS"]), triton.cdiv(width, BEGIN["COLUMNS"]), len(begin)
-        begin_kernel[grid](scaled, norms, slots, batch, H, W, JOBS=begin, **filling, **BEGIN)
+        begin_kernel[grid](batch, H, W, scaled, norms, slots, JOBS=begin, **filling, **BEGIN)
         for side, tasks, jobs in levels:
             size, blocks = tile([pixels] * len(tasks), width, x.dtype)
             convolve_products[triton.cdiv(pixels, size["ROWS"]), blocks, len(tasks)](
-                scaled, norms, process, slots, batch, H, W, TASKS=tasks, JOBS=jobs, SIDE=side, **filling, **size
+                batch, H, W, scaled, norms, process, slots, TASKS=tasks, JOBS=jobs, SIDE=side, **filling, **size
             )
         size, blocks = tile([pixels], outputs, x.dtype)
         compress_products[triton.cdiv(pixels, size["ROWS"]), blocks](
-            slots, compression, aside, out, batch, H, W, *out.stride(), FUSING=fusing, BRANCHES=branches,
+            batch, H, W, *out.stride(), slots, compression, residual, out, FUSING=fusing, BRANCHES=branches,
             OUTPUTS=outputs, **common, **size,
         )  # fmt: skip
 
@@ -298,7 +321,15 @@ def aot_cases() -> Iterator[AotCase]:
     pools = ((5, 2, 2), (9, 4, 4), (17, 8, 8))
     maps = (IDENTITY, *pools, GLOBAL, IDENTITY)
     begin, levels = plan((3, 3, 3, 0, 0), (2, 3, 4, -1, -1))
-    known = {"WIDTH": 128, "CHANNELS": 512, "OUTPUTS": 128, "BRANCHES": 5, "FUSING": 3, "MAPS": maps, "FIRST": 5 * 512}
+    known = {
+        "BRANCH_CHANNELS": 128,
+        "CHANNELS": 512,
+        "OUTPUTS": 128,
+        "BRANCHES": 5,
+        "FUSING": 3,
+        "MAPS": maps,
+        "FIRST": 5 * 512,
+    }
     known |= {"NORMS": 6 * 512 + 8 * 128, "JOBS": begin} | _strides(128)
     convolving = {"MAPS": maps[:-1]} | dict(zip(("SIDE", "TASKS", "JOBS"), levels[0], strict=True))
     pooling = windows(maps, [*range(0, 5 * 512, 512), 5 * 512 + 8 * 128]) | _strides(512)

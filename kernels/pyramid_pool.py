@@ -20,7 +20,7 @@ from torch import Tensor
 from bcmfnet.kernels._common import INTERPRETED, activate, extent, index_type, locate_block, pick, pooled_size, rounded
 from bcmfnet.kernels.autotune import AotCase
 
-MANY = 128  # taps that are summed at once of a large window, whose 9 x 9 would fill 81
+MANY = 128  # taps of a large window that are summed at once; 9 x 9 would fill 81 of them
 LANES = 32 * MANY if INTERPRETED.value else MANY  # taps x positions that a program takes at once
 CHANNELS = 32  # of a program; 32 values a thread, in 4 loads of 16 bytes in half precision
 FEW = 32  # taps of a window that is summed along with others: those of 5 x 5 fill 25
@@ -79,7 +79,9 @@ def _pool(
 
 @triton.jit(**ANY_NUMBERS)
 def pool_kernel(
-    x, packed, norms, batch, channels, H, W, stride_n, stride_c, stride_h, stride_w,
+    batch, channels, H, W,
+    stride_n, stride_c, stride_h, stride_w,
+    x, packed, norms,
     MAPS: tl.constexpr, NORMS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     INDEX: tl.constexpr, BLOCKS: tl.constexpr, TAPS: tl.constexpr, LANES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -121,7 +123,9 @@ def _gathered(
 
 @triton.jit(**ANY_NUMBERS)
 def gradient_kernel(
-    grad, result, batch, channels, H, W, stride_n, stride_c, stride_h, stride_w,
+    batch, channels, H, W,
+    stride_n, stride_c, stride_h, stride_w,
+    grad, result,
     POOLS: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Program (block of pixels, block of channels). POOLS are kernel, stride, padding, and the most rows and columns of
@@ -162,7 +166,7 @@ def pool(
     largest = max(extent(x), packed.numel()) + max(kernel for kernel, _, _ in maps) + LANES * CHANNELS
     with torch.cuda.device_of(x):
         pool_kernel[sum(map(triton.cdiv, counts, constants["BLOCKS"])), triton.cdiv(channels, CHANNELS)](
-            x, packed, norms, batch, channels, H, W, *x.stride(), NORMS=0 if norms is None else norms.shape[1],
+            batch, channels, H, W, *x.stride(), x, packed, norms, NORMS=0 if norms is None else norms.shape[1],
             CHANNELS_LAST=channels_last, INDEX=index_type(largest), **constants, num_warps=4 if x.stride(1) == 1 else 8,
         )  # fmt: skip
 
@@ -185,7 +189,7 @@ def backward(grad: Tensor, pools: Sequence[int], channels_last: bool, result: Te
     largest = max(extent(result), grad.numel()) + max(pools, default=0) + PIXELS * CHANNELS
     with torch.cuda.device_of(grad):
         gradient_kernel[triton.cdiv(batch * H * W, PIXELS), triton.cdiv(channels, CHANNELS)](
-            grad, result, batch, channels, H, W, *result.stride(), POOLS=_holders(H, W, _triples(pools)),
+            batch, channels, H, W, *result.stride(), grad, result, POOLS=_holders(H, W, _triples(pools)),
             CHANNELS_LAST=channels_last, INDEX=index_type(largest), PIXELS=PIXELS, CHANNELS=CHANNELS,
         )  # fmt: skip
 

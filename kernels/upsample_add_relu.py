@@ -16,15 +16,15 @@ from torch import Tensor
 from bcmfnet.kernels._common import INTERPRETED, extent, index_type, lerp, lerp_weight, rounded
 from bcmfnet.kernels.autotune import AotCase
 
-TILE = 2**14 if INTERPRETED.value else 1024  # elements of a program: of 4 warps, 16 bytes a thread in half precision
-CHANNELS = 64  # of them in channels_last: 128 bytes, a line of the cache
-COLUMNS = 256  # of them in a contiguous map
+TILE = 2**14 if INTERPRETED.value else 1024  # elements of a program: 16 bytes a thread of 4 warps in 16 bits
+CHANNELS = 64  # channels of a program in channels_last: 128 bytes, a line of the cache
+COLUMNS = 256  # columns of a program in a contiguous map
 WARPS = 4
 
 
 @triton.jit
 def _source(position, size, out):
-    """Lower and upper source position, and the share of the upper one. A kept axis has one, all of it."""
+    """Lower and upper source position, and the weight of the upper one. An axis that keeps its size has one alone."""
     low = tl.maximum((2 * position + 1) * size - out, 0) // (2 * out)
     high = tl.minimum(low + (out > size).to(low.dtype), size - 1)
     return low, high, lerp_weight(position, low, size, out)
@@ -32,8 +32,9 @@ def _source(position, size, out):
 
 @triton.jit(do_not_specialize=["h", "w", "H", "W"])
 def upsample_add_relu_kernel(
-    high, low, out, channels, h, w, H, W,
+    channels, h, w, H, W,
     high_n, high_c, high_h, high_w, low_n, low_c, low_h, low_w, out_n, out_c, out_h, out_w,
+    high, low, out,
     INDEX: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Program (row of an image, block of columns, block of channels); strides of batch, channel, row and column."""
@@ -42,8 +43,8 @@ def upsample_add_relu_kernel(
     x = tl.program_id(1).to(INDEX) * COLUMNS + tl.arange(0, COLUMNS)[:, None]
     channel = tl.program_id(2).to(INDEX) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     inside = (x < W) & (channel < channels)
-    upper, lower, share_y = _source(y, h, H)
-    left, right, share_x = _source(tl.minimum(x, W - 1), w, W)
+    upper, lower, weight_y = _source(y, h, H)
+    left, right, weight_x = _source(tl.minimum(x, W - 1), w, W)
 
     low += image * low_n + channel * low_c
     a = tl.load(low + (upper * low_h + left * low_w), inside, 0.0).to(tl.float32)
@@ -51,9 +52,9 @@ def upsample_add_relu_kernel(
     c = tl.load(low + (lower * low_h + left * low_w), inside, 0.0).to(tl.float32)
     d = tl.load(low + (lower * low_h + right * low_w), inside, 0.0).to(tl.float32)
     if w < W:  # an axis that keeps its size is copied
-        a, c = lerp(a, b, share_x), lerp(c, d, share_x)
+        a, c = lerp(a, b, weight_x), lerp(c, d, weight_x)
     if h < H:
-        a = lerp(a, c, share_y)
+        a = lerp(a, c, weight_y)
     a += tl.load(high + (image * high_n + channel * high_c + y * high_h + x * high_w), inside, 0.0).to(tl.float32)
     at = image * out_n + channel * out_c + y * out_h + x * out_w
     tl.store(out + at, rounded(tl.where(a < 0, 0.0, a), out), inside)  # keeps NaN
@@ -63,13 +64,13 @@ def upsample_add_relu(high: Tensor, low: Tensor, out: Tensor) -> None:
     """Write relu(high + upsampled low), [N, C, H, W] as `high`, of low [N, C, h, w]; any strides."""
     batch, channels, H, W = high.shape
     h, w = low.shape[2:]
-    pixels = out.stride(1) == 1
-    block = min(triton.next_power_of_2(channels if pixels else W), CHANNELS if pixels else COLUMNS)
-    columns, depth = (TILE // block, block) if pixels else (block, TILE // block)
+    channels_last = out.stride(1) == 1
+    block = min(triton.next_power_of_2(channels if channels_last else W), CHANNELS if channels_last else COLUMNS)
+    columns, depth = (TILE // block, block) if channels_last else (block, TILE // block)
     largest = max(extent(high, low, out), (2 * H + 1) * h, (2 * W + 1) * w)
     with torch.cuda.device_of(high):
         upsample_add_relu_kernel[batch * H, triton.cdiv(W, columns), triton.cdiv(channels, depth)](
-            high, low, out, channels, h, w, H, W, *high.stride(), *low.stride(), *out.stride(),
+            channels, h, w, H, W, *high.stride(), *low.stride(), *out.stride(), high, low, out,
             INDEX=index_type(largest), COLUMNS=columns, CHANNELS=depth, num_warps=WARPS,
         )  # fmt: skip
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from bcmfnet.kernels._common import cell_source, in_cell, index_type, lerp, lerp_weight, load_corners
 from bcmfnet.kernels.autotune import AotCase, autotune
 
-CELLS = 32  # a cell a lane, a warp a program: a class that none of 32 cells needs is skipped, and no warp waits
-SIDE = 8  # 64 pixels a lane share four loads and the lerps along their rows; larger cells are taken in pieces
-CHUNK = 4  # classes whose corners are loaded at once: the fewest instructions for 19 classes; 16 spill
+CELLS = 32  # A lane has a cell and a program one warp: a class that none of 32 cells needs is skipped, no warp waits.
+SIDE = 8  # The 64 pixels of a lane have four loads and their rows' lerps in common; larger cells are taken in pieces.
+CHUNK = 4  # The corners of so many classes are loaded at once: the fewest instructions for 19 classes; 16 spill.
 
 LIMIT = tl.constexpr(1e38)  # infinities count as this
 NAN = tl.constexpr(2e38)  # NaN counts as this, above every number
@@ -32,15 +32,15 @@ def _load_chunk(logits, corners, classes, stride_c, CLASSES: tl.constexpr):
 
 
 @triton.jit
-def _score(plane, corners, share_x, share_y):
+def _score(plane, corners, weight_x, weight_y):
     """Scores [rows, columns, cells] of one class. A NaN corner is NaN in the whole cell, as in the lerp: 0 * NaN is."""
     a, b, c, d = load_corners(plane, corners)
     number = (a == a) & (b == b) & (c == c) & (d == d)
     a, b = tl.where(number, tl.clamp(a, -LIMIT, LIMIT), NAN), tl.where(number, tl.clamp(b, -LIMIT, LIMIT), NAN)
     c, d = tl.where(number, tl.clamp(c, -LIMIT, LIMIT), NAN), tl.where(number, tl.clamp(d, -LIMIT, LIMIT), NAN)
-    upper = lerp(a[None, :], b[None, :], share_x)
-    lower = lerp(c[None, :], d[None, :], share_x)
-    return lerp(upper[None], lower[None], share_y[:, None, :])
+    upper = lerp(a[None, :], b[None, :], weight_x)
+    lower = lerp(c[None, :], d[None, :], weight_x)
+    return lerp(upper[None], lower[None], weight_y[:, None, :])
 
 
 @triton.jit(
@@ -48,7 +48,9 @@ def _score(plane, corners, share_x, share_y):
     do_not_specialize_on_alignment=["stride_n", "stride_c", "stride_h", "stride_w"],
 )
 def upsample_argmax_kernel(
-    logits, labels, confidence, batch, h, w, H, W, stride_n, stride_c, stride_h, stride_w,
+    batch, h, w, H, W,
+    stride_n, stride_c, stride_h, stride_w,
+    logits, labels, confidence,
     CLASSES: tl.constexpr, INDEX: tl.constexpr, SIDE: tl.constexpr, ALIGNED: tl.constexpr,
     CELLS: tl.constexpr, CHUNK: tl.constexpr, MOST_ROWS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -79,8 +81,8 @@ def upsample_argmax_kernel(
             bound = tl.maximum(bound, tl.max(tl.minimum(tl.minimum(a, b), tl.minimum(c, d)), 1))
     bound = tl.where(bound > -LIMIT, tl.minimum(bound, LIMIT), float("-inf"))[:, None]
 
-    share_x = lerp_weight(first_x[None, :] + tl.arange(0, SIDE)[:, None], low_x[None, :], w, W)
-    share_y = lerp_weight(first_y[None, :] + tl.arange(0, TILE)[:, None], low_y[None, :], h, H)
+    weight_x = lerp_weight(first_x[None, :] + tl.arange(0, SIDE)[:, None], low_x[None, :], w, W)
+    weight_y = lerp_weight(first_y[None, :] + tl.arange(0, TILE)[:, None], low_y[None, :], h, H)
     best = tl.full([TILE, SIDE, CELLS], float("-inf"), tl.float32)
     label = tl.zeros([TILE, SIDE, CELLS], tl.int32)
     total = tl.zeros([TILE, SIDE, CELLS], tl.float32)
@@ -91,7 +93,7 @@ def upsample_argmax_kernel(
         for i in range(CHUNK):
             if (needed >> i) & 1:
                 plane = logits + tl.cast(start + i, tl.int64) * stride_c
-                score = _score(plane, corners, share_x, share_y)
+                score = _score(plane, corners, weight_x, weight_y)
                 better = score > best
                 if confidence is not None:
                     ratio = tl.exp(-tl.abs(score - best))
@@ -106,15 +108,15 @@ def upsample_argmax_kernel(
     offset = tl.multiple_of((image[:, None, None] * H + y) * W + x, [1, 1, ALIGNED])
     tl.store(labels + offset, label.to(labels.dtype.element_ty).permute(2, 0, 1), mask)
     if confidence is not None:
-        share = tl.where(best > LIMIT, float("nan"), 1 / total)
-        tl.store(confidence + offset, share.to(tl.float16).permute(2, 0, 1), mask)
+        probability = tl.where(best > LIMIT, float("nan"), 1 / total)
+        tl.store(confidence + offset, probability.to(tl.float16).permute(2, 0, 1), mask)
 
 
 CONFIGS = [triton.Config({"ROWS": rows}, num_warps=1) for rows in (8, 4)]
 kernel = autotune(CONFIGS, ["CLASSES", "SIDE"])(upsample_argmax_kernel)
 
 
-def crowded(confident: bool, aligned: int, stride_c: int) -> bool:
+def spills_with_8_rows(confident: bool, aligned: int, stride_c: int) -> bool:
     """Whether 8 rows a lane spill: by a third value a pixel, by scattered stores, by loads of several cells a lane."""
     return confident or aligned == 1 or stride_c == 1
 
@@ -126,7 +128,7 @@ def upsample_argmax(logits: Tensor, labels: Tensor, confidence: Tensor | None) -
     scale_y, scale_x = triton.cdiv(H, h), triton.cdiv(W, w)
     side = min(triton.next_power_of_2(max(scale_y, scale_x)), SIDE)
     aligned = 4 if W % (8 * w) == 0 else 1
-    most_rows = min(side, 4 if crowded(confidence is not None, aligned, logits.stride(1)) else SIDE)
+    most_rows = min(side, 4 if spills_with_8_rows(confidence is not None, aligned, logits.stride(1)) else SIDE)
     largest = max(batch * (h + 1) * (w + 1) + CELLS, 2 * (h + 1) * (H + 2 * SIDE), 2 * (w + 1) * (W + 2 * SIDE))
 
     def grid(meta):
@@ -135,7 +137,7 @@ def upsample_argmax(logits: Tensor, labels: Tensor, confidence: Tensor | None) -
 
     with torch.cuda.device_of(logits):
         kernel[grid](
-            logits, labels, confidence, batch, h, w, H, W, *logits.stride(),
+            batch, h, w, H, W, *logits.stride(), logits, labels, confidence,
             CLASSES=classes, INDEX=index_type(largest), SIDE=side,
             ALIGNED=aligned, CELLS=CELLS, CHUNK=CHUNK, MOST_ROWS=most_rows,
         )  # fmt: skip
@@ -156,7 +158,7 @@ def aot_cases() -> Iterator[AotCase]:
         labels, confidence, classes = outputs[output]
         signature = dict.fromkeys(numbers, "i32") | {"logits": logits, "labels": labels, unit: "constexpr"}
         signature["confidence"] = confidence or "constexpr"
-        few = crowded(bool(confidence), aligned, 1 if unit == "stride_c" else 0)
+        few = spills_with_8_rows(bool(confidence), aligned, 1 if unit == "stride_c" else 0)
         constants = {unit: 1, "CLASSES": classes, "INDEX": tl.int32, "SIDE": side, "ALIGNED": aligned}
         constants |= {"CELLS": CELLS, "CHUNK": CHUNK, "MOST_ROWS": min(side, 4 if few else SIDE)}
         constants |= {} if confidence else {"confidence": None}

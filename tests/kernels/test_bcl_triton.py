@@ -12,7 +12,7 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
 from bcmfnet.kernels import _common  # noqa: E402
-from bcmfnet.kernels import bcl as kernels  # noqa: E402
+from bcmfnet.kernels.bcl import full, pixels, selection, upsampled  # noqa: E402
 from bcmfnet.ops import backends, boundary_corrected_loss  # noqa: E402
 from bcmfnet.reference import bcl as reference  # noqa: E402
 
@@ -58,7 +58,9 @@ def assert_agree(actual, expected):
 def test_programs_and_pieces(monkeypatch, sizes, grid, size):
     """The interpreter's own sizes are large enough for one program; these are those of a GPU, and small ones."""
     for name, number in sizes.items():
-        monkeypatch.setattr(kernels, name, number)
+        for room in (full, upsampled, selection):
+            if hasattr(room, name):
+                monkeypatch.setattr(room, name, number)
     assert_agree(*run(grid, size, ratio=0.5, nms=5))
 
 
@@ -66,7 +68,8 @@ def test_programs_and_pieces(monkeypatch, sizes, grid, size):
 @pytest.mark.parametrize("per_image", [False, True])
 def test_offsets_of_64_bits_change_no_bit(monkeypatch, grid, size, per_image):
     narrow, _ = run(grid, size, per_image=per_image)
-    monkeypatch.setattr(kernels, "index_type", lambda largest: tl.int64)
+    for room in (full, upsampled, selection):
+        monkeypatch.setattr(room, "index_type", lambda largest: tl.int64)
     wide, _ = run(grid, size, per_image=per_image)
     assert torch.equal(narrow[0], wide[0]) and torch.equal(narrow[2], wide[2])
 
@@ -80,7 +83,7 @@ def test_the_largest_offset_decides_their_width(shape, largest):
 @triton.jit
 def flip(result, length, step, offset, MIRROR: tl.constexpr, BLOCK: tl.constexpr):
     position = tl.arange(0, BLOCK)
-    tl.store(result + position, kernels._flipped(position, length, step, offset, MIRROR))
+    tl.store(result + position, pixels._flipped(position, length, step, offset, MIRROR))
 
 
 @pytest.mark.parametrize("mirror", [False, True])
@@ -99,7 +102,7 @@ def threshold_of(scores, tau, ratio, min_kept, max_kept):
     histogram.index_put_((scores % 256, scores // 256), torch.tensor(1, dtype=torch.int32), accumulate=True)
     result = torch.empty(1, dtype=torch.int32)
     bits = struct.unpack("q", struct.pack("d", ratio))[0]
-    kernels.threshold_kernel[1,](histogram, result, tau, bits, min_kept, max_kept, BLOCK=64)
+    selection.threshold_kernel[1,](histogram, result, tau, bits, min_kept, max_kept, BLOCK=64)
     return result.item()
 
 
