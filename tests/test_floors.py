@@ -13,8 +13,9 @@ FLOORS = (
     {"reference", "kernels"},
     {"ops"},
     {"nn"},
-    {"models", "data", "metrics", "export", "viz"},
-    {"inference", "integrations"},
+    {"models", "data", "metrics", "viz"},
+    {"inference"},
+    {"integrations", "export"},
     {"engine", "benchmarks"},
     {"cli"},
 )

@@ -37,7 +37,8 @@ def compare(
     Parameters
     ----------
     a
-        Weights file, the folder of a run, whose best weights are taken, or camvid11, which comes with the package.
+        Weights file, the folder of a run, whose best weights are taken, camvid11, which comes with the package, or a
+        file of bcmfnet export.
     b
         The same of the other model.
     samples
@@ -51,12 +52,12 @@ def compare(
     """
     common.start_logging()
     from bcmfnet.engine.compare import check_same_frames, class_table, compare, summary_table
-    from bcmfnet.engine.inference import LabelPredictor
+    from bcmfnet.engine.exported import load_predictor
     from bcmfnet.engine.tta import with_tta
 
     predictors, datasets = [], []
     for weights in (a, b):
-        predictor, metadata = LabelPredictor.from_weights(weights, device.device, device.amp)
+        predictor, metadata = load_predictor(weights, device.device, device.amp)
         predictors.append(with_tta(predictor, tta))
         datasets.append(data.build(metadata, weights))
     check_same_frames(*datasets)

@@ -33,7 +33,8 @@ def evaluate(
     Parameters
     ----------
     weights
-        Weights file, the folder of a run, whose best weights are taken, or camvid11, which comes with the package.
+        Weights file, the folder of a run, whose best weights are taken, camvid11, which comes with the package, or a
+        file of bcmfnet export.
     submission
         Score nothing: fill the folder with the labelIds of each frame as the Cityscapes server takes them, in files
         CITY_SEQUENCE_FRAME_pred_labelIds.png; the split, such as test, needs no labels.
@@ -46,14 +47,14 @@ def evaluate(
     if submission:
         return _submit(weights, data, inference, tta, min_miou, json_output)
     from bcmfnet.engine.evaluate import evaluate, scores_table, summary_table
-    from bcmfnet.engine.inference import LabelPredictor
+    from bcmfnet.engine.exported import load_predictor
     from bcmfnet.engine.report import draw_evaluation
     from bcmfnet.engine.run_folder import write_json
     from bcmfnet.engine.tta import with_tta
     from bcmfnet.viz import require_matplotlib
 
     require_matplotlib("the confusion matrix")
-    predictor, metadata = LabelPredictor.from_weights(weights, inference.device, inference.amp)
+    predictor, metadata = load_predictor(weights, inference.device, inference.amp)
     predictor = with_tta(predictor, tta)
     dataset = data.build(metadata, weights)
     with inference.folder("evaluate") as folder:
@@ -79,7 +80,8 @@ def _submit(
     min_miou: float | None,
     json_output: bool,
 ) -> int:
-    from bcmfnet.engine.inference import LabelPredictor, label_table, trained_on
+    from bcmfnet.engine.exported import load_predictor
+    from bcmfnet.engine.inference import label_table, trained_on
     from bcmfnet.engine.submission import submission_frames, write_submission
     from bcmfnet.engine.tta import with_tta
 
@@ -87,7 +89,7 @@ def _submit(
         raise ConfigError(f"min_miou: expected none with --submission, which scores nothing, got {min_miou}")
     if data.name not in (None, "cityscapes"):
         raise ConfigError(f"data.name: expected cityscapes with --submission, got {data.name!r}")
-    predictor, metadata = LabelPredictor.from_weights(weights, inference.device, inference.amp)
+    predictor, metadata = load_predictor(weights, inference.device, inference.amp)
     trained = trained_on(metadata, weights) or DataConfig()
     frames = submission_frames(data.root, data.split or trained.val_split)
     with inference.folder("evaluate") as folder:

@@ -31,17 +31,19 @@ def predict(
     source
         Image files, folders of images, or globs such as 'frames/**/*.png'.
     weights
-        Weights file, the folder of a run, whose best weights are taken, or camvid11, which comes with the package.
+        Weights file, the folder of a run, whose best weights are taken, camvid11, which comes with the package, or a
+        file of bcmfnet export.
     max_pixels
         Largest image that is read; the memory that a prediction takes grows with it.
     """
     common.start_logging()
-    from bcmfnet.engine.inference import LabelPredictor, label_table
+    from bcmfnet.engine.exported import load_predictor
+    from bcmfnet.engine.inference import label_table
     from bcmfnet.engine.predict import find_images, predict
     from bcmfnet.engine.tta import with_tta
 
     frames = find_images(source)
-    predictor, metadata = LabelPredictor.from_weights(weights, inference.device, inference.amp)
+    predictor, metadata = load_predictor(weights, inference.device, inference.amp)
     table = label_table(metadata, weights)
     with inference.folder("predict") as folder:
         result = predict(with_tta(predictor, tta), table, frames, folder, max_pixels)

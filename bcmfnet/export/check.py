@@ -1,0 +1,74 @@
+"""Whether an exported file gives the labels of the network that it was made from, and how fast."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from bcmfnet.export.files import ExportedFile
+from bcmfnet.inference import InferenceNetwork
+from bcmfnet.ops import upsample_argmax
+from bcmfnet.reference.bilinear import upsample
+
+RUNS = 5
+MOST_DIFFERING = 1e-3
+"""Share of the pixels; float16 moved 5e-5 of CamVid's, at near ties."""
+
+
+@dataclass
+class Check:
+    """What became of the comparison."""
+
+    images: int
+    pixels: int
+    differing: int
+    """Pixels with another label."""
+    largest_margin: float
+    """Of the differing pixels: by how much the network's own label led over the second one, in logits."""
+    seconds: float
+    """Of an image, the median."""
+    network_seconds: float
+    """The same of the network, `for_inference` in float32."""
+
+    def holds(self) -> bool:
+        """Whether as many labels are the network's own as rounding allows for."""
+        return self.differing <= MOST_DIFFERING * self.pixels
+
+
+@torch.inference_mode()
+def check_exported(
+    file: ExportedFile, network: InferenceNetwork, images: Sequence[Tensor], normalized: Sequence[Tensor]
+) -> Check:
+    """Compare a file with the network that it was made from.
+
+    Args:
+        file: what `read_exported` read.
+        network: `for_inference` of the model, on the CPU.
+        images: uint8 [1, 3, H, W].
+        normalized: the same as the network takes them, float32.
+    """
+    check = Check(len(images), 0, 0, 0.0, 0.0, 0.0)
+    given = images if file.metadata["takes_uint8"] else normalized
+    for image, frame in zip(given, normalized, strict=True):
+        size = frame.shape[-2:]
+        result, logits = file.run(image), network.logits(frame)
+        labels = result if file.metadata["output"] == "labels" else upsample_argmax(result, size)
+        wrong = labels != upsample_argmax(logits, size)
+        check.pixels += wrong.numel()
+        check.differing += int(wrong.sum())
+        if wrong.any():
+            best = upsample(logits.float(), size).topk(2, dim=1).values
+            check.largest_margin = max(check.largest_margin, float((best[:, 0] - best[:, 1])[wrong].max()))
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(RUNS):
+        for seconds, call, image in zip(times, (file.run, network), (given[0], normalized[0]), strict=True):
+            start = time.perf_counter()
+            call(image)
+            seconds.append(time.perf_counter() - start)
+    check.seconds, check.network_seconds = map(median, times)
+    return check
