@@ -312,7 +312,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "name": "synthetic",
             "crop": [256, 512],
             "crops": ["128x256@0.75"],
-            "scale": [1.0, 1.0],  # drawn frames never end: to scale and colour them anew costs a run this short 10 points
+            # Drawn frames never end: to scale and colour them anew costs a run this short 10 points.
+            "scale": [1.0, 1.0],
             "jitter": 0.0,
             "balance": 0.5,
             "batch_size": 4,
