@@ -49,7 +49,7 @@ MOST = 128  # A block leaves a map by at most so many rows or columns.
 
 
 @triton.jit
-def _product(
+def _gemm(
     maps, row, inside, place, apart, weights, column, width,
     SIDE: tl.constexpr, COUNT: tl.constexpr, IN: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
@@ -151,7 +151,7 @@ def scale_kernel(
     if shortcut is not None:
         weights, result = tl.where(number < BRANCHES, weights, shortcut), tl.where(number < BRANCHES, result, residual)
         width = tl.where(number < BRANCHES, BRANCH_CHANNELS, OUTPUTS)
-    total = _product(pooled, before + row, inside, None, 0, weights, column, width, 1, 1, CHANNELS, BYTES)
+    total = _gemm(pooled, before + row, inside, None, 0, weights, column, width, 1, 1, CHANNELS, BYTES)
     tl.store(result + (row * width + column), rounded(total, result), inside & (column < width))
 
 
@@ -191,7 +191,7 @@ def convolve_kernel(
     place, inside = _place(pixel, H, W), pixel < pixels
     maps = slots + pick(TASKS, task, 1) * pixels * BRANCH_CHANNELS
     weights = process + pick(TASKS, task, 2).to(INDEX) * (BRANCH_CHANNELS * BRANCH_CHANNELS)
-    total = _product(
+    total = _gemm(
         maps,
         pixel,
         inside,
@@ -229,9 +229,7 @@ def compress_kernel(
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     inside, mask = pixel < pixels, (pixel < pixels) & (column < OUTPUTS)
     slots += FUSING * pixels * BRANCH_CHANNELS
-    total = _product(
-        slots, pixel, inside, None, pixels, compression, column, OUTPUTS, 1, BRANCHES, BRANCH_CHANNELS, BYTES
-    )
+    total = _gemm(slots, pixel, inside, None, pixels, compression, column, OUTPUTS, 1, BRANCHES, BRANCH_CHANNELS, BYTES)
     if residual is not None:
         total += tl.load(residual + (pixel * OUTPUTS + column), mask, 0.0).to(tl.float32)
     image, y, x, H, W = _place(pixel, H, W)

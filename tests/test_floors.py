@@ -99,6 +99,12 @@ def private_imports(room: str, stem: str, tree: ast.Module) -> list[str]:
     return sorted(f"{op}.{name}" for op, name in found if op != stem and not op.startswith("_"))
 
 
+def test_no_file_of_a_kernel_is_longer_than_600_lines():
+    paths = [*(ROOT / "csrc").rglob("*.*"), *(ROOT / "kernels").rglob("*.py")]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in paths}
+    assert len(lengths) > 50 and {name: length for name, length in lengths.items() if length > 600} == {}
+
+
 def ops_files() -> list[tuple[str, Path]]:
     folders = {"ops": ROOT / "bcmfnet" / "ops", "kernels": ROOT / "kernels"}
     return [(room, path) for room, folder in folders.items() for path in folder.rglob("*.py")]

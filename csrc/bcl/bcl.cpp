@@ -41,68 +41,44 @@ T* data_if_any(const Tensor& tensor) {
   return tensor.numel() > 0 ? data_of<T>(tensor) : nullptr;
 }
 
-BclOutputs outputs_of(
-    const Tensor& loss, const Tensor& ce, const Tensor& boundary, const Tensor& selected, const Tensor& valid,
-    const Tensor& threshold, const Tensor& lse, const Tensor& mask, const Tensor& scales, const Tensor& gradient) {
-  return {data_of<float>(loss), data_of<float>(ce), data_of<float>(boundary), data_of<int64_t>(selected),
-          data_of<int64_t>(valid), data_of<int32_t>(threshold), data_if_any<float>(lse), data_if_any<uint8_t>(mask),
-          data_if_any<float>(scales), data_if_any<float>(gradient)};
-}
-
-// Whether every label is a class or ignore_index; if not, nothing is written.
-bool forward_on_cpu(
+// Whether every label is a class or ignore_index; if not, nothing is written. On a GPU a wrong label makes the loss
+// NaN: to tell the host, it would have to wait.
+bool forward(
     const Tensor& logits, const Tensor& target, std::optional<Tensor> weight, Reals reals, Integers integers,
     bool saves, Tensor loss, Tensor ce, Tensor boundary, Tensor selected, Tensor valid, Tensor threshold, Tensor lse,
     Tensor mask, Tensor scales, Tensor gradient) {
   const Bcl call = describe(logits, target, weight, reals, integers);
-  const BclOutputs outputs =
-      outputs_of(loss, ce, boundary, selected, valid, threshold, lse, mask, scales, gradient);
-  const Scratch scratch = make_scratch(BCM_CHOOSE(bcl_forward_bytes_cpu)(call, saves));
-  return BCM_CHOOSE(bcl_forward_cpu)(call, outputs, saves, scratch.get(), run_tasks);
+  const BclOutputs outputs{
+      data_of<float>(loss), data_of<float>(ce), data_of<float>(boundary), data_of<int64_t>(selected),
+      data_of<int64_t>(valid), data_of<int32_t>(threshold), data_if_any<float>(lse), data_if_any<uint8_t>(mask),
+      data_if_any<float>(scales), data_if_any<float>(gradient)};
+  bool known = true;
+  BCM_RUN(
+      logits,
+      known = BCM_CHOOSE(bcl_forward_cpu)(
+          call, outputs, saves, make_scratch(BCM_CHOOSE(bcl_forward_bytes_cpu)(call, saves)).get(), run_tasks),
+      bcl_forward_cuda(
+          &call, &outputs, make_cuda_scratch(bcl_scratch_bytes_cuda(&call, saves), logits).mutable_data_ptr(), saves,
+          stream));
+  return known;
 }
 
-void backward_on_cpu(
-    const Tensor& grad, const Tensor& logits, const Tensor& target, std::optional<Tensor> weight, Reals reals,
-    Integers integers, const Tensor& lse, const Tensor& mask, const Tensor& scales, Tensor gradient) {
-  const Bcl call = describe(logits, target, weight, reals, integers);
-  const Scratch scratch = make_scratch(BCM_CHOOSE(bcl_backward_bytes_cpu)(call));
-  BCM_CHOOSE(bcl_backward_cpu)
-  (call, *static_cast<const float*>(grad.const_data_ptr()), static_cast<const float*>(lse.const_data_ptr()),
-   static_cast<const uint8_t*>(mask.const_data_ptr()), static_cast<const float*>(scales.const_data_ptr()),
-   output_view_of(gradient), scratch.get(), run_tasks);
-}
-
-#if BCMFNET_WITH_CUDA
-
-// A wrong label makes the loss NaN: to tell the host, it would have to wait.
-bool forward_on_cuda(
-    const Tensor& logits, const Tensor& target, std::optional<Tensor> weight, Reals reals, Integers integers,
-    bool saves, Tensor loss, Tensor ce, Tensor boundary, Tensor selected, Tensor valid, Tensor threshold, Tensor lse,
-    Tensor mask, Tensor scales, Tensor gradient) {
-  const Bcl call = describe(logits, target, weight, reals, integers);
-  const BclOutputs outputs =
-      outputs_of(loss, ce, boundary, selected, valid, threshold, lse, mask, scales, gradient);
-  const Tensor scratch = make_cuda_scratch(bcl_scratch_bytes_cuda(&call, saves), logits);
-  launch(logits, [&](void* stream) {
-    return bcl_forward_cuda(&call, &outputs, scratch.mutable_data_ptr(), saves, stream);
-  });
-  return true;
-}
-
-void backward_on_cuda(
+void backward(
     const Tensor& grad, const Tensor& logits, const Tensor& target, std::optional<Tensor> weight, Reals reals,
     Integers integers, const Tensor& lse, const Tensor& mask, const Tensor& scales, Tensor gradient) {
   const Bcl call = describe(logits, target, weight, reals, integers);
   const View result = output_view_of(gradient);
-  launch(logits, [&](void* stream) {
-    return bcl_backward_cuda(
-        &call, static_cast<const float*>(grad.const_data_ptr()), static_cast<const float*>(lse.const_data_ptr()),
-        static_cast<const uint8_t*>(mask.const_data_ptr()), static_cast<const float*>(scales.const_data_ptr()),
-        &result, stream);
-  });
+  const auto* factor = static_cast<const float*>(grad.const_data_ptr());
+  const auto* log_sums = static_cast<const float*>(lse.const_data_ptr());
+  const auto* selected = static_cast<const uint8_t*>(mask.const_data_ptr());
+  const auto* inverse = static_cast<const float*>(scales.const_data_ptr());
+  BCM_RUN(
+      logits,
+      BCM_CHOOSE(bcl_backward_cpu)(
+          call, *factor, log_sums, selected, inverse, result,
+          make_scratch(BCM_CHOOSE(bcl_backward_bytes_cpu)(call)).get(), run_tasks),
+      bcl_backward_cuda(&call, factor, log_sums, selected, inverse, &result, stream));
 }
-
-#endif
 
 BCM_SCHEMA {
   m.def(
@@ -113,8 +89,8 @@ BCM_SCHEMA {
       "_bcl_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, float[] reals, int[] integers, "
       "Tensor lse, Tensor mask, Tensor scales, Tensor(a!) gradient) -> ()");
 }
-BCM_SERVE("_bcl_forward", forward_on_cpu, forward_on_cuda)
-BCM_SERVE("_bcl_backward", backward_on_cpu, backward_on_cuda)
+BCM_SERVE("_bcl_forward", forward)
+BCM_SERVE("_bcl_backward", backward)
 
 }  // namespace
 }  // namespace bcmfnet

@@ -125,18 +125,32 @@ __device__ Normalizer exponentiate(float (&z)[K]) {
   return {shift, 1 / total, log2f(total)};
 }
 
-// A pass scores the pixels, and adds up the gradient of their cross-entropy.
-struct ScorePass {
-  static constexpr bool kSelectedAlone = false, kMapped = false, kFlips = false;
+// What the passes have in common: each visits all pixels and finds their softmax itself, unless it says otherwise.
+struct Pass {
+  static constexpr bool kSelectedAlone = false, kMapped = false, kFlips = true;
   const Bcl& call;
   const Scratch& scratch;
+
+  __device__ Pass(const Bcl& call, const Scratch& scratch) : call(call), scratch(scratch) {}
+  __device__ bool has_work(const Place&, int) const { return true; }
+  template <int K>
+  __device__ Normalizer normalize(float (&z)[K], int64_t, int) const {
+    return exponentiate(z);
+  }
+  __device__ void end_pixel(int64_t, int, uint16_t) const {}
+  __device__ void end_row() const {}
+};
+
+// A pass scores the pixels, and adds up the gradient of their cross-entropy.
+struct ScorePass : Pass {
+  static constexpr bool kFlips = false;
   const float of_ce, of_boundary = 0;
   float ces = 0;
   unsigned flags = 0;
   double* const row_ces;  // A cell may have thousands of columns: a float adds up those of one row alone.
 
   __device__ ScorePass(const Bcl& call, const Scratch& scratch)
-      : call(call), scratch(scratch), of_ce(call.options.ce_weight != 0 ? 1.0f : 0.0f), row_ces(own_sum()) {
+      : Pass(call, scratch), of_ce(call.options.ce_weight != 0 ? 1.0f : 0.0f), row_ces(own_sum()) {
     *row_ces = 0;
   }
   __device__ static double* own_sum() {
@@ -145,13 +159,8 @@ struct ScorePass {
   }
   __device__ uint16_t* scores(int64_t row) const { return scratch.score + row * scratch.score_pitch; }
 
-  __device__ bool has_work(const Place&, int) const { return true; }
   __device__ bool selected(const Place&, int, int) const { return false; }
   __device__ Labels labels(const Place&, int, int x, int64_t row) const { return Narrow::unpacked(scores(row)[x]); }
-  template <int K>
-  __device__ Normalizer normalize(float (&z)[K], int64_t, int) const {
-    return exponentiate(z);
-  }
   __device__ bool evaluates(bool) const { return true; }
   __device__ uint16_t add(const CrossEntropies& ce, float weight) {
     const float s = ce.sum(call.options.score);
@@ -169,13 +178,10 @@ struct ScorePass {
 };
 
 // What the passes over selected pixels share: they add up boundary terms.
-struct BoundaryPass {
-  static constexpr bool kFlips = true;
-  const Bcl& call;
-  const Scratch& scratch;
+struct BoundaryPass : Pass {
   float of_boundary = 0, sum = 0;
 
-  __device__ BoundaryPass(const Bcl& call, const Scratch& scratch) : call(call), scratch(scratch) {
+  __device__ BoundaryPass(const Bcl& call, const Scratch& scratch) : Pass(call, scratch) {
     if (selects(call)) of_boundary = scratch.factors->divisors.boundary_factor;
   }
   __device__ bool selected(const Place& place, int y, int x) const {
@@ -185,8 +191,6 @@ struct BoundaryPass {
     sum += times_weight(weight, ce.sum(call.options.terms));
     return 0;
   }
-  __device__ void end_pixel(int64_t, int, uint16_t) const {}
-  __device__ void end_row() const {}
   __device__ void finish() const {
     if (selects(call) && blockIdx.z == 0) write_sum(sum, scratch.boundary + block_number());
   }
@@ -194,7 +198,7 @@ struct BoundaryPass {
 
 // A pass over the selected pixels alone: their boundary term, and its gradient.
 struct SelectedPass : BoundaryPass {
-  static constexpr bool kSelectedAlone = true, kMapped = false;
+  static constexpr bool kSelectedAlone = true;
   const float of_ce = 0;
 
   using BoundaryPass::BoundaryPass;
@@ -206,22 +210,17 @@ struct SelectedPass : BoundaryPass {
   __device__ Labels labels(const Place& place, int y, int x, int64_t) const {
     return Target{call, place.image}.of_term(y, x);
   }
-  template <int K>
-  __device__ Normalizer normalize(float (&z)[K], int64_t, int) const {
-    return exponentiate(z);
-  }
   __device__ bool evaluates(bool selected) const { return selected; }
 };
 
 // A pass for a group of the classes, with max z and log-sum-exp from maps: both gradients, and with the first group the
 // boundary terms.
 struct MappedPass : BoundaryPass {
-  static constexpr bool kSelectedAlone = false, kMapped = true;
+  static constexpr bool kMapped = true;
   const float of_ce;
 
   __device__ MappedPass(const Bcl& call, const Scratch& scratch)
       : BoundaryPass(call, scratch), of_ce(call.options.ce_weight != 0 ? 1.0f : 0.0f) {}
-  __device__ bool has_work(const Place&, int) const { return true; }
   __device__ Labels labels(const Place&, int, int x, int64_t row) const {
     return Wide::unpacked(scratch.labels[row * scratch.score_pitch + x]);
   }
@@ -237,7 +236,7 @@ struct MappedPass : BoundaryPass {
   __device__ bool evaluates(bool selected) const { return selected && blockIdx.z == 0; }
 };
 
-template <typename Pass, int K, bool kGradient>
+template <typename Visit, int K, bool kGradient>
 __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) cells_kernel(
     const Bcl call, const Scratch scratch) {
   BCM_DYNAMIC_SHARED(float, shared);
@@ -253,8 +252,8 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) cel
   const int64_t first_ahead =
       (2 * place.begin_x + 1) * call.logits.width - call.target.width - 2 * call.target.width * place.cell;
   const int begin_ahead = place.has_right ? static_cast<int>(first_ahead) : 0;
-  Pass pass(call, scratch);
-  bool wrote = !Pass::kSelectedAlone;
+  Visit pass(call, scratch);
+  bool wrote = !Visit::kSelectedAlone;
   if (kGradient) rows.clear_block();
 
   for (int first_row = place.begin; first_row < place.end; first_row += kWarps) {
@@ -279,7 +278,7 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) cel
       int ahead = begin_ahead;
       for (int x = place.begin_x; x < place.end_x; ++x, ahead += in_step) {
         const bool selected = pass.selected(place, y, x);
-        if (Pass::kSelectedAlone && !selected) continue;
+        if (Visit::kSelectedAlone && !selected) continue;
         const float weight_x = ahead > 0 ? static_cast<float>(ahead) * per_step : 0.0f;
         const Labels labels = pass.labels(place, y, x, pixel_row);
         uint16_t score = 0;
@@ -291,7 +290,7 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) cel
           if (pass.evaluates(selected)) {
             const auto logit = [&](int label) {
               const int held = label * kCells + lane;
-              if (!Pass::kMapped) return fmaf(weight_x, rows.step[held], rows.left[held]);
+              if (!Visit::kMapped) return fmaf(weight_x, rows.step[held], rows.left[held]);
               // The label may be of another group of classes, which this block does not hold.
               const Source column{place.cell, place.cell + place.has_right, weight_x};
               return Lerped(call, place.image, source_row, column)(label);
@@ -311,7 +310,7 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) cel
               if (amount != 0 && i >= 0 && i < classes) rows.take(i, lane, weight_x, amount);
             };
             take(labels.own, amounts.own);
-            if (Pass::kFlips) take(labels.rows, amounts.rows), take(labels.columns, amounts.columns);
+            if (Visit::kFlips) take(labels.rows, amounts.rows), take(labels.columns, amounts.columns);
           }
         }
         pass.end_pixel(pixel_row, x, score);
@@ -333,7 +332,7 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) cel
   }
   pass.finish();
   if (!kGradient) return;
-  const bool adds = Pass::kSelectedAlone && call.options.ce_weight != 0;
+  const bool adds = Visit::kSelectedAlone && call.options.ce_weight != 0;
   if (!__syncthreads_or(wrote) && adds) return;
   const int64_t block = static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y;
   const int64_t at = (block * call.logits.channels + first_class) * kNodes;
@@ -374,20 +373,20 @@ __global__ void __launch_bounds__(kThreads) widen_kernel(const Bcl call, float* 
   }
 }
 
-template <typename Pass, int K, bool kGradient>
+template <typename Visit, int K, bool kGradient>
 int launch_cells(const Bcl& call, const Scratch& scratch, void* stream) {
   const int classes = static_cast<int>(call.logits.channels < K ? call.logits.channels : K);
   const int bytes = 4 * classes * (4 * kWarps * kCells + 2 * kNodes);
   return launch_with_shared(
-      cells_kernel<Pass, K, kGradient>, cell_grid(call), kWarps * 32, bytes, stream, call, scratch);
+      cells_kernel<Visit, K, kGradient>, cell_grid(call), kWarps * 32, bytes, stream, call, scratch);
 }
 
-template <typename Pass>
+template <typename Visit>
 int launch_cells(const Bcl& call, const Scratch& scratch, bool gradient, void* stream) {
   return by_classes(call.logits.channels, [&](auto k) {
     constexpr int K = decltype(k)::value;
-    return gradient ? launch_cells<Pass, K, true>(call, scratch, stream)
-                    : launch_cells<Pass, K, false>(call, scratch, stream);
+    return gradient ? launch_cells<Visit, K, true>(call, scratch, stream)
+                    : launch_cells<Visit, K, false>(call, scratch, stream);
   });
 }
 

@@ -51,7 +51,7 @@ struct Float16 {
 };
 
 template <typename Call>
-static inline auto dispatch_float(DType type, Call call) {
+__attribute__((always_inline)) static inline auto dispatch_float(DType type, Call call) {
   return bcmfnet::dispatch_float<Float32, Float16, BFloat16>(type, call);
 }
 

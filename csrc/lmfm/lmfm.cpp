@@ -43,30 +43,21 @@ Lmfm describe(
   return call;
 }
 
-void on_cpu(
+void run(
     const Tensor& x, const Tensor& norms, const Tensor& scale, const Tensor& process, const Tensor& compression,
     std::optional<Tensor> shortcut, Integers pools, Integers kernels, Integers receives, Tensor out) {
   const Lmfm call = describe(x, norms, scale, process, compression, shortcut, pools, kernels, receives, out);
-  const Scratch scratch = make_scratch(BCM_CHOOSE(lmfm_scratch_bytes_cpu)(call));
-  BCM_CHOOSE(lmfm_cpu)(call, scratch.get(), run_tasks);
+  BCM_RUN(
+      x, BCM_CHOOSE(lmfm_cpu)(call, make_scratch(BCM_CHOOSE(lmfm_scratch_bytes_cpu)(call)).get(), run_tasks),
+      lmfm_cuda(&call, make_cuda_scratch(lmfm_scratch_bytes_cuda(&call), x).mutable_data_ptr(), stream));
 }
-
-#if BCMFNET_WITH_CUDA
-void on_cuda(
-    const Tensor& x, const Tensor& norms, const Tensor& scale, const Tensor& process, const Tensor& compression,
-    std::optional<Tensor> shortcut, Integers pools, Integers kernels, Integers receives, Tensor out) {
-  const Lmfm call = describe(x, norms, scale, process, compression, shortcut, pools, kernels, receives, out);
-  const Tensor scratch = make_cuda_scratch(lmfm_scratch_bytes_cuda(&call), x);
-  launch(x, [&](void* stream) { return lmfm_cuda(&call, scratch.mutable_data_ptr(), stream); });
-}
-#endif
 
 BCM_SCHEMA {
   m.def(
       "_lmfm(Tensor x, Tensor norms, Tensor scale, Tensor process, Tensor compression, Tensor? shortcut, int[] pools, "
       "int[] kernels, int[] receives, Tensor(a!) out) -> ()");
 }
-BCM_SERVE("_lmfm", on_cpu, on_cuda)
+BCM_SERVE("_lmfm", run)
 
 }  // namespace
 }  // namespace bcmfnet

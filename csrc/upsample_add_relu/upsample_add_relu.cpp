@@ -8,23 +8,13 @@ namespace {
 
 using torch::stable::Tensor;
 
-UpsampleAddReLU describe(const Tensor& high, const Tensor& low, Tensor& out) {
-  return {view_of(low), view_of(high), output_view_of(out)};
+void run(const Tensor& high, const Tensor& low, Tensor out) {
+  const UpsampleAddReLU call{view_of(low), view_of(high), output_view_of(out)};
+  BCM_RUN(high, BCM_CHOOSE(upsample_add_relu_cpu)(call, run_tasks), upsample_add_relu_cuda(&call, stream));
 }
-
-void on_cpu(const Tensor& high, const Tensor& low, Tensor out) {
-  BCM_CHOOSE(upsample_add_relu_cpu)(describe(high, low, out), run_tasks);
-}
-
-#if BCMFNET_WITH_CUDA
-void on_cuda(const Tensor& high, const Tensor& low, Tensor out) {
-  const UpsampleAddReLU call = describe(high, low, out);
-  launch(high, [&](void* stream) { return upsample_add_relu_cuda(&call, stream); });
-}
-#endif
 
 BCM_SCHEMA { m.def("_upsample_add_relu(Tensor high, Tensor low, Tensor(a!) out) -> ()"); }
-BCM_SERVE("_upsample_add_relu", on_cpu, on_cuda)
+BCM_SERVE("_upsample_add_relu", run)
 
 }  // namespace
 }  // namespace bcmfnet
