@@ -28,7 +28,7 @@ def calls() -> dict[str, Callable[[], Any]]:
     low, high = torch.randn(1, 2, 2, 2), torch.randn(1, 2, 4, 4)
     target, criterion = torch.zeros(1, 4, 4, dtype=torch.uint8), BoundaryCorrectedLoss()
     leaf = high.clone().requires_grad_()
-    weights = LMFM(2, 2, branch_channels=2).eval().packed(torch.float32)
+    weights = LMFM(2, 2, branch_channels=2).eval().pyramid_weights(torch.float32)
 
     def train(loss: Callable[..., torch.Tensor], **options: Any) -> None:
         leaf.grad = None

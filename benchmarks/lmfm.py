@@ -112,7 +112,7 @@ def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavaila
     compiled too, and the fastest form of them in eager PyTorch; runtimes.
     """
     context = copy.deepcopy(_context(case)).to(device, case.dtype, memory_format=case.memory_format)
-    packed, modules = context.packed(case.dtype), Modules(context)
+    packed, modules = context.pyramid_weights(case.dtype), Modules(context)
     found = op_backends("lmfm", device, lambda x: lmfm(x, packed)) | {"module": context, "eager": modules}
     best = BestModules(copy.deepcopy(context).to(memory_format=torch.channels_last))
     found["eager_best"] = lambda x: best(x).contiguous(memory_format=case.memory_format)

@@ -94,8 +94,8 @@ assert_type(upsample_argmax(logits, size=(64, 64), return_confidence=True), tupl
 assert_type(upsample_add_relu(images, images), Tensor)
 assert_type(pyramid_pool(images, [(5, 2, 2)]), tuple[Tensor, ...])
 context = LMFM(512, 128, direction="forward", interval=1, root_conv="1x1", branch_channels=64, pools=[(5, 2, 2)])
-assert_type(context.packed(torch.float32), PyramidWeights)
-assert_type(lmfm(images, context.packed(torch.float32)), Tensor)
+assert_type(context.pyramid_weights(torch.float32), PyramidWeights)
+assert_type(lmfm(images, context.pyramid_weights(torch.float32)), Tensor)
 DAPPM(512, 128, identity_branch=False, norm_order="post", shortcut=False)
 
 assert_type(list_models(), list[str])

@@ -45,9 +45,16 @@ def with_context_op(network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModu
     if has_kernel("lmfm", device) and beats_modules(device, dtype, _cpu.features()):
         for node in network.graph.nodes:
             context = _called(network, node, PyramidContext)
-            if context is not None and context.norm_order == "pre":
+            if context is not None and _is_what_the_op_computes(context):
                 network.set_submodule(node.target, ContextOp(context, dtype))
     return network
+
+
+def _is_what_the_op_computes(context: PyramidContext) -> bool:
+    """Whether its modules are those that it was made of, in pre-activation units."""
+    kinds = (*NORMS, nn.Conv2d, nn.ReLU, nn.Sequential, nn.ModuleDict)
+    plain = all(type(module) in kinds for module in context.modules() if module is not context)
+    return context.norm_order == "pre" and plain
 
 
 def fused(network: fx.GraphModule) -> fx.GraphModule:

@@ -10,16 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bcmfnet.ops import PyramidWeights, _options, lmfm, pyramid_pool
-from bcmfnet.ops._checks import FLOATS, checked_pools, is_channels_last
+from bcmfnet.ops import PyramidWeights, _options, pyramid_pool
+from bcmfnet.ops._checks import checked_pools, is_channels_last
 from bcmfnet.ops._derivatives import in_forward_mode
 
-NORM_EPS = 1e-5
-ONE_OP_ON = ("cuda",)
-"""Device types on which `forward` is one op without gradients. The op packs the weights on every call, since a cache
-could not see an update through `.data`. On a CPU that costs what it saves: LMFM on an AMD EPYC, one thread, op and
-modules, channels_last: float32 1x512x6x8 3.5 and 1.9 ms, 12x15 5.2 and 4.7, 16x32 10.2 and 11.4, 8x512x16x16 36.2 and
-35.8; bfloat16 12x15 4.4 and 3.1, 16x32 10.1 and 6.6. On a GPU nothing was measured: launches were counted."""
 LEAST_PIXELS = {torch.channels_last: 1024, torch.contiguous_format: 256}
 """Pixels of a batch from which one pooling op is faster than torch's pools on a CPU. Measured in training steps of LMFM
 on an AMD EPYC, one thread, in times faster: channels_last 0.94 to 0.98 at 12x512x3x4, 2x512x8x16 and 4x512x8x16, 1.02
@@ -54,8 +48,8 @@ class PyramidContext(nn.Module):
     of the fusion, both keyed by the branch number; subclasses say which branch has one and whose result it
     `receives`.
 
-    In evaluation mode on a GPU, where nothing asks for a gradient, `forward` is one op, `bcmfnet.ops.lmfm`; elsewhere
-    the pools are one where that is faster, `bcmfnet.ops.pyramid_pool`. Parameters and results are the same.
+    The pools are one op where that is faster, `bcmfnet.ops.pyramid_pool`. The whole module is one for inference,
+    `bcmfnet.ops.lmfm`, with the `pyramid_weights` of its parameters: `bcmfnet.for_inference` makes it so.
 
     Args:
         in_channels, out_channels: channels of the map and of the result.
@@ -122,9 +116,6 @@ class PyramidContext(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, out_channels, H, W]."""
         self.check_batch(x.shape[0])
-        if self._one_op(x):
-            x = _autocast(x)
-            return lmfm(x, self.packed(x.dtype))
         out = self.compression(torch.cat(self.fuse(self.scaled(x)), dim=1))
         return out if self.shortcut is None else out + self.shortcut(x)
 
@@ -148,17 +139,14 @@ class PyramidContext(nn.Module):
 
         return [result(i) for i in self.branches]
 
-    def _one_op(self, x: Tensor) -> bool:
-        """Whether `bcmfnet.ops.lmfm` gives what the modules would: plain ones, in evaluation mode, "pre" order."""
-        if x.device.type not in ONE_OP_ON or _needs_torchs_ops() or self.norm_order != "pre" or x.dtype not in FLOATS:
-            return False
-        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters())):
-            return False
-        return all(map(_is_plain, self.modules()))
-
     @torch.no_grad()
-    def packed(self, dtype: torch.dtype) -> PyramidWeights:
-        """What `bcmfnet.ops.lmfm` takes for maps of a dtype: a snapshot of parameters and running statistics."""
+    def pyramid_weights(self, dtype: torch.dtype) -> PyramidWeights:
+        """What `bcmfnet.ops.lmfm` takes for maps of a dtype: a snapshot of parameters and running statistics.
+
+        Raises ValueError for the norm order "post", which the op does not compute.
+        """
+        if self.norm_order != "pre":
+            raise ValueError(f"norm_order: expected 'pre' for bcmfnet.ops.lmfm, got {self.norm_order!r}")
         fusing: dict[int, Any] = {int(branch): unit for branch, unit in self.process.items()}
         process = [fusing[i] for i in self.branches if i in fusing]
         scale = [self.scale[str(i)] for i in self.branches]
@@ -168,7 +156,8 @@ class PyramidContext(nn.Module):
             torch.cat([getattr(norm, name) for norm in norms]).to(torch.promote_types(dtype, torch.float32))
             for name in ("weight", "bias", "running_mean", "running_var")
         )
-        multiplier = gamma * (var + NORM_EPS).rsqrt()
+        eps = torch.cat([torch.full_like(norm.running_var, norm.eps) for norm in norms]).to(var)
+        multiplier = gamma * (var + eps).rsqrt()
 
         def matrices(units: list[Any]) -> Tensor:
             """[taps, in, out] of the convolutions, one after the other."""
@@ -280,14 +269,6 @@ def _one_read_pays(x: Tensor) -> bool:
     return x.shape[0] * x.shape[2] * x.shape[3] >= LEAST_PIXELS[memory_format]
 
 
-def _autocast(x: Tensor) -> Tensor:
-    """The map as a convolution under autocast would take it."""
-    device = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
-        return x
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
-
-
 def _needs_torchs_ops() -> bool:
     """Whether a program is being made that may run where this package is not, or derivatives taken in forward mode."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing() or in_forward_mode()
@@ -298,12 +279,3 @@ def _channels(name: str, value: int) -> int:
     if channels < 1:
         raise ValueError(f"{name}: expected an integer >= 1, got {channels}")
     return channels
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a module does what its parameters say, and that alone."""
-    if module._forward_hooks or module._forward_pre_hooks:
-        return False
-    if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
-        return not module.training and module.affine and module.running_mean is not None and module.eps == NORM_EPS
-    return type(module) in (nn.Conv2d, nn.ReLU, nn.Sequential, nn.ModuleDict) or isinstance(module, PyramidContext)

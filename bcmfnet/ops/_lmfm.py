@@ -27,7 +27,7 @@ def lmfm(x: Tensor, weights: PyramidWeights) -> Tensor:
         x: float16, bfloat16, float32 or float64 [N, C, H, W], H and W >= 1, of any strides. Arithmetic is float32
             (float64 for float64); what stands between the kernels is in the dtype of x.
         weights: see `PyramidWeights`, of the dtype of x (`norms` float32, or float64 for float64), contiguous;
-            `PyramidContext.packed` makes them.
+            `PyramidContext.pyramid_weights` makes them.
 
     Returns:
         [N, O, H, W] in the dtype and memory format of x.

@@ -1,4 +1,4 @@
-// The binding of the Boundary Corrected Loss: takes tensors that bcmfnet/ops/bcl.py has checked or made.
+// The binding of the Boundary Corrected Loss: takes tensors that bcmfnet/ops/_bcl.py has checked or made.
 #include <optional>
 #include <vector>
 
@@ -13,7 +13,7 @@ using torch::stable::Tensor;
 using Reals = std::vector<double>;
 using Integers = std::vector<int64_t>;
 
-// In the order of `_packed` in bcmfnet/ops/bcl.py.
+// In the order of `_pack` in bcmfnet/ops/_bcl.py.
 BclOptions unpack(const Reals& reals, const Integers& integers) {
   BclOptions options{};
   for (int i = 0; i < 3; ++i) options.score[i] = static_cast<float>(reals[i]);

@@ -36,7 +36,7 @@ BCM_HD bool is_upsampled(const Bcl& call) {
 
 BCM_HD bool selects(const Bcl& call) { return call.options.boundary_weight != 0; }
 
-// What a forward writes; what is not asked for is null. See `_outputs` in bcmfnet/ops/bcl.py.
+// What a forward writes; what is not asked for is null. See `_figures_and_saved` in bcmfnet/ops/_bcl.py.
 struct BclOutputs {
   float *loss, *ce, *boundary;
   int64_t *selected, *valid;

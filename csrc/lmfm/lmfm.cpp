@@ -1,4 +1,4 @@
-// The binding of lmfm: takes tensors that bcmfnet/ops/lmfm.py has checked or made.
+// The binding of lmfm: takes tensors that bcmfnet/ops/_lmfm.py has checked or made.
 #include <optional>
 #include <vector>
 

@@ -1,4 +1,4 @@
-// The binding of pyramid_pool: takes tensors that bcmfnet/ops/pyramid_pool.py has checked or made.
+// The binding of pyramid_pool: takes tensors that bcmfnet/ops/_pyramid_pool.py has checked or made.
 #include <vector>
 
 #include "common/tensor.h"

@@ -1,4 +1,4 @@
-// The binding of upsample_argmax: takes tensors that bcmfnet/ops/upsample_argmax.py has checked.
+// The binding of upsample_argmax: takes tensors that bcmfnet/ops/_upsample_argmax.py has checked.
 #include <optional>
 
 #include "common/tensor.h"

@@ -74,7 +74,7 @@ def forward(
     boundary: Tensor, selected: Tensor, valid: Tensor, threshold: Tensor, lse: Tensor, mask: Tensor, scales: Tensor,
     gradient: Tensor,
 ) -> None:  # fmt: skip
-    """Write the loss, its stats and what backward reads, as bcmfnet/ops/bcl.py allocates them.
+    """Write the loss, its stats and what backward reads, as bcmfnet/ops/_bcl.py allocates them.
 
     logits float [N, C, h, w] and target integer [N, H, W] of any strides, weight float32 [C], options BclOptions.
     """

@@ -139,6 +139,13 @@ def test_the_context_module_is_one_op_where_the_cpu_makes_it_faster(monkeypatch,
     assert_close(context(x), expected, tolerance=1e-5 if dtype == torch.float32 else BF16_ERROR)
 
 
+def test_a_context_module_that_was_changed_is_left_to_its_modules(model, monkeypatch):
+    monkeypatch.setattr(_cpu, "features", lambda: frozenset({"avx2"}))
+    changed = copy.deepcopy(model)
+    changed.context.scale["1"].relu = nn.ReLU6()
+    assert type(for_inference(changed).network.model.context) is type(model.context)
+
+
 def _calls(network: torch.fx.GraphModule, function: object) -> int:
     return sum(node.target is function for node in network.graph.nodes)
 

@@ -76,7 +76,7 @@ def bcl(*grid: int) -> Example:
 
 
 def context() -> Example:
-    weights = LMFM(6, 5, branch_channels=3).eval().packed(torch.float32)
+    weights = LMFM(6, 5, branch_channels=3).eval().pyramid_weights(torch.float32)
     numbers = (flat(weights.pools), list(weights.kernels), list(weights.receives))
     fixed = {name: value for name, value in weights._asdict().items() if isinstance(value, Tensor)}
     return Example(

@@ -29,7 +29,7 @@ from bcmfnet.reference import bcl as reference
 
 torch.manual_seed(0)
 TARGET = torch.randint(0, 3, (2, 8, 12))
-PACKED = LMFM(4, 3, branch_channels=2).eval().packed(torch.float32)
+PACKED = LMFM(4, 3, branch_channels=2).eval().pyramid_weights(torch.float32)
 
 
 def packed_lmfm(x: torch.Tensor, **tensors: torch.Tensor) -> torch.Tensor:

@@ -167,7 +167,7 @@ def test_chunks_and_larger_tiles(device, request, name, shape, widths):
 @pytest.mark.parametrize(("module", "name"), [(LMFM, "LMFM"), (DAPPM, "DAPPM")])
 def test_the_modules_pack_what_the_reference_reads(module, name):
     """The structures above are those of the modules; their results are compared in tests/nn/test_context.py."""
-    packed = module(24, 16, branch_channels=8).packed(torch.float32)
+    packed = module(24, 16, branch_channels=8).pyramid_weights(torch.float32)
     assert (packed.pools, packed.kernels, packed.receives) == STRUCTURES[name]
 
 

@@ -19,7 +19,7 @@ POOLS = [(5, 2, 2)]
 
 def _lmfm() -> torch.Tensor:
     context = LMFM(8, 4, branch_channels=4, pools=POOLS).eval()
-    return lmfm(torch.randn(1, 8, 6, 7), context.packed(torch.float32))
+    return lmfm(torch.randn(1, 8, 6, 7), context.pyramid_weights(torch.float32))
 
 
 CALLS = {
