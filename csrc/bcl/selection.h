@@ -16,6 +16,11 @@ struct Selection {
   int32_t tau;
 };
 
+// Whether the threshold depends on the ranks of candidates; else it is tau.
+BCM_HD bool by_rank(const Selection& selection) {
+  return selection.ratio > 0 || selection.min_kept > 0 || selection.max_kept >= 0;
+}
+
 // How many candidates the threshold must let in: min(M, max(min_kept, floor(ratio * M))) of M.
 BCM_HD int64_t kept_of(int64_t candidates, const Selection& selection) {
   const int64_t by_ratio = static_cast<int64_t>(floor(selection.ratio * static_cast<double>(candidates)));

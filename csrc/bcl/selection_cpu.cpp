@@ -60,10 +60,13 @@ int32_t threshold_of(const uint32_t* histogram, const Selection& selection) {
 
 }  // namespace
 
-// Non-maximum suppression, to the mask, and counts of the candidates by score. A range of rows counts for itself first.
+// Non-maximum suppression, to the mask, and where ranks decide counts of the candidates by score. A range of rows counts
+// for itself first.
 void find_candidates(const Run& run) {
   const Bcl& call = run.call;
-  const int64_t bins = run.thresholds_count() * kScores, height = call.target.height, width = call.target.width;
+  const bool ranked = by_rank(call.options.selection);
+  const int64_t bins = ranked ? run.thresholds_count() * kScores : 0;
+  const int64_t height = call.target.height, width = call.target.width;
   std::memset(run.histogram, 0, bins * sizeof(uint32_t));
   Arena needed{nullptr};
   needed.take<uint32_t>(bins), Windows(call, needed);
@@ -78,6 +81,7 @@ void find_candidates(const Run& run) {
       uint8_t* mask = run.maps.mask + row * width;
       windows.find(row % height, scores);
       for (int64_t x = 0; x < width; ++x) mask[x] = scores[x] == windows.best[x] && scores[x] != 0;
+      if (!ranked) continue;
       uint32_t* const counts = own + (call.options.per_image ? row / height : 0) * kScores;
       each_marked(mask, width, [&](int64_t x) { ++counts[scores[x]]; });
     }
@@ -92,8 +96,9 @@ void find_candidates(const Run& run) {
 void select(const Run& run) {
   const Bcl& call = run.call;
   const int64_t height = call.target.height, width = call.target.width;
+  const Selection& selection = call.options.selection;
   for (int64_t i = 0; i < run.thresholds_count(); ++i)
-    run.thresholds[i] = threshold_of(run.histogram + i * kScores, call.options.selection);
+    run.thresholds[i] = by_rank(selection) ? threshold_of(run.histogram + i * kScores, selection) : selection.tau;
   run.parallel_rows(0, [&](int64_t begin, int64_t end, void*) {
     for (int64_t row = begin; row < end; ++row) {
       const int32_t threshold = run.thresholds[call.options.per_image ? row / height : 0];
