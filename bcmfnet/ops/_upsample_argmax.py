@@ -59,21 +59,21 @@ def _checked_size(logits: Tensor, size: int | tuple[int, int]) -> tuple[int, int
     _options.tensor("logits", logits)
     size = _options.pair("size", size)
     check_dtype("logits", logits, HALF_AND_SINGLE)
-    if logits.ndim != 4 or min(logits.shape[1:]) < 1 or logits.shape[1] > _limits.MAX_LABEL_MAP_CLASSES:
-        shape = list(logits.shape)
-        raise ValueError(
-            f"logits: expected [N, C, h, w] with h, w >= 1 and C of 1 to {_limits.MAX_LABEL_MAP_CLASSES}, got {shape}"
-        )
-    if size[0] < logits.shape[2] or size[1] < logits.shape[3]:
-        raise ValueError(f"size: expected at least the logits' {list(logits.shape[2:])}, got {list(size)}")
-    _limits.check_extent("size", (logits.shape[0], *size))
+    shape = logits.shape
+    if len(shape) != 4 or min(shape[1:]) < 1 or shape[1] > _limits.MAX_LABEL_MAP_CLASSES:
+        classes = f"C of 1 to {_limits.MAX_LABEL_MAP_CLASSES}"
+        raise ValueError(f"logits: expected [N, C, h, w] with h, w >= 1 and {classes}, got {list(shape)}")
+    if size[0] < shape[2] or size[1] < shape[3]:
+        raise ValueError(f"size: expected at least the logits' {list(shape[2:])}, got {list(size)}")
+    _limits.check_extent("size", (shape[0], *size))
     return size
 
 
 def _outputs(logits: Tensor, size: tuple[int, int], with_confidence: bool) -> tuple[Tensor, Tensor]:
-    shape = (logits.shape[0], *size)
-    labels = torch.empty(shape, dtype=torch.uint8 if logits.shape[1] <= 256 else torch.int16, device=logits.device)
-    return labels, torch.empty(shape if with_confidence else (0,), dtype=torch.float16, device=logits.device)
+    batch, classes = logits.shape[:2]
+    shape, device = (batch, *size), logits.device
+    labels = torch.empty(shape, dtype=torch.uint8 if classes <= 256 else torch.int16, device=device)
+    return labels, torch.empty(shape if with_confidence else (0,), dtype=torch.float16, device=device)
 
 
 def _run(
