@@ -10,15 +10,21 @@ from typing import Any
 
 import torch
 
+from bcmfnet.ops import _cpu
+
 PACKAGE = Path(__file__).parents[1]
 
 
 @cache
 def load() -> str | None:
-    """Load the native library once; None when it is there, else the reason why it is not."""
+    """Load the native library once; None when it is there, else the reason why it is not.
+
+    Raises ValueError for an unknown BCMFNET_CPU_LEVEL.
+    """
     library = PACKAGE / "_C.so"
     if not library.exists():
         return _why_not_built()
+    _cpu.level()  # an unknown name would be no limit
     try:
         torch.ops.load_library(library)
     except OSError as error:

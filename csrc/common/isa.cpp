@@ -3,15 +3,18 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "common/integers.h"
+
 namespace bcmfnet {
 
 static Isa detect() {
 #if defined(__x86_64__)
   const char* named = std::getenv("BCMFNET_CPU_LEVEL");
-  const bool lower = named != nullptr && std::strcmp(named, "v4") != 0;
-  const bool lowest = lower && std::strcmp(named, "plain") == 0;
-  if (!lower && __builtin_cpu_supports("x86-64-v4")) return Isa::kV4;
-  if (!lowest && __builtin_cpu_supports("x86-64-v3")) return Isa::kV3;
+  const auto most = [&](Isa isa, const char* name) { return named && std::strcmp(named, name) == 0 ? isa : Isa::kAmx; };
+  const Isa limit = smaller_of(smaller_of(most(Isa::kPlain, "plain"), most(Isa::kV3, "v3")), most(Isa::kV4, "v4"));
+  if (limit >= Isa::kV4 && __builtin_cpu_supports("x86-64-v4"))
+    return limit == Isa::kAmx && __builtin_cpu_supports("amx-bf16") ? Isa::kAmx : Isa::kV4;
+  if (limit >= Isa::kV3 && __builtin_cpu_supports("x86-64-v3")) return Isa::kV3;
 #endif
   return Isa::kPlain;
 }

@@ -3,9 +3,10 @@
 
 namespace bcmfnet {
 
-enum class Isa { kPlain, kV3, kV4 };
+enum class Isa { kPlain, kV3, kV4, kAmx };
 
-// The best of this processor's instruction sets, or a lower one that BCMFNET_CPU_LEVEL (plain, v3, v4) names.
+// The best of this processor's instruction sets, or a lower one that BCMFNET_CPU_LEVEL (plain, v3, v4, amx) names.
+// kAmx is kV4 with the matrix unit, which some kernels use.
 Isa cpu_isa();
 
 #if defined(__x86_64__)
@@ -20,7 +21,7 @@ Isa cpu_isa();
   declaration;                   \
   }
 #define BCM_CHOOSE(function) \
-  (cpu_isa() == Isa::kV4 ? v4::function : cpu_isa() == Isa::kV3 ? v3::function : plain::function)
+  (cpu_isa() >= Isa::kV4 ? v4::function : cpu_isa() == Isa::kV3 ? v3::function : plain::function)
 #else
 #define BCM_DECLARE(declaration) \
   namespace plain {              \

@@ -25,7 +25,7 @@ struct AmxTiles {
   static bool allowed() {
     static const bool is = [] {
       constexpr long kRequestPermission = 0x1023, kTileData = 18;
-      return __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+      return cpu_isa() == Isa::kAmx && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
     }();
     return is;
   }

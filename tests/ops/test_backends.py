@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 import torch
 
-from bcmfnet.ops import _extension, backends, boundary_corrected_loss, upsample_argmax
+from bcmfnet.ops import _cpu, _extension, backends, boundary_corrected_loss, upsample_argmax
 from bcmfnet.ops._op import LIBRARY
 
 
@@ -328,3 +328,20 @@ def test_plain_pytorch_serves_device_types_without_kernels(op, recwarn, monkeypa
     assert backends.available(op, "hpu") == ["reference"]
     with backends.use_backend("cpp"), pytest.raises(RuntimeError, match="asks for 'cpp'; it is served by reference"):
         backends.implementation(op, "mps")
+
+
+def test_a_level_leaves_out_what_is_above_it(monkeypatch):
+    monkeypatch.setattr(_cpu, "FEATURES", dict.fromkeys(_cpu.FEATURES, lambda: True))
+    left = {}
+    for level in ("plain", "v3", "v4", "amx", ""):
+        monkeypatch.setenv("BCMFNET_CPU_LEVEL", level)
+        left[level] = set(_cpu.FEATURES) - _cpu.features.__wrapped__()
+    assert left == {"plain": {"avx2", "amx"}, "v3": {"amx"}, "v4": {"amx"}, "amx": set(), "": set()}
+
+
+def test_an_unknown_level_is_named(monkeypatch):
+    monkeypatch.setenv("BCMFNET_CPU_LEVEL", "avx512")
+    if not (_extension.PACKAGE / "_C.so").exists():
+        pytest.skip("the native library is not built")
+    with pytest.raises(ValueError, match="^BCMFNET_CPU_LEVEL: expected one of plain, v3, v4, amx, got 'avx512'$"):
+        _extension.load.__wrapped__()

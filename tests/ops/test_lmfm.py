@@ -197,7 +197,7 @@ def test_an_image_does_not_depend_on_its_batch(device):
 
 
 @pytest.mark.parametrize(
-    "level", ["v3", *(pytest.param(level, marks=pytest.mark.exhaustive) for level in ("plain", "v4"))]
+    "level", ["v3", *(pytest.param(level, marks=pytest.mark.exhaustive) for level in ("plain", "v4", "amx"))]
 )
 def test_every_level_of_instruction_sets(at_level, level):
     code = """
