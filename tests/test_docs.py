@@ -108,3 +108,14 @@ def test_the_readings_are_those_of_the_results_file():
 def test_commands_exist():
     for verb in re.findall(r"^bcmfnet (\w+)", LOSS, re.MULTILINE):
         assert app[verb]
+
+
+def test_what_the_design_names_is_there():
+    root, text = DOCS.parent, (DOCS / "design.md").read_text()
+    named = set(re.findall(r"`([\w./]+\.(?:py|h|cpp|cu))`", text))
+    paths = [str(path.relative_to(root)) for path in root.rglob("*") if not {".venv", "build"} & set(path.parts)]
+    assert len(named) > 30
+    assert [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in paths)] == []
+    rooms = set(re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", text, re.MULTILINE))
+    packages = {path.parent.name for path in (root / "bcmfnet").glob("*/__init__.py")}
+    assert packages - {"kernels"} <= {name for room in rooms for name in re.findall(r"`(\w+)`", room)}
