@@ -125,11 +125,11 @@ def tree(tmp_path: Path) -> Path:
     (tree / "bcmfnet").mkdir(parents=True)
     for name in ("setup.py", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE", "bcmfnet/__init__.py"):
         shutil.copy(ROOT / name, tree / name)
-    for name in ("kernels", "benchmarks", "csrc/op"):
+    for name in ("kernels", "kernels/bcl", "benchmarks", "csrc/op"):
         (tree / name).mkdir(parents=True)
         (tree / name / "__init__.py").touch()
     (tree / "csrc/op/op.cpp").write_text('extern "C" __attribute__((visibility("default"))) int op() { return 1; }\n')
-    (tree / "csrc/op/op_cpu.cpp").write_text("namespace BCM_LEVEL { int kernel() { return 2; } }\n")
+    (tree / "csrc/op/op_cpu.cpp").write_text("namespace BCM_ISA { int kernel() { return 2; } }\n")
     (tree / "csrc/op/op_cuda.cu").write_text("__global__ void kernel() {}\n")
     torch = fake_torch(tmp_path / "torch", "2.11.0+cu130", cuda=True)
     (torch / "__init__.py").touch()
