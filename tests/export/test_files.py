@@ -38,6 +38,12 @@ def needs(format):
         pytest.importorskip(package)
 
 
+@pytest.fixture(scope="module")
+def onnx_file(model, tmp_path_factory):
+    """One file that several tests read: to convert takes seconds."""
+    return written(model, tmp_path_factory.mktemp("exported"), "onnx")
+
+
 def images(*size, count=1):
     generator = torch.Generator().manual_seed(3)
     coarse = torch.rand(count, 3, 9, 9, generator=generator)
@@ -55,8 +61,8 @@ def written(model, folder, format, *, dynamic=False, size=SIZE, **options):
 @pytest.mark.parametrize(
     "format", ["onnx", *(pytest.param(f, marks=pytest.mark.exhaustive) for f in list(FORMATS)[1:])]
 )
-def test_labels_are_the_networks_own(model, tmp_path, format):
-    path = written(model, tmp_path, format)
+def test_labels_are_the_networks_own(model, tmp_path, format, request):
+    path = request.getfixturevalue("onnx_file") if format == "onnx" else written(model, tmp_path, format)
     file = read_exported(path)
     assert format_of(path) == format and file.metadata["num_classes"] == 5
     frame = images(*SIZE)
@@ -100,11 +106,10 @@ def test_float16_is_typed(model, tmp_path):
     assert check.differing < 0.02 * check.pixels and check.largest_margin < 0.05
 
 
-def test_an_onnx_file_needs_nothing_of_ours(model, tmp_path):
+def test_an_onnx_file_needs_nothing_of_ours(onnx_file):
     """Standard operators, the input and output that are said, and metadata that others can read."""
-    path = written(model, tmp_path, "onnx")
     onnx = pytest.importorskip("onnx")
-    content = onnx.load(path)
+    content = onnx.load(onnx_file)
     onnx.checker.check_model(content)
     assert {entry.domain for entry in content.opset_import} == {""} and content.opset_import[0].version >= 18
     assert [v.name for v in (*content.graph.input, *content.graph.output)] == ["images", "labels"]
