@@ -13,7 +13,7 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,15 @@ ROWS = {
     "LMFM, detect, nms 3": "--loss.mode detect --loss.nms 3",
     "LMFM, paper": "--loss.mode paper --loss.nms 3 --loss.ratio 0.0625",
 }
+COLUMNS = {
+    "mIoU": "miou",
+    "boundary IoU": "boundary_iou",
+    "boundary F, 3 px": "boundary_f_3px",
+    "pole IoU": "iou_pole",
+    "sign IoU": "iou_sign",
+    "pedestrian IoU": "iou_pedestrian",
+}
+"""Of the table: heading -> column of the file."""
 
 
 def train(folder: Path, root: str, name: str, seed: int) -> None:
@@ -78,8 +87,27 @@ def append(path: Path, row: dict[str, Any]) -> None:
         writer.writerow(row)
 
 
+def lines(path: Path) -> Iterator[str]:
+    """A file as a table in Markdown: for each row of the table mean and range of its seeds, in per cent."""
+    with path.open(newline="") as file:
+        runs = list(csv.DictReader(file))
+    yield f"| {' | '.join(['network, loss', 'seeds', *COLUMNS])} |"
+    yield "|---" * (2 + len(COLUMNS)) + "|"
+    for name in ROWS:
+        seeds = [run for run in runs if run["run"] == name]
+        if seeds:
+            cells = (spread([float(run[column]) for run in seeds]) for column in COLUMNS.values())
+            yield f"| {' | '.join([name, str(len(seeds)), *cells])} |"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean of some values, and where there are several the least and the largest."""
+    mean = f"{sum(values) / len(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
+
+
 def main() -> None:
-    """Train what is missing in a table."""
+    """Train what is missing in a table, and print it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("runs", type=Path, help="folder for the folders of the runs")
@@ -96,6 +124,7 @@ def main() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             train(folder, given.root, name, seed)
             append(given.out, row(folder, name, seed) | {"commit": given.commit})
+    print(*lines(given.out), sep="\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 
-from bcmfnet.benchmarks.compare_runs import row
 from bcmfnet.benchmarks.record_run import main
 from bcmfnet.engine.train import train
 from bcmfnet.models import read_weights
@@ -33,14 +32,3 @@ def test_record_of_a_run_and_its_weights(tiny_config, tmp_path, monkeypatch):
     assert metadata["total_steps"] == 12 and metadata["command"] == "bcmfnet train"
     whole = read_weights(run)[0]
     assert all(torch.equal(state[key].float(), whole[key].half().float()) for key in state if state[key].ndim > 1)
-
-
-def test_row_of_a_run(tiny_config, tmp_path):
-    tiny_config.optim.steps, tiny_config.optim.epochs = None, 1.0
-    result = train(tiny_config, tmp_path)
-    compared = row(tmp_path)
-    assert compared["miou"] == pytest.approx(100 * result.evaluation.miou, abs=0.006)
-    assert compared["boundary_f_3px"] == pytest.approx(
-        100 * json.loads((tmp_path / "evaluation.json").read_text())["boundary"]["boundary_f"]["3"]["mean"], abs=0.006
-    )
-    assert (compared["mode"], compared["pretrained"], compared["seed"]) == ("detect", "", tiny_config.seed)
