@@ -113,7 +113,8 @@ def test_commands_exist():
 def test_what_the_design_names_is_there():
     root, text = DOCS.parent, (DOCS / "design.md").read_text()
     named = set(re.findall(r"`([\w./]+\.(?:py|h|cpp|cu))`", text))
-    paths = [str(path.relative_to(root)) for path in root.rglob("*") if not {".venv", "build"} & set(path.parts)]
+    files = (path.relative_to(root) for path in root.rglob("*"))
+    paths = [str(path) for path in files if not {".venv", "build"} & set(path.parts)]
     assert len(named) > 30
     assert [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in paths)] == []
     rooms = set(re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", text, re.MULTILINE))

@@ -331,6 +331,7 @@ def test_frames_on_another_device(model):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
+@pytest.mark.exhaustive
 def test_compiled(model):
     network = for_inference(model, compile=True)
     assert_labels(network(frames((97, 131))), eager_scores(model, frames((97, 131))))
