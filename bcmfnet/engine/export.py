@@ -15,7 +15,6 @@ from bcmfnet.engine.predict import find_images
 from bcmfnet.engine.run_folder import write_json
 from bcmfnet.export import FORMATS, DeployedGraph, export, least_side, read_exported
 from bcmfnet.export.check import Check, check_exported
-from bcmfnet.inference import for_inference
 from bcmfnet.models import model_from_weights
 
 IMAGES = 8
@@ -41,7 +40,7 @@ def export_checked(
     path = folder / f"{metadata['model']}-{'dynamic' if dynamic else 'x'.join(map(str, size))}{half}{kind}"
     path = path.with_name(path.name + FORMATS[format].ending)
     export(graph, path, format=format, size=size, dynamic=dynamic, metadata=metadata)
-    check = check_exported(read_exported(path), for_inference(model), images, [normalize(i, mean, std) for i in images])
+    check = check_exported(read_exported(path), predictor.network, images, [normalize(i, mean, std) for i in images])
     write_json(folder / "check.json", asdict(check))
     return path, check
 

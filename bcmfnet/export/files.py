@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bcmfnet.errors import CheckpointError, MissingFileError, MissingPackageError
 from bcmfnet.export.graph import DeployedGraph
-from bcmfnet.inference.runtimes import keeping_the_signal_stack
+from bcmfnet.inference.runtimes import run_onnx, run_openvino
 from bcmfnet.models.ddrnet import MIN_SIZE
 
 KEY = "bcmfnet"
@@ -37,8 +37,8 @@ class Format(NamedTuple):
     """What it needs to be installed beside torch."""
     write: Callable[[DeployedGraph, Tensor, bool, dict[str, Any], Path], None]
     """Of (graph, example images, whether sizes are dynamic, metadata, path)."""
-    read: Callable[[Path], tuple[dict[str, Any], Callable[[int], Run]]]
-    """A file's metadata, and what makes a function of images [N, 3, H, W] for a number of threads."""
+    read: Callable[[Path, int], tuple[str | None, Run]]
+    """Of (path, threads): the text of a file's metadata, and its function of images [N, 3, H, W]."""
     any_size: bool = True
     """Whether dynamic sizes start at 64; torch.export's where no map of the context module has a side of 1."""
 
@@ -122,14 +122,11 @@ def read_exported(path: Path, threads: int | None = None) -> ExportedFile:
         raise MissingFileError(f"{path}: expected an exported network, found no file")
     check_packages(name)
     try:
-        metadata, make = FORMATS[name].read(path)
-        run = make(threads or torch.get_num_threads())
-    except (CheckpointError, KeyboardInterrupt):
-        raise
+        text, run = FORMATS[name].read(path, threads or torch.get_num_threads())
     except Exception as error:  # each library has errors of its own
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: not a complete file of {name} ({line})") from error
-    return ExportedFile(path, metadata, run)
+    return ExportedFile(path, _metadata(path, text), run)
 
 
 def check_packages(format: str) -> None:
@@ -180,17 +177,9 @@ def _write_onnx(graph: DeployedGraph, images: Tensor, dynamic: bool, metadata: d
     program.save(path, external_data=False)
 
 
-def _read_onnx(path: Path) -> tuple[dict[str, Any], Callable[[int], Run]]:
-    import onnxruntime
-
-    def make(threads: int) -> Run:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        return lambda images: torch.from_numpy(session.run(None, {"images": images.contiguous().numpy()})[0])
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return _metadata(path, session.get_modelmeta().custom_metadata_map.get(KEY)), make
+def _read_onnx(path: Path, threads: int) -> tuple[str | None, Run]:
+    metadata, run = run_onnx(str(path), threads)
+    return metadata.get(KEY), lambda images: run(images.contiguous())
 
 
 def _write_openvino(graph: DeployedGraph, images: Tensor, dynamic: bool, metadata: dict[str, Any], path: Path) -> None:
@@ -203,26 +192,13 @@ def _write_openvino(graph: DeployedGraph, images: Tensor, dynamic: bool, metadat
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def _read_openvino(path: Path) -> tuple[dict[str, Any], Callable[[int], Run]]:
+def _read_openvino(path: Path, threads: int) -> tuple[str | None, Run]:
     import openvino
 
-    core = openvino.Core()
-    model = core.read_model(path)
-
-    def make(threads: int) -> Run:
-        options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
-        options |= {"INFERENCE_PRECISION_HINT": "f32"}
-        with keeping_the_signal_stack():
-            request = core.compile_model(model, "CPU", options).create_infer_request()
-
-        def run(images: Tensor) -> Tensor:
-            request.infer({0: images.contiguous().numpy()}, share_inputs=True)
-            return torch.from_numpy(request.get_output_tensor(0).data).clone()  # the next call writes over it
-
-        return run
-
+    model = openvino.Core().read_model(path)
+    run = run_openvino(model, torch.float32, threads)
     text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
-    return _metadata(path, text), make
+    return text, lambda images: run(images.contiguous())
 
 
 def _write_program(graph: DeployedGraph, images: Tensor, dynamic: bool, metadata: dict[str, Any], path: Path) -> None:
@@ -230,10 +206,10 @@ def _write_program(graph: DeployedGraph, images: Tensor, dynamic: bool, metadata
     torch.export.save(program, path, extra_files={KEY: json.dumps(metadata)})
 
 
-def _read_program(path: Path) -> tuple[dict[str, Any], Callable[[int], Run]]:
+def _read_program(path: Path, threads: int) -> tuple[str | None, Run]:
     extra = {KEY: ""}
     module = torch.export.load(path, extra_files=extra).module()
-    return _metadata(path, extra[KEY]), lambda threads: torch.inference_mode()(module)
+    return extra[KEY], torch.inference_mode()(module)
 
 
 def _write_package(graph: DeployedGraph, images: Tensor, dynamic: bool, metadata: dict[str, Any], path: Path) -> None:
@@ -242,9 +218,9 @@ def _write_package(graph: DeployedGraph, images: Tensor, dynamic: bool, metadata
     torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
 
 
-def _read_package(path: Path) -> tuple[dict[str, Any], Callable[[int], Run]]:
+def _read_package(path: Path, threads: int) -> tuple[str | None, Run]:
     package = torch._inductor.aoti_load_package(str(path))
-    return _metadata(path, package.get_metadata().get(KEY)), lambda threads: torch.inference_mode()(package)
+    return package.get_metadata().get(KEY), torch.inference_mode()(package)
 
 
 FORMATS = {

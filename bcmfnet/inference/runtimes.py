@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,21 +61,32 @@ class Runtime:
 
 
 def _onnxruntime(network: nn.Module, images: Tensor, dtype: torch.dtype, threads: int) -> Pass:
+    program = torch.onnx.export(network, (images,), dynamo=True, verbose=False)
+    return run_onnx(program.model_proto.SerializeToString(), threads)[1]
+
+
+def run_onnx(model: bytes | str, threads: int) -> tuple[dict[str, str], Pass]:
+    """The metadata of an ONNX model, or of the file at a path, and its pass."""
     import onnxruntime
 
-    program = torch.onnx.export(network, (images,), dynamo=True, verbose=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    model = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
-    return lambda images: torch.from_numpy(session.run(None, {entry.name: images.numpy()})[0])
+    metadata = session.get_modelmeta().custom_metadata_map
+    return metadata, lambda images: torch.from_numpy(session.run(None, {entry.name: images.numpy()})[0])
 
 
 def _openvino(network: nn.Module, images: Tensor, dtype: torch.dtype, threads: int) -> Pass:
     import openvino
 
-    model = openvino.convert_model(network, example_input=images, input=list(images.shape))
+    return run_openvino(openvino.convert_model(network, example_input=images, input=list(images.shape)), dtype, threads)
+
+
+def run_openvino(model: Any, dtype: torch.dtype, threads: int) -> Pass:
+    """The pass of an openvino.Model, computed in a dtype."""
+    import openvino
+
     options = {
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",

@@ -7,6 +7,7 @@ loss = model(pixel_values, labels=labels).loss                          # as eve
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -75,6 +76,10 @@ class _Loss(nn.Module):
 
     def take_labels(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         self.labels = keywords.pop("labels", None)
+        place = list(inspect.signature(model.forward).parameters).index("labels")
+        if place < len(arguments):
+            self.labels = arguments[place]
+            arguments = (*arguments[:place], None, *arguments[place + 1 :])
         return arguments, keywords
 
     def take_logits(self, head: nn.Module, arguments: Any, logits: Tensor) -> None:

@@ -131,6 +131,12 @@ def test_nothing_else_changes(segformer, batch):
     assert loss == model(images, labels=labels).loss
 
 
+def test_labels_without_their_name_are_labels(segformer, batch):
+    stock = segformer(*batch).loss
+    model = use_loss(segformer, BoundaryCorrectedLoss())
+    assert model(*batch).loss == model(batch[0], labels=batch[1]).loss != stock
+
+
 def test_a_copy_has_a_loss_of_its_own(segformer, batch):
     images, labels = batch
     model = use_loss(segformer)
