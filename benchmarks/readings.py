@@ -23,7 +23,7 @@ from bcmfnet.data import build_dataset
 from bcmfnet.metrics import ConfusionMatrix
 from bcmfnet.nn import BoundaryCorrectedLoss, OhemCrossEntropy, UpsampledCrossEntropy
 from bcmfnet.ops import upsample_argmax
-from bcmfnet.ops._bcl import checked_options
+from bcmfnet.ops._loss_options import checked_options
 from bcmfnet.reference import bcl as reference
 
 STRIDE = 8

@@ -15,7 +15,7 @@ import pytest
 import bcmfnet.ops
 from bcmfnet.nn import LMFM
 from bcmfnet.nn.context import ContextOptions
-from bcmfnet.ops._bcl import LossOptions
+from bcmfnet.ops._losses import LossOptions
 from bcmfnet.reference.bcl import MODES, Mode
 
 ROOT = Path(__file__).parents[1]

@@ -22,7 +22,7 @@ from bcmfnet.engine.learner import Laps
 from bcmfnet.engine.run_folder import write_text
 from bcmfnet.errors import ConfigError, unknown_name
 from bcmfnet.nn import BoundaryCorrectedLoss, OhemCrossEntropy
-from bcmfnet.ops._bcl import checked_options
+from bcmfnet.ops._loss_options import checked_options
 from bcmfnet.reference import bcl as reference
 from bcmfnet.viz import LossMaps, comparison, html, overlay, pictures, plot_confusion, plot_training
 from bcmfnet.viz.curves import Panel

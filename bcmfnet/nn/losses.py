@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from torch import Tensor, nn
 
 from bcmfnet.ops import BclStats, _options, boundary_corrected_loss
-from bcmfnet.ops._bcl import check_weight, checked_options
+from bcmfnet.ops._loss_options import checked_options
+from bcmfnet.ops._losses import check_weight
 from bcmfnet.reference.bcl import Flip, Mode, Norm
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class BoundaryCorrectedLoss(nn.Module):
         max_kept: int | None = None,
         norm: Norm = "selected",
         per_image: bool = False,
+        align_corners: bool = False,
         inplace_grad: bool = False,
         validate: bool = False,
         process_group: ProcessGroup | None = None,
@@ -62,10 +64,12 @@ class BoundaryCorrectedLoss(nn.Module):
             "ignore_index": ignore_index, "mode": mode, "ce_weight": ce_weight, "boundary_weight": boundary_weight,
             "alpha": alpha, "beta": beta, "step": step, "flip": flip, "nms": nms, "threshold": threshold,
             "ratio": ratio, "min_kept": min_kept, "max_kept": max_kept, "norm": norm, "per_image": per_image,
-            "inplace_grad": inplace_grad, "validate": validate,
+            "align_corners": align_corners,
         }  # fmt: skip
         checked_options(**self.options)
         self.options = _options.plain(self.options)
+        self.inplace_grad = _options.boolean("inplace_grad", inplace_grad)
+        self.validate = _options.boolean("validate", validate)
         self.process_group = _options.process_group("process_group", process_group)
 
     def forward(
@@ -74,19 +78,21 @@ class BoundaryCorrectedLoss(nn.Module):
         target: Tensor,
         *,
         boundary_weight: float | None = None,
+        pixel_weight: Tensor | None = None,
         jitter: int | None = None,
         return_stats: bool = False,
     ) -> Tensor | tuple[Tensor, BclStats]:
         """Scalar loss, or (loss, BclStats) with `return_stats`.
 
-        What may change from step to step is given here: `jitter`, and a `boundary_weight` that follows a schedule
-        (None: the constructor's).
+        What may change from step to step is given here: `pixel_weight`, `jitter`, and a `boundary_weight` that follows
+        a schedule (None: the constructor's).
         """
         options = self.options
         if boundary_weight is not None:
             options = options | {"boundary_weight": boundary_weight}
         return boundary_corrected_loss(
-            logits, target, weight=self.weight, jitter=jitter, process_group=self.process_group,
+            logits, target, weight=self.weight, pixel_weight=pixel_weight, jitter=jitter,
+            inplace_grad=self.inplace_grad, validate=self.validate, process_group=self.process_group,
             return_stats=return_stats, **options,
         )  # fmt: skip
 
@@ -94,24 +100,25 @@ class BoundaryCorrectedLoss(nn.Module):
 
         @overload
         def __call__(
-            self, logits: Tensor, target: Tensor, *, boundary_weight: float | None = None, jitter: int | None = None,
-            return_stats: Literal[False] = False,
+            self, logits: Tensor, target: Tensor, *, boundary_weight: float | None = None,
+            pixel_weight: Tensor | None = None, jitter: int | None = None, return_stats: Literal[False] = False,
         ) -> Tensor: ...  # fmt: skip
         @overload
         def __call__(
-            self, logits: Tensor, target: Tensor, *, boundary_weight: float | None = None, jitter: int | None = None,
-            return_stats: Literal[True],
+            self, logits: Tensor, target: Tensor, *, boundary_weight: float | None = None,
+            pixel_weight: Tensor | None = None, jitter: int | None = None, return_stats: Literal[True],
         ) -> tuple[Tensor, BclStats]: ...  # fmt: skip
         @overload
         def __call__(
-            self, logits: Tensor, target: Tensor, *, boundary_weight: float | None = None, jitter: int | None = None,
-            return_stats: bool,
+            self, logits: Tensor, target: Tensor, *, boundary_weight: float | None = None,
+            pixel_weight: Tensor | None = None, jitter: int | None = None, return_stats: bool,
         ) -> Tensor | tuple[Tensor, BclStats]: ...  # fmt: skip
         def __call__(self, logits: Tensor, target: Tensor, **options: Any) -> Any: ...
 
     def extra_repr(self) -> str:
         parameters = inspect.signature(boundary_corrected_loss).parameters
-        shown = {name: value for name, value in self.options.items() if value != parameters[name].default}
+        options = self.options | {"inplace_grad": self.inplace_grad, "validate": self.validate}
+        shown = {name: value for name, value in options.items() if value != parameters[name].default}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 

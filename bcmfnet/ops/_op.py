@@ -44,13 +44,13 @@ class Op:
     def __init__(self, stem: str) -> None:
         self.stem = stem
         self._in_python: dict[str, tuple[Kernel, Unpack]] = {}  # the reference of a kernel, and `unpack`
-        self._reference, triton = cache(self._find_reference), cache(self._find_triton)
+        self.reference, triton = cache(self._find_reference), cache(self._find_triton)
         backends.register(stem, "cpu", "cpp", native(), _extension.load)
-        backends.register(stem, "cpu", "reference", self._reference)
+        backends.register(stem, "cpu", "reference", self.reference)
         backends.register(stem, "cpu", "triton", triton, backends.no_interpreter)
         backends.register(stem, "cuda", "cuda", native(), _extension.load_cuda)
         backends.register(stem, "cuda", "triton", triton, backends.no_triton)
-        backends.register(stem, "cuda", "reference", self._reference)
+        backends.register(stem, "cuda", "reference", self.reference)
 
     def define(
         self,
@@ -97,7 +97,7 @@ class Op:
     def kernel(self, name: str, tensor: Tensor) -> Kernel:
         """A kernel of the backend that serves a tensor. Raises as `backends.implementation` does."""
         kernels = backends.implementation(self.stem, tensor.device.type)
-        return (self._reference if tensor.dtype == torch.float64 else kernels)(name)
+        return (self.reference if tensor.dtype == torch.float64 else kernels)(name)
 
     def _find_reference(self, name: str) -> Kernel:
         reference, unpack = self._in_python[name]

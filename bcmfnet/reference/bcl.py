@@ -1,7 +1,8 @@
-"""The Boundary Corrected Loss in plain PyTorch: the definition that every backend is checked against.
+"""The loss in plain PyTorch: the definition that every backend is checked against.
 
-Source: arXiv 2203.00436, section 2.3. The paper leaves choices open; each is stated where it is made. `loss` is
-differentiable by autograd; `forward` and `backward` serve the op, with the gradient written out.
+It is a weighted sum of terms: the cross-entropy and the boundary term of the Boundary Corrected Loss (arXiv 2203.00436,
+section 2.3; the paper leaves choices open, each is stated where it is made), and those of `bcmfnet.reference.terms`.
+`loss` is differentiable by autograd; `forward` and `backward` serve the op, with the gradient written out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bcmfnet.reference import terms
 from bcmfnet.reference.bilinear import downsample, upsample
+from bcmfnet.reference.terms import DICE, JACCARD, Absent, Overlap, tversky
 
 Q_MAX = 65535
 Q_SCALE = 1024.0
@@ -57,6 +60,35 @@ class BclOptions(NamedTuple):
     max_kept: int | None = None
     norm: Norm = "selected"
     per_image: bool = False
+    focal_boundary: bool = False
+    smoothing: float = 0.0
+    focal_weight: float = 0.0
+    gamma: float = 2.0
+    dice_weight: float = 0.0
+    jaccard_weight: float = 0.0
+    tversky_weight: float = 0.0
+    tversky_alpha: float = 0.5
+    tversky_beta: float = 0.5
+    smooth: float = 0.0
+    log: bool = False
+    absent: Absent = "skip"
+    overlap_per_image: bool = False
+    distillation_weight: float = 0.0
+    temperature: float = 1.0
+    everywhere: bool = False
+    binary: bool = False
+    pos_weight: float = 1.0
+    align_corners: bool = False
+
+    @property
+    def overlaps(self) -> tuple[tuple[Overlap, float], ...]:
+        """The overlap scores and the weights of their losses, in the order of the stats."""
+        third = tversky(self.tversky_alpha, self.tversky_beta)
+        return (DICE, self.dice_weight), (JACCARD, self.jaccard_weight), (third, self.tversky_weight)
+
+    @property
+    def has_overlap(self) -> bool:
+        return any(weight != 0 for _, weight in self.overlaps)
 
 
 def make_options(mode: Mode = "detect", alpha: float = 1.0, beta: float = 1.0, **others: Any) -> BclOptions:
@@ -68,8 +100,8 @@ def make_options(mode: Mode = "detect", alpha: float = 1.0, beta: float = 1.0, *
 class BclStats(NamedTuple):
     """Detached statistics of a loss, on its device.
 
-    ce and boundary (without lambda) in the loss's dtype; selected and valid int64 counts of pixels; threshold int32
-    on the grid of q, [N] with per_image.
+    selected and valid are int64 counts of pixels; threshold int32 on the grid of q, [N] with per_image; the others are
+    the terms without their weights, in the loss's dtype, 0 where a term has none. With label smoothing ce is smoothed.
     """
 
     ce: Tensor
@@ -77,6 +109,11 @@ class BclStats(NamedTuple):
     selected: Tensor
     valid: Tensor
     threshold: Tensor
+    focal: Tensor
+    dice: Tensor
+    jaccard: Tensor
+    tversky: Tensor
+    distillation: Tensor
 
     def selection(self) -> dict[str, Tensor]:
         """Scalars on the same device: the mean cross-entropy, and of the selected pixels their share of the valid ones,
@@ -91,7 +128,8 @@ class BclStats(NamedTuple):
 
 
 class BclMaps(NamedTuple):
-    """Per-pixel maps [N, H, W]: three cross-entropies, the score on its grid, candidates and selected pixels."""
+    """Per-pixel maps [N, H, W]: three cross-entropies, the score on its grid, candidates and selected pixels; the focal
+    loss, 1 - p of the own label, which is what overlap is lost by, and the distillation loss (0 without a teacher)."""
 
     ce: Tensor
     ce_r: Tensor
@@ -99,60 +137,78 @@ class BclMaps(NamedTuple):
     q: Tensor
     candidates: Tensor
     selected: Tensor
+    focal: Tensor
+    miss: Tensor
+    distillation: Tensor
 
 
 def loss(
-    logits: Tensor, target: Tensor, options: BclOptions, weight: Tensor | None = None, selected: Tensor | None = None
+    logits: Tensor,
+    target: Tensor,
+    options: BclOptions,
+    weight: Tensor | None = None,
+    pixel_weight: Tensor | None = None,
+    teacher: Tensor | None = None,
+    selected: Tensor | None = None,
 ) -> tuple[Tensor, BclStats, BclMaps]:
     """Loss, stats and maps; differentiable by autograd, the decisions being constants.
 
-    Logits [N, C, h, w] with h <= H and w <= W are upsampled to the target [N, H, W]; half precision is computed in
-    float32. `selected`, bool [N, H, W], replaces the selection. Raises IndexError for a label that is neither a class
-    nor ignore_index.
+    Logits [N, C, h, w] with h <= H and w <= W are upsampled to the target [N, H, W], and so is the teacher; half
+    precision is computed in float32. `selected`, bool [N, H, W], replaces the selection. Raises IndexError for a label
+    that is neither a class nor ignore_index.
     """
-    labels = _labels(target, options, logits.shape[1])
-    z = upsample(_computed(logits), target.shape[1:])
-    log_p = F.log_softmax(z.masked_fill(~labels.valid[:, None], 0.0), 1)  # an ignored NaN would reach the gradient
-    return _loss(log_p, labels, options, weight, selected)
+    labels = _labels(target, options, logits.shape[1], pixel_weight)
+    z = _upsampled(logits, target, options)
+    unused = ~labels.valid if not options.everywhere or teacher is None else labels.weight == 0
+    log_p = F.log_softmax(z.masked_fill(unused[:, None], 0.0), 1)  # an ignored NaN would reach the gradient
+    total, stats, maps, _ = _loss(log_p, labels, options, weight, _log_teacher(teacher, target, options), selected)
+    return total, stats, maps
 
 
 def forward(
-    logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions, needs_grad: bool
-) -> tuple[Tensor, BclStats, Tensor, Tensor, Tensor, Tensor]:
-    """Loss and stats, and what backward reads: lse, mask, scales, gradient.
+    logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, teacher: Tensor | None,
+    slopes: Tensor | None, options: BclOptions, needs_grad: bool,
+) -> tuple[Tensor, BclStats, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Loss and stats, sums, and what backward reads: lse, mask, scales, slopes, gradient.
 
-    Full resolution: lse = log sum exp(z - max z) [N, H, W], mask uint8 [N, H, W] and scales [2] = 1 / the sum of the
-    valid weights, 1 / the divisor of the boundary term. With upsampling: the gradient [N, C, h, w] of the loss. The
-    others, and all where needs_grad is off, are empty.
+    Sums [groups, 3, C] are those of overlap, of the batch or of each image. Full resolution: lse = log sum
+    exp(z - max z) [N, H, W], mask uint8 [N, H, W], scales [3] = 1 / the divisors of cross-entropy, boundary term and
+    distillation, and slopes [groups, 2, C], derivatives of the overlap terms by P and I. With upsampling: the gradient
+    [N, C, h, w] of the loss. The others, and all where needs_grad is off or no term has them, are empty. `slopes`,
+    where given, replace those of the sums.
     """
-    log_p = _log_softmax(logits, target)
-    labels = _labels(target, options, logits.shape[1])
-    value, stats, maps = _loss(log_p, labels, options, weight, None)
+    log_p, log_t = _log_softmax(logits, target, options), _log_teacher(teacher, target, options)
+    labels = _labels(target, options, logits.shape[1], pixel_weight)
+    value, stats, maps, overlap = _loss(log_p, labels, options, weight, log_t, None)
     empty = log_p.new_empty
     if not needs_grad:
-        return value, stats, empty(0), empty(0, dtype=torch.uint8), empty(0), empty(0)
+        return value, stats, overlap.sums, empty(0), empty(0, dtype=torch.uint8), empty(0), empty(0), empty(0)
     mask = maps.selected.byte()
     scales = _scales(labels, options, weight, mask, log_p.dtype)
+    slopes = overlap.slopes if slopes is None else slopes
     if logits.shape[2:] == target.shape[1:]:
-        return value, stats, -log_p.amax(1), mask, scales, empty(0)
-    full = _gradient(log_p.exp(), labels, options, weight, mask, scales)
-    gradient = downsample(full, logits.shape[2:])
-    return value, stats, empty(0), empty(0, dtype=torch.uint8), empty(0), gradient
+        return value, stats, overlap.sums, -log_p.amax(1), mask, scales, slopes, empty(0)
+    full = _gradient(log_p, labels, options, weight, log_t, mask, scales, slopes)
+    gradient = downsample(full, logits.shape[2:], options.align_corners)
+    return value, stats, overlap.sums, empty(0), empty(0, dtype=torch.uint8), empty(0), empty(0), gradient
 
 
 def backward(
-    grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, options: BclOptions, lse: Tensor, mask: Tensor,
-    scales: Tensor, result: Tensor,
+    grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None,
+    teacher: Tensor | None, options: BclOptions, lse: Tensor, mask: Tensor, scales: Tensor, slopes: Tensor,
+    result: Tensor,
 ) -> None:  # fmt: skip
     """Write the gradient of full-resolution logits; times grad in float32, since 1 / valid underflows float16."""
-    z = _computed(logits)
-    p = torch.exp(z - z.amax(1, keepdim=True) - lse[:, None])
-    gradient = _gradient(p, _labels(target, options, logits.shape[1]), options, weight, mask, scales)
-    torch.mul(gradient, grad, out=result)
+    z = _upsampled(logits, target, options)
+    log_p = z - z.amax(1, keepdim=True) - lse[:, None]
+    labels = _labels(target, options, logits.shape[1], pixel_weight)
+    log_t = _log_teacher(teacher, target, options)
+    torch.mul(_gradient(log_p, labels, options, weight, log_t, mask, scales, slopes), grad, out=result)
 
 
 class _Labels(NamedTuple):
-    """Label maps int64 [N, H, W], own and flipped, with ignore replaced by class 0; and where each counts."""
+    """Label maps int64 [N, H, W], own and flipped, with ignore replaced by class 0; where each counts; and the weight
+    of each pixel, of which 0 makes a label one that is ignored."""
 
     own: Tensor
     rows: Tensor
@@ -160,13 +216,18 @@ class _Labels(NamedTuple):
     valid: Tensor
     rows_valid: Tensor
     columns_valid: Tensor
+    weight: Tensor
 
 
-def _labels(target: Tensor, options: BclOptions, classes: int) -> _Labels:
-    target = target.contiguous()  # sums run in memory order: equal bits for any layout
-    own = target.long()
+def _labels(target: Tensor, options: BclOptions, classes: int, pixel_weight: Tensor | None) -> _Labels:
+    target = target.contiguous().long()  # sums run in memory order: equal bits for any layout
+    classes = 2 if options.binary else classes
+    if pixel_weight is not None:
+        target = target.masked_fill(pixel_weight == 0, options.ignore_index)
+    weight = target.new_ones((), dtype=torch.float32).expand_as(target) if pixel_weight is None else pixel_weight
+    own = target
     rows, columns = (
-        target.index_select(dim, flip_index(own.shape[dim], step, options.flip, offset).to(own.device)).long()
+        target.index_select(dim, flip_index(own.shape[dim], step, options.flip, offset).to(own.device))
         for dim, step, offset in zip((1, 2), options.step, options.offset, strict=True)
     )
     valid = own != options.ignore_index
@@ -175,7 +236,7 @@ def _labels(target: Tensor, options: BclOptions, classes: int) -> _Labels:
     known, known_rows, known_columns = (
         label.masked_fill(~count, 0) for label, count in zip((own, rows, columns), counts, strict=True)
     )
-    return _Labels(known, known_rows, known_columns, *counts)
+    return _Labels(known, known_rows, known_columns, *counts, weight)
 
 
 def check_labels(labels: Tensor, valid: Tensor, classes: int) -> None:
@@ -208,13 +269,51 @@ def _computed(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _log_softmax(logits: Tensor, target: Tensor) -> Tensor:
-    return F.log_softmax(upsample(_computed(logits), target.shape[1:]), 1)
+def _upsampled(logits: Tensor, target: Tensor, options: BclOptions) -> Tensor:
+    z = upsample(_computed(logits), target.shape[1:], options.align_corners)
+    return terms.with_background(z) if options.binary else z
+
+
+def _log_softmax(logits: Tensor, target: Tensor, options: BclOptions) -> Tensor:
+    return F.log_softmax(_upsampled(logits, target, options), 1)
+
+
+def _log_teacher(teacher: Tensor | None, target: Tensor, options: BclOptions) -> Tensor | None:
+    """Log softmax of the teacher's logits over the temperature, at the target's size."""
+    if teacher is None or options.distillation_weight == 0:
+        return None
+    return F.log_softmax(_upsampled(teacher.detach(), target, options) / options.temperature, 1)
+
+
+class _OverlapTerms(NamedTuple):
+    """Values of the terms, their weighted sum, sums of the classes [groups, 3, C] and slopes [groups, 2, C]."""
+
+    values: tuple[Tensor, ...]
+    total: Tensor
+    sums: Tensor
+    slopes: Tensor
+
+
+def _overlap(log_p: Tensor, labels: _Labels, options: BclOptions, weight: Tensor | None) -> _OverlapTerms:
+    zero = log_p.detach().new_zeros(())
+    if not options.has_overlap:
+        return _OverlapTerms((zero,) * 3, zero, zero.new_empty(0), zero.new_empty(0))
+    counted = torch.where(labels.valid, labels.weight.to(log_p), 0.0)
+    sums = terms.overlap_sums(log_p.exp(), labels.own, counted, options.overlap_per_image)
+    how = terms.OverlapOptions(options.smooth, options.log, options.absent, options.overlap_per_image)
+    first = int(options.binary)
+    losses = [terms.overlap_loss(sums, score, how, weight, first) for score, _ in options.overlaps]
+    weights = [amount for _, amount in options.overlaps]
+    total = _weighted(tuple(weights), tuple(loss.value for loss in losses))
+    slopes = torch.stack([amount * torch.stack(loss[1:], 1) for amount, loss in zip(weights, losses, strict=True)])
+    values = tuple(loss.value.detach() if amount != 0 else zero for amount, loss in zip(weights, losses, strict=True))
+    return _OverlapTerms(values, total, torch.stack(sums, 1).detach(), slopes.detach().sum(0))
 
 
 def _loss(
-    log_p: Tensor, labels: _Labels, options: BclOptions, weight: Tensor | None, selected: Tensor | None
-) -> tuple[Tensor, BclStats, BclMaps]:
+    log_p: Tensor, labels: _Labels, options: BclOptions, weight: Tensor | None, log_t: Tensor | None,
+    selected: Tensor | None,
+) -> tuple[Tensor, BclStats, BclMaps, _OverlapTerms]:  # fmt: skip
     ce = _cross_entropy(log_p, labels.own, labels.valid)
     ce_r = _cross_entropy(log_p, labels.rows, labels.rows_valid)
     ce_c = _cross_entropy(log_p, labels.columns, labels.columns_valid)
@@ -225,17 +324,35 @@ def _loss(
     threshold = select_threshold(q, candidates, options)
     chosen = candidates & (q >= threshold.reshape(-1, 1, 1)) if selected is None else selected
 
-    w = _pixel_weights(labels, weight, ce.dtype)
-    vw, d = _divisors(labels, options, w, chosen)
+    w = _pixel_weights(labels, options, weight, ce.dtype)
+    vw, d, vd = _divisors(labels, options, w, chosen)
+    focal = terms.focal(ce, options.gamma)
     ce_mean = _sum(w, ce) / vw
-    boundary = _sum(w * chosen, _weighted(options.terms, (ce, ce_r, ce_c))) / d
+    if options.smoothing != 0:
+        ce_mean = (1 - options.smoothing) * ce_mean + _smoothed_part(log_p, labels, options, weight, w) / vw
+    focal_mean = _sum(w, focal) / vw if options.focal_weight != 0 else torch.zeros_like(vw)
+    hard = tuple(terms.focal(c, options.gamma) if options.focal_boundary else c for c in (ce, ce_r, ce_c))
+    boundary = _sum(w * chosen, _weighted(options.terms, hard)) / d
     if options.boundary_weight != 0:
         boundary = torch.where(score.isnan().any(), torch.nan, boundary)  # it selects nothing, and must not pass for 0
-    total = _weighted((options.ce_weight, options.boundary_weight), (ce_mean, boundary))
+    overlap = _overlap(log_p, labels, options, weight)
+    kl = torch.zeros_like(ce) if log_t is None else terms.distillation(log_p, log_t, options.temperature)
+    kl_mean = _sum(_distilled(labels, options, ce.dtype), kl) / vd if log_t is not None else torch.zeros_like(vd)
+
+    weights = (options.ce_weight, options.boundary_weight, options.focal_weight, options.distillation_weight)
+    total = _weighted(weights, (ce_mean, boundary, focal_mean, kl_mean))
+    if options.has_overlap:
+        total = total + overlap.total
     total = torch.where(vw.isnan(), torch.nan, total)
-    ce_figure, boundary_figure = ce_mean.detach().clone(), boundary.detach().clone()  # total may be one of them
-    stats = BclStats(ce_figure, boundary_figure, chosen.sum(), labels.valid.sum(), threshold)
-    return total, stats, BclMaps(ce, ce_r, ce_c, q, candidates, chosen)
+    means = (ce_mean, boundary, focal_mean, kl_mean)
+    ce_figure, boundary_figure, *others = (mean.detach().clone() for mean in means)  # total may be one of them
+    selected_count, valid_count = chosen.sum(), labels.valid.sum()
+    stats = BclStats(
+        ce_figure, boundary_figure, selected_count, valid_count, threshold, others[0], overlap.values[0],
+        overlap.values[1], overlap.values[2], others[1],
+    )  # fmt: skip
+    miss = torch.where(labels.valid, -torch.expm1(-ce), 0.0)
+    return total, stats, BclMaps(ce, ce_r, ce_c, q, candidates, chosen, focal, miss, kl), overlap
 
 
 def _cross_entropy(log_p: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
@@ -261,43 +378,100 @@ def _total(values: Tensor) -> Tensor:
     return values.sum(2).cpu().double().sum().to(values)
 
 
-def _pixel_weights(labels: _Labels, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Class weight of each pixel's own label [N, H, W], 0 where it is ignore."""
-    return labels.valid.to(dtype) if weight is None else torch.where(labels.valid, weight.to(dtype)[labels.own], 0.0)
+def _pixel_weights(labels: _Labels, options: BclOptions, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Weight of each pixel and of its own label [N, H, W], 0 where that is ignore."""
+    return torch.where(labels.valid, labels.weight.to(dtype) * _own_weight(labels, options, weight, dtype), 0.0)
 
 
-def _divisors(labels: _Labels, options: BclOptions, w: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Divisors of the cross-entropy (weighted) and of the boundary term (a count); 1 where there is nothing, NaN where
-    the weight of a valid pixel is not finite."""
-    vw, d = _total(w), (chosen if options.norm == "selected" else labels.valid).sum().to(w.dtype)
+def _own_weight(labels: _Labels, options: BclOptions, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Class weight of each pixel's own label [N, H, W]."""
+    weight = _class_weight(labels, options, weight)
+    return torch.ones_like(labels.own, dtype=dtype) if weight is None else weight.to(dtype)[labels.own]
+
+
+def _class_weight(labels: _Labels, options: BclOptions, weight: Tensor | None) -> Tensor | None:
+    """Class weights [C], None where all are 1; of binary logits those of background and foreground."""
+    return labels.weight.new_tensor([1.0, options.pos_weight]) if options.binary else weight
+
+
+def _smoothed_part(log_p: Tensor, labels: _Labels, options: BclOptions, weight: Tensor | None, w: Tensor) -> Tensor:
+    """The sum over pixels of (e / C) sum_c w[c] (-log p[c]); 0 where the labels themselves have no weight."""
+    spread = terms.smoothed_part(log_p, _class_weight(labels, options, weight), options.smoothing)
+    return _sum(_smoothed_weights(labels, w), spread)
+
+
+def _smoothed_weights(labels: _Labels, w: Tensor) -> Tensor:
+    """Weight of each pixel [N, H, W] without that of its label, w having both."""
+    return torch.where(labels.valid & (_total(w) > 0), labels.weight.to(w), 0.0)
+
+
+def _distilled(labels: _Labels, options: BclOptions, dtype: torch.dtype) -> Tensor:
+    """Weight of each pixel in the distillation loss [N, H, W]."""
+    weight = labels.weight.to(dtype)
+    return weight if options.everywhere else torch.where(labels.valid, weight, 0.0)
+
+
+def _divisors(labels: _Labels, options: BclOptions, w: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Divisors of the cross-entropy (weighted), of the boundary term (a count) and of distillation (weights of pixels);
+    1 where there is nothing, NaN where the weight of a valid pixel is not finite. pos_weight is in none of them."""
+    plain = torch.where(labels.valid, labels.weight.to(w), 0.0)
+    d = (chosen if options.norm == "selected" else labels.valid).sum().to(w.dtype)
+    sums = (_total(plain if options.binary else w), d, _total(_distilled(labels, options, w.dtype)))
     finite = w.isfinite().all()
-    vw, d = (torch.where(finite, torch.where(divisor > 0, divisor, 1.0), torch.nan) for divisor in (vw, d))
-    return vw, d
+    vw, d, vd = (torch.where(finite, torch.where(divisor > 0, divisor, 1.0), torch.nan) for divisor in sums)
+    return vw, d, vd
 
 
 def _scales(labels: _Labels, options: BclOptions, weight: Tensor | None, mask: Tensor, dtype: torch.dtype) -> Tensor:
-    divisors = _divisors(labels, options, _pixel_weights(labels, weight, dtype), mask.bool())
+    divisors = _divisors(labels, options, _pixel_weights(labels, options, weight, dtype), mask.bool())
     return 1 / torch.stack(divisors)
 
 
 def _gradient(
-    p: Tensor, labels: _Labels, options: BclOptions, weight: Tensor | None, mask: Tensor, scales: Tensor
-) -> Tensor:
-    """A p - a0 e[y] - ar e[y_r] - ac e[y_c] over the classes of p [N, C, H, W], which is overwritten."""
-    if p.shape[1] == 1:
-        return torch.zeros_like(p)
-    w = _pixel_weights(labels, weight, p.dtype)
+    log_p: Tensor, labels: _Labels, options: BclOptions, weight: Tensor | None, log_t: Tensor | None, mask: Tensor,
+    scales: Tensor, slopes: Tensor,
+) -> Tensor:  # fmt: skip
+    """A p - a0 e[y] - ar e[y_r] - ac e[y_c] over the classes of log p [N, C, H, W], and what other terms add."""
+    if log_p.shape[1] == 1:
+        return torch.zeros_like(log_p)
+    w, p = _pixel_weights(labels, options, weight, log_p.dtype), log_p.exp()
     hard = w * mask * scales[1]
     own, rows, columns = (options.boundary_weight * k * hard for k in options.terms)
-    own = own + options.ce_weight * w * scales[0]
     rows, columns = rows * labels.rows_valid, columns * labels.columns_valid
+    if options.focal_boundary:
+        own, rows, columns = (
+            amount * terms.focal_slope(_cross_entropy(log_p, label, counts), options.gamma)
+            for amount, label, counts in (
+                (own, labels.own, labels.valid),
+                (rows, labels.rows, labels.rows_valid),
+                (columns, labels.columns, labels.columns_valid),
+            )
+        )
+    own = own + options.ce_weight * (1 - options.smoothing) * w * scales[0]
+    if options.focal_weight != 0:
+        slope = terms.focal_slope(_cross_entropy(log_p, labels.own, labels.valid), options.gamma)
+        own = own + options.focal_weight * torch.where(w != 0, slope, 0.0) * w * scales[0]
     total = (own + rows + columns)[:, None]
-    gradient = p.mul_(total).masked_fill_(total == 0, 0.0)
+    gradient = (p * total).masked_fill_(total == 0, 0.0)
     parts = ((1, labels.own, own), (options.terms[1], labels.rows, rows), (options.terms[2], labels.columns, columns))
     for coefficient, index, amount in parts:
         if coefficient != 0:
             gradient.scatter_add_(1, index[:, None], -amount[:, None])
-    return gradient
+    if options.ce_weight != 0 and options.smoothing != 0:
+        each = _class_weight(labels, options, weight)
+        each = torch.ones_like(p[0, :, 0, 0]) if each is None else each.to(p)
+        amount = (options.ce_weight * options.smoothing / p.shape[1] * scales[0] * _smoothed_weights(labels, w))[
+            :, None
+        ]
+        gradient += torch.where(amount != 0, amount * (each.sum() * p - each.reshape(1, -1, 1, 1)), 0.0)
+    if slopes.numel():
+        plain = torch.where(labels.valid, labels.weight.to(p), 0.0)
+        gradient += terms.overlap_gradient(p, labels.own, plain, *slopes.unbind(1))
+    if log_t is not None:
+        amount = (options.distillation_weight * scales[2] * _distilled(labels, options, p.dtype))[:, None]
+        of_kl = amount * terms.distillation_gradient(log_p, log_t, options.temperature)
+        gradient += torch.where(amount != 0, of_kl, 0.0)
+    return gradient[:, 1:] if options.binary else gradient
 
 
 def quantise(score: Tensor) -> Tensor:

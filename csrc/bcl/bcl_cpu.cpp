@@ -160,22 +160,23 @@ bool bcl_forward_cpu(const Bcl& call, const BclOutputs& outputs, bool saves, voi
   const double ce = sum.ce * divisors.inverse[0];
   const double boundary = sum.nan ? __builtin_nan("") : sum.boundary * divisors.inverse[1];
   *outputs.loss = static_cast<float>(usable ? loss_of(options, ce, boundary) : __builtin_nan(""));
-  *outputs.ce = static_cast<float>(ce), *outputs.boundary = static_cast<float>(boundary);
-  *outputs.selected = sum.selected, *outputs.valid = sum.valid;
+  for (int i = 0; i < kValues; ++i) outputs.values[i] = 0;
+  outputs.values[kCe] = static_cast<float>(ce), outputs.values[kBoundary] = static_cast<float>(boundary);
+  outputs.counts[0] = sum.selected, outputs.counts[1] = sum.valid;
   for (int64_t i = 0; i < run.thresholds_count(); ++i) outputs.threshold[i] = run.thresholds[i];
   for (int i = 0; outputs.scales && i < 2; ++i) outputs.scales[i] = static_cast<float>(divisors.inverse[i]);
+  if (outputs.scales) outputs.scales[2] = 0;
   return true;
 }
 
 void bcl_backward_cpu(
-    const Bcl& call, float grad, const float* lse, const uint8_t* mask, const float* scales, const View& gradient,
-    void* scratch, Parallel parallel) {
+    const Bcl& call, const BclSaved& saved, const View& gradient, void* scratch, Parallel parallel) {
   Arena arena{static_cast<char*>(scratch)};
   Run run = take_run(call, arena, parallel);
   fill_columns(call, run.columns);
   read_labels(run);
-  run.maps.lse = const_cast<float*>(lse), run.maps.mask = const_cast<uint8_t*>(mask);
-  write_gradient(run, scales, grad, gradient);
+  run.maps.lse = const_cast<float*>(saved.lse), run.maps.mask = const_cast<uint8_t*>(saved.mask);
+  write_gradient(run, saved.scales, *saved.grad, gradient);
 }
 
 }  // namespace bcmfnet::BCM_ISA

@@ -17,7 +17,6 @@ BCM_DECLARE(bool bcl_forward_cpu(
 
 // The gradient of a call at full resolution, times `grad`. It may lie in the logits' own memory.
 BCM_DECLARE(void bcl_backward_cpu(
-    const Bcl& call, float grad, const float* lse, const uint8_t* mask, const float* scales, const View& gradient,
-    void* scratch, Parallel parallel))
+    const Bcl& call, const BclSaved& saved, const View& gradient, void* scratch, Parallel parallel))
 
 }  // namespace bcmfnet

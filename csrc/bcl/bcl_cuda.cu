@@ -118,10 +118,12 @@ __global__ void __launch_bounds__(kThreads, 1) resolve_kernel(
   factors.divisors = divisors_of(options, !(flags & kWrong), weight, valid, selected);
   factors.ce = ce * factors.divisors.inverse[0], factors.selected = selected;
   factors.flags = flags;
-  *outputs.ce = static_cast<float>(factors.ce);
-  *outputs.selected = selected, *outputs.valid = valid;
+  for (int i = 0; i < kValues; ++i) outputs.values[i] = 0;
+  outputs.values[kCe] = static_cast<float>(factors.ce);
+  outputs.counts[0] = selected, outputs.counts[1] = valid;
   for (int i = 0; outputs.scales && i < 2; ++i)
     outputs.scales[i] = static_cast<float>(factors.divisors.inverse[i]);
+  if (outputs.scales) outputs.scales[2] = 0;
 }
 
 // One block: the loss.
@@ -136,7 +138,7 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(
   const bool nan = (factors.flags & kNan) && selects(call);
   const double boundary = nan ? __builtin_nan("") : sum * factors.divisors.inverse[1];
   const double loss = loss_of(call.options, factors.ce, boundary);
-  *outputs.boundary = static_cast<float>(boundary);
+  outputs.values[kBoundary] = static_cast<float>(boundary);
   *outputs.loss = static_cast<float>(factors.flags & kWrong ? __builtin_nan("") : loss);
 }
 

@@ -11,8 +11,7 @@ extern "C" int64_t bcl_scratch_bytes_cuda(const bcmfnet::Bcl* call, bool saves);
 extern "C" int bcl_forward_cuda(
     const bcmfnet::Bcl* call, const bcmfnet::BclOutputs* outputs, void* scratch, bool saves, void* stream);
 
-// Gradient of a call at full resolution, of the logits' type and of any strides, times `grad` on the device. It may lie
+// Gradient of a call at full resolution, of the logits' type and of any strides. It may lie
 // in the logits' own memory if it has their strides.
 extern "C" int bcl_backward_cuda(
-    const bcmfnet::Bcl* call, const float* grad, const float* lse, const uint8_t* mask, const float* scales,
-    const bcmfnet::View* gradient, void* stream);
+    const bcmfnet::Bcl* call, const bcmfnet::BclSaved* saved, const bcmfnet::View* gradient, void* stream);

@@ -28,19 +28,19 @@ struct Full {
 // classes is written first, then the few that are labels.
 template <typename T, int K>
 __global__ void __launch_bounds__(kThreads, K <= 19 ? 2 : 1) gradient_kernel(
-    const Bcl call, const float* grad, const float* lse, const uint8_t* mask, const float* scales,
-    const View gradient) {
+    const Bcl call, const BclSaved saved, const View gradient) {
   const Patch patch(call);
   const Target target{call, patch.image};
   const int classes = static_cast<int>(call.logits.channels);
-  const float factor = *grad;
-  const float of_ce = call.options.ce_weight * scales[0], of_boundary = call.options.boundary_weight * scales[1];
+  const float factor = *saved.grad;
+  const float of_ce = call.options.ce_weight * saved.scales[0];
+  const float of_boundary = call.options.boundary_weight * saved.scales[1];
   for (int y = patch.begin; patch.inside && y < patch.end; ++y) {
     const int64_t at = (patch.image * call.target.height + y) * call.target.width + patch.x;
     T* const to = static_cast<T*>(gradient.data) + offset_of(gradient, patch.image, 0, y, patch.x);
     const Labels labels = target.of_term(y, patch.x);
     Amounts<float> amounts{};
-    if (labels.own >= 0) amounts = amounts_of(call, labels, mask[at], of_ce, of_boundary);
+    if (labels.own >= 0) amounts = amounts_of(call, labels, saved.mask[at], of_ce, of_boundary);
     const Full<T> logits(call, patch.image, y, patch.x);
     const bool counts = amounts.total != 0 && classes > 1;
     float z[K], best = -kInfinity;
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads, K <= 19 ? 2 : 1) gradient_kernel(
 #pragma unroll
     for (int i = 0; i < K; ++i) best = fmaxf(best, z[i]);
     for (int c = K; c < classes; ++c) best = fmaxf(best, logits(c));
-    const float shift = Softmax<K>::shift_of(best), scale = amounts.total * exp2_of(-kLog2E * lse[at]);
+    const float shift = Softmax<K>::shift_of(best), scale = amounts.total * exp2_of(-kLog2E * saved.lse[at]);
     const auto of_label = [&](int label) {
       float g = scale * exp2_of(exponent(logits(label), shift)) - amounts.own * (label == labels.own);
       g -= amounts.rows * (label == labels.rows) + amounts.columns * (label == labels.columns);
@@ -88,15 +88,14 @@ int launch_full_scores(const Bcl& call, const Scratch& scratch, void* stream) {
 }  // namespace bcmfnet
 
 extern "C" int bcl_backward_cuda(
-    const bcmfnet::Bcl* call, const float* grad, const float* lse, const uint8_t* mask, const float* scales,
-    const bcmfnet::View* gradient, void* stream) {
+    const bcmfnet::Bcl* call, const bcmfnet::BclSaved* saved, const bcmfnet::View* gradient, void* stream) {
   using namespace bcmfnet;
   if (call->logits.batch == 0) return cudaSuccess;
   return dispatch_float(call->logits.dtype, [&](auto zero) {
     return by_classes(call->logits.channels, [&](auto k) {
       BCM_LAUNCH(
-          (gradient_kernel<decltype(zero), decltype(k)::value>), pixel_grid(*call), kThreads, 0, stream, *call, grad,
-          lse, mask, scales, *gradient);
+          (gradient_kernel<decltype(zero), decltype(k)::value>), pixel_grid(*call), kThreads, 0, stream, *call, *saved,
+          *gradient);
       return static_cast<int>(cudaGetLastError());
     });
   });

@@ -32,7 +32,7 @@ from bcmfnet.kernels.bcl.pixels import ANY_NUMBERS, HELD, INF, NAN, OPTIONS, PIX
 @triton.jit(**ANY_NUMBERS)
 def finish_kernel(
     partials, programs, select_partials, selections, ce_weight, boundary_weight,
-    loss, ce, boundary, selected, valid, scales, BY_VALID: tl.constexpr, BLOCK: tl.constexpr,
+    loss, values, counts, scales, BY_VALID: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Loss, stats and scales from the sums of all programs, added in a fixed order."""
     ce_sum, weight, pixels = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
@@ -60,28 +60,31 @@ def finish_kernel(
     total = tl.where(ce_weight != 0, ce_weight * ce_mean, 0.0)
     total += tl.where(boundary_weight != 0, boundary_weight * boundary_mean, 0.0)
     tl.store(loss, tl.where(weight == weight, total, NAN))
-    tl.store(ce, ce_mean)
-    tl.store(boundary, boundary_mean)
-    tl.store(selected, chosen.to(tl.int64))
-    tl.store(valid, pixels.to(tl.int64))
+    tl.store(values, ce_mean)
+    tl.store(values + 1, boundary_mean)
+    tl.store(counts, chosen.to(tl.int64))
+    tl.store(counts + 1, pixels.to(tl.int64))
     if scales is not None:
         tl.store(scales, ce_scale)
         tl.store(scales + 1, boundary_scale)
+        tl.store(scales + 2, 0.0)
 
 
 def forward(
-    logits: Tensor, target: Tensor, weight: Tensor | None, options: Any, needs_grad: bool, loss: Tensor, ce: Tensor,
-    boundary: Tensor, selected: Tensor, valid: Tensor, threshold: Tensor, lse: Tensor, mask: Tensor, scales: Tensor,
-    gradient: Tensor,
+    logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, teacher: Tensor | None,
+    shared_slopes: Tensor | None, options: Any, needs_grad: bool, loss: Tensor, values: Tensor, counts: Tensor,
+    threshold: Tensor, sums: Tensor, lse: Tensor, mask: Tensor, scales: Tensor, slopes: Tensor, gradient: Tensor,
 ) -> None:  # fmt: skip
     """Write the loss, its stats and what backward reads, as bcmfnet/ops/_bcl.py allocates them.
 
-    logits float [N, C, h, w] and target integer [N, H, W] of any strides, weight float32 [C], options BclOptions.
+    logits and teacher float [N, C, h, w], target integer and pixel_weight float32 [N, H, W] of any strides, weight
+    float32 [C], shared_slopes float32 [groups, 2, C], options BclOptions.
     """
+    values.zero_()
     low, selects = logits.shape[2:] != target.shape[1:], options.boundary_weight != 0
     if low or not needs_grad:
         lse = scratch(target, torch.float32) if needs_grad else None
-        scales = scratch(target, torch.float32, 2) if needs_grad else None
+        scales = scratch(target, torch.float32, 3) if needs_grad else None
         mask = scratch(target, torch.uint8) if selects else None
     scores = scratch(target, torch.uint16) if selects else None
     terms = scratch(target, torch.float32) if selects else None
@@ -97,15 +100,15 @@ def forward(
                 mask.zero_()
         finish_kernel[(1,)](
             partials, partials.shape[1], select_partials, select_partials.shape[1], *px._floats(options)[:2],
-            loss, ce, boundary, selected, valid, scales, BY_VALID=options.norm == "valid", BLOCK=4096, num_warps=16,
+            loss, values, counts, scales, BY_VALID=options.norm == "valid", BLOCK=4096, num_warps=16,
         )  # fmt: skip
         if low and needs_grad:
             upsampled.write_gradient(logits, target, weight, options, lse, mask, scales, gradient)
 
 
 def backward(
-    grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, options: Any, lse: Tensor, mask: Tensor,
-    scales: Tensor, result: Tensor,
+    grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None,
+    teacher: Tensor | None, options: Any, lse: Tensor, mask: Tensor, scales: Tensor, slopes: Tensor, result: Tensor,
 ) -> None:  # fmt: skip
     """Write the gradient of full-resolution logits, times grad, of any strides; the result may be the logits."""
     with torch.cuda.device_of(logits):
@@ -118,8 +121,8 @@ def aot_cases() -> Iterator[AotCase]:
     numbers = dict.fromkeys(SIZES + OPTIONS + ANY_NUMBERS["do_not_specialize_on_alignment"], "i32") | {"ratio": "i64"}
     floats = ("s0", "s1", "s2", "g0", "g1", "g2", "ce_weight", "boundary_weight")
     types = numbers | dict.fromkeys(floats, "fp32") | {"scores": "*u16", "mask": "*u8", "histogram": "*i32"}
-    types |= dict.fromkeys(("weight", "lse", "terms", "scales", "gradient", "grad", "loss", "ce", "boundary"), "*fp32")
-    types |= {"partials": "*fp64", "select_partials": "*fp64", "threshold": "*i32", "selected": "*i64", "valid": "*i64"}
+    types |= dict.fromkeys(("weight", "lse", "terms", "scales", "gradient", "grad", "loss", "values"), "*fp32")
+    types |= {"partials": "*fp64", "select_partials": "*fp64", "threshold": "*i32", "counts": "*i64"}
 
     def case(function: Any, num_warps: int, logits: str = "fp32", target: str = "u8", **constants: Any) -> AotCase:
         known = types | {"logits": f"*{logits}", "result": f"*{logits}", "target": f"*{target}"}

@@ -27,7 +27,7 @@ from bcmfnet.errors import CheckpointError, ConfigError, TrainingError
 from bcmfnet.models import create_model, model_from_weights, weights
 from bcmfnet.nn import BoundaryCorrectedLoss
 from bcmfnet.ops import boundary_corrected_loss
-from bcmfnet.ops._bcl import checked_options
+from bcmfnet.ops._loss_options import checked_options
 from bcmfnet.reference import bcl as reference
 
 TIMES = [f"{part}_s" for part in Laps.PARTS]

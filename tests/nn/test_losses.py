@@ -98,7 +98,7 @@ def test_a_wrong_option_is_refused_in_the_constructor(loss, options, message):
 def test_the_options_are_those_of_the_op():
     """All but what is of a call: the tensors, the size of the target, jitter and return_stats."""
     op, module = (inspect.signature(of).parameters for of in (boundary_corrected_loss, BoundaryCorrectedLoss))
-    of_a_call = {"logits", "target", "size", "jitter", "return_stats"}
+    of_a_call = {"logits", "target", "size", "pixel_weight", "jitter", "return_stats"}
     assert {name: option.default for name, option in module.items()} == {
         name: option.default for name, option in op.items() if name not in of_a_call
     }

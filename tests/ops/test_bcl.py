@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bcmfnet.ops import BclStats, backends, boundary_corrected_loss
-from bcmfnet.ops._bcl import _pack, _unpack
+from bcmfnet.ops._loss_options import pack, unpack
 from bcmfnet.reference import bcl as reference
 from bcmfnet.reference.bcl import MODES, BclOptions, make_options
 
@@ -82,10 +82,10 @@ def test_what_is_saved(grid):
     """Full resolution saves lse, mask and scales, low resolution its gradient."""
     logits, target = inputs(grid)
     full = grid == (8, 10)
-    saved = torch.ops.bcmfnet.bcl_forward(logits.detach(), target, None, *_pack(make_options()), False)[6:]
-    shapes = [(2, 8, 10), (2, 8, 10), (2,), (0,)] if full else [(0,), (0,), (0,), (2, 4, *grid)]
+    saved = torch.ops.bcmfnet.bcl_forward(logits.detach(), target, *[None] * 4, *pack(make_options()), False)[5:]
+    shapes = [(2, 8, 10), (2, 8, 10), (3,), (0,), (0,)] if full else [(0,), (0,), (0,), (0,), (2, 4, *grid)]
     assert [tuple(tensor.shape) for tensor in saved] == shapes
-    assert [tensor.dtype for tensor in saved] == [torch.float32, torch.uint8, torch.float32, torch.float32]
+    assert [tensor.dtype for tensor in saved] == [torch.float32, torch.uint8, *[torch.float32] * 3]
 
 
 @given(st.data())
@@ -101,7 +101,7 @@ def test_options_are_the_same_when_they_are_unpacked(data):
         "norm": st.sampled_from(["selected", "valid"]), "per_image": st.booleans(),
     }  # fmt: skip
     options = BclOptions(**{name: data.draw(strategy) for name, strategy in drawn.items()})
-    unpacked = _unpack(*_pack(options))
+    unpacked = unpack(*pack(options))
     assert unpacked._replace(threshold=0.0) == options._replace(threshold=0.0)
     tau = (reference.quantise(torch.tensor(o.threshold, dtype=torch.float64)) for o in (unpacked, options))
     assert torch.equal(*tau)
@@ -251,7 +251,8 @@ def test_stats(parts, per_image, grid):
     options |= SPARSE
     value, stats = boundary_corrected_loss(logits, target, return_stats=True, **options)
     assert isinstance(stats, BclStats)
-    assert [tensor.dtype for tensor in stats] == [torch.float32] * 2 + [torch.int64] * 2 + [torch.int32]
+    assert [tensor.dtype for tensor in stats[:5]] == [torch.float32] * 2 + [torch.int64] * 2 + [torch.int32]
+    assert all(tensor.dtype == torch.float32 and tensor == 0 for tensor in stats[5:])  # of terms that there are not
     assert not any(tensor.requires_grad for tensor in stats)
     expected = oracle(logits.detach().double().numpy(), target.numpy(), **options)
     assert stats.threshold.shape == ((2,) if per_image else ())
@@ -289,9 +290,10 @@ def calls(monkeypatch):
     seen = []
     serve = backends.implementation("bcl", "cpu")
 
-    def kernel(logits, target, weight, reals, integers, saves, *outputs):
-        seen.append((_unpack(reals, integers), saves))
-        return serve("bcl_forward")(logits, target, weight, reals, integers, saves, *outputs)
+    def kernel(*arguments):
+        *_, reals, integers, saves = arguments[:9]
+        seen.append((unpack(reals, integers), saves))
+        return serve("bcl_forward")(*arguments)
 
     monkeypatch.setitem(backends._table, ("bcl", "cpu"), {})
     backends.register("bcl", "cpu", "reference", lambda name: kernel)

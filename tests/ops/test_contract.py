@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcmfnet.nn import LMFM
 from bcmfnet.ops import backends, boundary_corrected_loss, lmfm, pyramid_pool, upsample_add_relu, upsample_argmax
-from bcmfnet.ops._bcl import _pack
+from bcmfnet.ops._loss_options import pack
 from bcmfnet.ops._op import LIBRARY
 from bcmfnet.reference.bcl import make_options
 from bcmfnet.reference.pyramid_pool import flat
@@ -51,7 +51,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def bcl(*grid: int) -> Example:
     options = {"mode": "paper0", "nms": 3, "ratio": 1 / 16, "ignore_index": 3, "per_image": True}
-    packed = _pack(make_options(**options))
+    packed, nothing = pack(make_options(**options)), (None, None)  # no weights of pixels, no teacher
 
     def call(logits: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         loss, stats = boundary_corrected_loss(logits, target, weight=weight, return_stats=True, **options)
@@ -62,12 +62,12 @@ def bcl(*grid: int) -> Example:
         return {"logits": normal(batch, 4, *grid), "target": target, "weight": torch.tensor([1.0, 0.5, 2.0, 1.5])}
 
     def backward(logits: Tensor, *others: Tensor) -> tuple[Any, ...]:
-        inputs = (logits.detach(), *others, *packed)
-        return torch.tensor(2.0, device=logits.device), *inputs, *torch.ops.bcmfnet.bcl_forward(*inputs, False)[6:]
+        saved = torch.ops.bcmfnet.bcl_forward(logits.detach(), *others, *nothing, None, *packed, False)[5:]
+        return torch.tensor(2.0, device=logits.device), logits.detach(), *others, *nothing, *packed, *saved
 
     torch_ops: dict[str, Arguments] = {
-        "bcl": lambda logits, *others: (logits.detach(), *others, *packed),
-        "bcl_forward": lambda *inputs: (*inputs, *packed, False),
+        "bcl": lambda logits, *others: (logits.detach(), *others, *nothing, None, *packed),
+        "bcl_forward": lambda *inputs: (*inputs, *nothing, None, *packed, False),
         "bcl_backward": backward,
     }
     if grid == (8, 22):

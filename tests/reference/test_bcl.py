@@ -37,7 +37,9 @@ def scored(scores: list[list[list[float]]]) -> tuple[torch.Tensor, torch.Tensor]
 def run(logits, target, weight=None, selected=None, **options):
     """Loss, gradient by autograd, stats and maps."""
     logits = torch.as_tensor(logits).clone().requires_grad_()
-    value, stats, maps = reference.loss(logits, torch.as_tensor(target), make_options(**options), weight, selected)
+    value, stats, maps = reference.loss(
+        logits, torch.as_tensor(target), make_options(**options), weight, selected=selected
+    )
     value.backward()
     return value.detach(), logits.grad, stats, maps
 
@@ -45,10 +47,12 @@ def run(logits, target, weight=None, selected=None, **options):
 def written_out(logits, target, weight=None, **options):
     """The gradient as the op computes it, without autograd."""
     logits, target, options = torch.as_tensor(logits), torch.as_tensor(target), make_options(**options)
-    value, _, *saved, gradient = reference.forward(logits, target, weight, options, needs_grad=True)
+    value, _, _, *saved, gradient = reference.forward(
+        logits, target, weight, None, None, None, options, needs_grad=True
+    )
     if logits.shape[2:] == target.shape[1:]:
         gradient = torch.empty_like(logits)
-        reference.backward(torch.ones_like(value), logits, target, weight, options, *saved, gradient)
+        reference.backward(torch.ones_like(value), logits, target, weight, None, None, options, *saved, gradient)
     return value, gradient.to(logits.dtype)
 
 
@@ -124,7 +128,7 @@ def test_gradient_is_that_of_the_loss_with_decisions_fixed(mode, grid):
     assert 0 < maps.selected.sum() < maps.candidates.sum()
     assert_close(written_out(logits, target, weight, **options)[1], by_autograd)
     torch.autograd.gradcheck(
-        lambda z: reference.loss(z, torch.tensor(target), make_options(**options), weight, maps.selected)[0],
+        lambda z: reference.loss(z, torch.tensor(target), make_options(**options), weight, selected=maps.selected)[0],
         torch.tensor(logits, requires_grad=True),
     )
 
