@@ -23,7 +23,6 @@ from bcmfnet.data import build_dataset
 from bcmfnet.metrics import ConfusionMatrix
 from bcmfnet.nn import BoundaryCorrectedLoss, OhemCrossEntropy, UpsampledCrossEntropy
 from bcmfnet.ops import upsample_argmax
-from bcmfnet.ops._loss_options import checked_options
 from bcmfnet.reference import bcl as reference
 
 STRIDE = 8
@@ -85,7 +84,7 @@ def figures(criterion: BoundaryCorrectedLoss, frames: Frames, logits: Tensor, th
     confusion = ConfusionMatrix(len(frames.classes), frames.ignore_index)
     confusion.update(upsample_argmax(logits, tuple(frames.target.shape[1:])), frames.target)
     iou = 100 * confusion.iou()
-    _, stats, maps = reference.loss(logits, frames.target, checked_options(**criterion.options))
+    _, stats, maps = reference.loss(logits, frames.target, criterion.checked_options)
     found = {"miou": np.nanmean(iou), f"iou_{thin}": iou[frames.classes.index(thin)], "ce": stats.ce.item()}
     if criterion.options["boundary_weight"] > 0:
         selection = stats.selection()

@@ -60,8 +60,28 @@ from bcmfnet.models import (
     read_weights,
     save_weights,
 )
-from bcmfnet.nn import DAPPM, LMFM, OhemCrossEntropy, UpsampledCrossEntropy
-from bcmfnet.ops import BclStats, PyramidWeights, lmfm, pyramid_pool, upsample_add_relu, upsample_argmax
+from bcmfnet.nn import (
+    DAPPM,
+    LMFM,
+    BinaryCrossEntropy,
+    DiceLoss,
+    DistillationLoss,
+    FocalLoss,
+    JaccardLoss,
+    OhemCrossEntropy,
+    SegmentationLoss,
+    TverskyLoss,
+    UpsampledCrossEntropy,
+)
+from bcmfnet.ops import (
+    BclStats,
+    PyramidWeights,
+    lmfm,
+    pyramid_pool,
+    segmentation_loss,
+    upsample_add_relu,
+    upsample_argmax,
+)
 from bcmfnet.viz import (
     LossMaps,
     colorize,
@@ -88,6 +108,19 @@ assert_type(criterion(logits, target, return_stats=True), tuple[Tensor, BclStats
 assert_type(criterion(logits, target, return_stats=True)[1].selection(), dict[str, Tensor])
 assert_type(OhemCrossEntropy(thresh=0.7, min_kept=10, ignore_index=0)(logits, target), Tensor)
 assert_type(UpsampledCrossEntropy(255, weight=torch.ones(3))(logits, target), Tensor)
+assert_type(segmentation_loss(logits, target, dice=1, label_smoothing=0.1, mode="ohem", boundary=0.5), Tensor)
+assert_type(segmentation_loss(logits, target, focal=1, return_stats=True), tuple[Tensor, BclStats])
+fused = SegmentationLoss(ce=1, dice=1, boundary=0.5, overlap_absent="zero", aux=0.4, weight=torch.ones(3))
+assert_type(fused([logits, logits], target, teacher=logits, pixel_weight=torch.ones(1, 64, 64)), Tensor)
+assert_type(fused({"out": logits}, target, boundary=0.1, return_stats=True), tuple[Tensor, BclStats])
+assert_type(DiceLoss(smooth=1, log=True, absent="count", per_image=True)(logits, target), Tensor)
+assert_type(TverskyLoss(0.3, 0.7, binary=True)(logits[:, :1], target), Tensor)
+assert_type(JaccardLoss(align_corners=True)(logits, target), Tensor)
+assert_type(FocalLoss(2.0, weight=torch.ones(3))(logits, target), Tensor)
+assert_type(DistillationLoss(temperature=2, where="all")(logits, target, teacher=logits), Tensor)
+assert_type(BinaryCrossEntropy(pos_weight=3, label_smoothing=0.1)(logits[:, :1], target), Tensor)
+SegmentationLoss(dise=1)  # type: ignore[call-arg]
+DiceLoss(absent="none")  # type: ignore[arg-type]
 
 assert_type(upsample_argmax(logits, (64, 64)), Tensor)
 assert_type(upsample_argmax(logits, size=(64, 64), return_confidence=True), tuple[Tensor, Tensor])

@@ -22,7 +22,6 @@ from bcmfnet.engine.learner import Laps
 from bcmfnet.engine.run_folder import write_text
 from bcmfnet.errors import ConfigError, unknown_name
 from bcmfnet.nn import BoundaryCorrectedLoss, OhemCrossEntropy
-from bcmfnet.ops._loss_options import checked_options
 from bcmfnet.reference import bcl as reference
 from bcmfnet.viz import LossMaps, comparison, html, overlay, pictures, plot_confusion, plot_training
 from bcmfnet.viz.curves import Panel
@@ -258,7 +257,7 @@ def draw_loss(path: Path, predictor: Predictor, dataset: Any, index: int) -> Non
 
 def _maps(logits: Tensor, target: np.ndarray, criterion: BoundaryCorrectedLoss) -> LossMaps:
     """What a loss makes of a frame's logits [1, C, h, w] and labels [H, W]."""
-    options = checked_options(**criterion.options)
+    options = criterion.checked_options
     _, stats, maps = reference.loss(logits, torch.from_numpy(target)[None], options)
     term = sum(k * ce for k, ce in zip(options.terms, (maps.ce, maps.ce_r, maps.ce_c), strict=True) if k)
     shown = (maps.q / reference.Q_SCALE, term, maps.selected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -9,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
+from bcmfnet.errors import unknown_name
 from bcmfnet.ops import _limits, _options
 from bcmfnet.reference import bcl as reference
 from bcmfnet.reference.bcl import BclOptions, Flip, Mode, Norm
@@ -113,8 +115,17 @@ def _most(value: int | None) -> int | None:
     return count
 
 
-def checked_terms(options: BclOptions, **terms: Any) -> BclOptions:
-    """Options with those of other terms, by the names of `segmentation_loss`. Raises TypeError or ValueError."""
+def term_options(*, ce: float = 1.0, boundary: float = 0.0, **others: Any) -> BclOptions:
+    """Options of a loss as its kernels take them, by the names of `segmentation_loss`.
+
+    Raises TypeError or ValueError for a wrong one, and for a name that is none.
+    """
+    for name in others.keys() - _TERM_NAMES - _PLAIN_NAMES:
+        raise TypeError(unknown_name("options of the loss", name, sorted(_TERM_NAMES | _PLAIN_NAMES)))
+    plain = {name: value for name, value in others.items() if name in _PLAIN_NAMES}
+    ce, boundary = _options.coefficient("ce", ce), _options.coefficient("boundary", boundary)
+    options = checked_options(ce_weight=ce, boundary_weight=boundary, **plain)
+    terms = {name: value for name, value in others.items() if name in _TERM_NAMES}
     if torch.compiler.is_compiling():
         return options._replace(**_checked_terms(**terms))
     try:
@@ -124,10 +135,11 @@ def checked_terms(options: BclOptions, **terms: Any) -> BclOptions:
 
 
 def _checked_terms(
-    *, focal: float, dice: float, jaccard: float, tversky: float, distillation: float, boundary_term: BoundaryTerm,
-    label_smoothing: float, focal_gamma: float, tversky_alpha: float, tversky_beta: float, overlap_smooth: float,
-    overlap_log: bool, overlap_absent: Absent, overlap_per_image: bool, distillation_temperature: float,
-    distillation_where: Where, binary: bool, pos_weight: float,
+    *, focal: float = 0.0, dice: float = 0.0, jaccard: float = 0.0, tversky: float = 0.0, distillation: float = 0.0,
+    boundary_term: BoundaryTerm = "ce", label_smoothing: float = 0.0, focal_gamma: float = 2.0,
+    tversky_alpha: float = 0.5, tversky_beta: float = 0.5, overlap_smooth: float = 0.0, overlap_log: bool = False,
+    overlap_absent: Absent = "skip", overlap_per_image: bool = False, distillation_temperature: float = 1.0,
+    distillation_where: Where = "valid", binary: bool = False, pos_weight: float = 1.0,
 ) -> dict[str, Any]:  # fmt: skip
     if not 0 <= (smoothing := _options.number("label_smoothing", label_smoothing)) < 1:
         raise ValueError(f"label_smoothing: expected 0 <= label_smoothing < 1, got {smoothing}")
@@ -160,6 +172,8 @@ def _checked_terms(
 
 
 _checked_terms_once = lru_cache(typed=True)(_checked_terms)
+_TERM_NAMES = frozenset(inspect.signature(_checked_terms).parameters)
+_PLAIN_NAMES = frozenset(inspect.signature(_checked).parameters) - {"ce_weight", "boundary_weight"}
 
 
 class Reals(NamedTuple):

@@ -11,7 +11,7 @@ from bcmfnet.ops import _limits, _options, backends
 from bcmfnet.ops._bcl import Inputs, evaluate
 from bcmfnet.ops._checks import check_dtype, dtype_name
 from bcmfnet.ops._derivatives import asks_for_gradient, refuse_forward_mode, refuse_gradient
-from bcmfnet.ops._loss_options import BoundaryTerm, Where, checked_options, checked_terms
+from bcmfnet.ops._loss_options import BoundaryTerm, Where, checked_options, term_options
 from bcmfnet.ops._synced_loss import synced_loss
 from bcmfnet.reference import bcl as reference
 from bcmfnet.reference.bcl import BclOptions, BclStats, Flip, Mode, Norm
@@ -40,29 +40,8 @@ class SelectionOptions(TypedDict, total=False):
     per_image: bool
 
 
-class CallOptions(SelectionOptions, total=False):
-    """Keywords that every loss has, but for `return_stats`; `boundary_corrected_loss` documents them."""
-
-    size: int | tuple[int, int] | None
-    weight: Tensor | None
-    pixel_weight: Tensor | None
-    ignore_index: int | None
-    align_corners: bool
-    jitter: int | None
-    inplace_grad: bool
-    validate: bool
-    process_group: ProcessGroup | None
-
-
-class LossOptions(CallOptions, total=False):
-    """Keywords of `boundary_corrected_loss`, which documents them, but for `return_stats`."""
-
-    ce_weight: float
-    boundary_weight: float
-
-
-class TermOptions(CallOptions, total=False):
-    """Keywords of `segmentation_loss`, which documents them, but for `return_stats`."""
+class TermOptions(SelectionOptions, total=False):
+    """Keywords about terms, which `segmentation_loss` documents."""
 
     ce: float
     focal: float
@@ -80,11 +59,38 @@ class TermOptions(CallOptions, total=False):
     overlap_log: bool
     overlap_absent: Absent
     overlap_per_image: bool
-    teacher: Tensor | None
     distillation_temperature: float
     distillation_where: Where
     binary: bool
     pos_weight: float
+    align_corners: bool
+
+
+class CallOptions(TypedDict, total=False):
+    """Keywords that every loss has, but for `return_stats`; `boundary_corrected_loss` documents them."""
+
+    size: int | tuple[int, int] | None
+    weight: Tensor | None
+    pixel_weight: Tensor | None
+    ignore_index: int | None
+    jitter: int | None
+    inplace_grad: bool
+    validate: bool
+    process_group: ProcessGroup | None
+
+
+class LossOptions(SelectionOptions, CallOptions, total=False):
+    """Keywords of `boundary_corrected_loss`, but for `return_stats`."""
+
+    ce_weight: float
+    boundary_weight: float
+    align_corners: bool
+
+
+class SegmentationLossOptions(TermOptions, CallOptions, total=False):
+    """Keywords of `segmentation_loss`, but for `return_stats`."""
+
+    teacher: Tensor | None
 
 
 @overload
@@ -191,15 +197,15 @@ def boundary_corrected_loss(
 
 @overload
 def segmentation_loss(
-    logits: Tensor, target: Tensor, *, return_stats: Literal[False] = False, **options: Unpack[TermOptions]
+    logits: Tensor, target: Tensor, *, return_stats: Literal[False] = False, **options: Unpack[SegmentationLossOptions]
 ) -> Tensor: ...
 @overload
 def segmentation_loss(
-    logits: Tensor, target: Tensor, *, return_stats: Literal[True], **options: Unpack[TermOptions]
+    logits: Tensor, target: Tensor, *, return_stats: Literal[True], **options: Unpack[SegmentationLossOptions]
 ) -> tuple[Tensor, BclStats]: ...
 @overload
 def segmentation_loss(
-    logits: Tensor, target: Tensor, *, return_stats: bool, **options: Unpack[TermOptions]
+    logits: Tensor, target: Tensor, *, return_stats: bool, **options: Unpack[SegmentationLossOptions]
 ) -> Tensor | tuple[Tensor, BclStats]: ...
 def segmentation_loss(
     logits: Tensor,
@@ -277,16 +283,13 @@ def segmentation_loss(
         TypeError, ValueError: an argument of another dtype, shape or range; a name that is no option.
         NotImplementedError, IndexError: as `boundary_corrected_loss`.
     """
-    options = checked_options(
-        ignore_index=ignore_index, ce_weight=ce, boundary_weight=boundary, align_corners=align_corners, **selection
-    )
-    options = checked_terms(
-        options, focal=focal, dice=dice, jaccard=jaccard, tversky=tversky, distillation=distillation,
-        boundary_term=boundary_term, label_smoothing=label_smoothing, focal_gamma=focal_gamma,
-        tversky_alpha=tversky_alpha, tversky_beta=tversky_beta, overlap_smooth=overlap_smooth, overlap_log=overlap_log,
-        overlap_absent=overlap_absent, overlap_per_image=overlap_per_image,
+    options = term_options(
+        ce=ce, focal=focal, dice=dice, jaccard=jaccard, tversky=tversky, boundary=boundary, distillation=distillation,
+        ignore_index=ignore_index, align_corners=align_corners, label_smoothing=label_smoothing,
+        focal_gamma=focal_gamma, tversky_alpha=tversky_alpha, tversky_beta=tversky_beta, overlap_smooth=overlap_smooth,
+        overlap_log=overlap_log, overlap_absent=overlap_absent, overlap_per_image=overlap_per_image,
         distillation_temperature=distillation_temperature, distillation_where=distillation_where, binary=binary,
-        pos_weight=pos_weight,
+        pos_weight=pos_weight, boundary_term=boundary_term, **selection,
     )  # fmt: skip
     _check_terms(logits, weight, teacher, options)
     teacher = teacher.detach() if teacher is not None and options.distillation_weight != 0 else None

@@ -27,7 +27,6 @@ from bcmfnet.errors import CheckpointError, ConfigError, TrainingError
 from bcmfnet.models import create_model, model_from_weights, weights
 from bcmfnet.nn import BoundaryCorrectedLoss
 from bcmfnet.ops import boundary_corrected_loss
-from bcmfnet.ops._loss_options import checked_options
 from bcmfnet.reference import bcl as reference
 
 TIMES = [f"{part}_s" for part in Laps.PARTS]
@@ -607,7 +606,7 @@ def test_rows_say_what_the_loss_selects(tiny_config, tmp_path, monkeypatch, mode
         return
     expected = []
     for loss, logits, target in calls[::2]:  # the auxiliary head's are between
-        _, stats, maps = reference.loss(logits, target, checked_options(**loss.options))
+        _, stats, maps = reference.loss(logits, target, loss.checked_options)
         share = maps.selected.sum() / (target != 255).sum()
         expected.append([maps.ce[target != 255].mean(), share, stats.threshold / 1024, maps.ce[maps.selected].mean()])
     assert len(expected) == 2

@@ -143,7 +143,7 @@ def test_defaults_are_the_peers():
         "mode": "ohem", "ce_weight": 0.0, "nms": 1, "ratio": 0.0, "threshold": -math.log(0.7), "min_kept": 100_000,
         "ignore_index": None,
     }  # fmt: skip
-    plain = {"boundary_weight": 0.0, "ignore_index": -1}
+    plain = {"label_smoothing": 0.0, "align_corners": False, "ignore_index": -1}
     assert ohem.items() <= OhemCrossEntropy().options.items()
     assert plain.items() <= UpsampledCrossEntropy(ignore_index=-1).options.items()
     assert OhemCrossEntropy(weight=WEIGHT).weight is WEIGHT

@@ -9,7 +9,7 @@ import torch
 from compare import TOLERANCE, assert_close, relative_error
 
 from bcmfnet.ops import segmentation_loss
-from bcmfnet.ops._loss_options import checked_options, checked_terms
+from bcmfnet.ops._loss_options import term_options
 from bcmfnet.reference import bcl as reference
 from bcmfnet.reference.bcl import MODES
 
@@ -17,13 +17,6 @@ OP = "bcl"
 CASES = [pytest.param(range(200), id="200"), pytest.param(range(200, 1200), id="1000", marks=pytest.mark.exhaustive)]
 CASES_TRITON = 30  # of each; interpreted one takes a second
 WEIGHTS = ("ce", "focal", "dice", "jaccard", "tversky", "boundary", "distillation")
-SELECTION = ("mode", "alpha", "beta", "step", "flip", "nms", "threshold", "ratio", "min_kept", "max_kept", "norm",
-             "per_image")  # fmt: skip
-TERMS = (
-    "focal", "dice", "jaccard", "tversky", "distillation", "boundary_term", "label_smoothing", "focal_gamma",
-    "tversky_alpha", "tversky_beta", "overlap_smooth", "overlap_log", "overlap_absent", "overlap_per_image",
-    "distillation_temperature", "distillation_where", "binary", "pos_weight",
-)  # fmt: skip
 
 
 def draw(seed: int):
@@ -75,15 +68,6 @@ def draw(seed: int):
     return logits, target.to(choose.choice([torch.int16, torch.int32, torch.int64])), tensors, options
 
 
-def resolved(options: dict) -> reference.BclOptions:
-    selection = {name: options[name] for name in SELECTION if name in options}
-    plain = checked_options(
-        ignore_index=options["ignore_index"], ce_weight=options["ce"], boundary_weight=options["boundary"],
-        align_corners=options["align_corners"], **selection,
-    )  # fmt: skip
-    return checked_terms(plain, **{name: options[name] for name in TERMS})
-
-
 def decided_by_a_rounding(maps: reference.BclMaps, options: reference.BclOptions, logits: torch.Tensor) -> bool:
     """Whether float32 may put a score on another step of the grid: it lies within its error of the border of two."""
     position = 1024 * reference._weighted(options.score, maps[:3]) + 0.5
@@ -99,7 +83,7 @@ def agrees(device, logits, target, tensors, options, name: str) -> bool:
     (gradient,) = torch.autograd.grad(256 * value, z)  # times a number: that of a pixel may underflow float16
     exact = logits.double().requires_grad_()
     wide = {key: tensor.double() for key, tensor in tensors.items()}
-    known = resolved(options)
+    known = term_options(**options)
     expected, figures, maps = reference.loss(
         exact, target, known, wide.get("weight"), wide.get("pixel_weight"), wide.get("teacher")
     )
