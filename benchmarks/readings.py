@@ -86,7 +86,7 @@ def figures(criterion: BoundaryCorrectedLoss, frames: Frames, logits: Tensor, th
     iou = 100 * confusion.iou()
     _, stats, maps = reference.loss(logits, frames.target, criterion.checked_options)
     found = {"miou": np.nanmean(iou), f"iou_{thin}": iou[frames.classes.index(thin)], "ce": stats.ce.item()}
-    if criterion.options["boundary_weight"] > 0:
+    if criterion.checked_options.boundary_weight > 0:
         selection = stats.selection()
         found["selected"] = 100 * selection["selected"].item()
         found["threshold"] = selection["threshold"].item()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Generator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from bcmfnet.data import Batch, Dataset, TrainTransform, build_dataset, check_split_leak, train_loader
@@ -19,8 +19,8 @@ from bcmfnet.engine.config import CLASS_WEIGHTS, DataConfig, LossConfig, ModelCo
 from bcmfnet.engine.distributed import ALONE, Processes
 from bcmfnet.engine.optim import Schedule
 from bcmfnet.errors import ConfigError
-from bcmfnet.models import create_model
-from bcmfnet.nn import BoundaryCorrectedLoss, UpsampledCrossEntropy
+from bcmfnet.models import create_model, model_from_weights
+from bcmfnet.nn import SegmentationLoss
 
 
 def build_datasets(data: DataConfig) -> tuple[Any, Any]:
@@ -84,16 +84,28 @@ def build_model(config: ModelConfig, table: LabelTable, trained: bool) -> nn.Mod
     return model
 
 
-def build_loss(config: LossConfig, ignore_index: int, processes: Processes = ALONE) -> BoundaryCorrectedLoss:
-    """The loss of a configuration: `plain` is cross-entropy, `ohem` is OHEM as mmseg and HRNet users know it."""
+def build_loss(config: LossConfig, ignore_index: int, processes: Processes = ALONE) -> SegmentationLoss:
+    """The loss of a configuration: `plain` has no boundary term, `ohem` is OHEM as mmseg and HRNet users know it."""
     group = processes.group if config.sync else None
+    others = {"jitter", "sync", "class_weights", "class_weights_until", "teacher"}  # which the trainer sees to
+    options = {key: value for key, value in vars(config).items() if key not in others}
+    options["distillation_temperature"] = options.pop("temperature")  # whose flag would not fit a line of --help
     if config.mode == "plain":
-        return UpsampledCrossEntropy(ignore_index, process_group=group)
-    own = inspect.signature(BoundaryCorrectedLoss).parameters
-    options = {key: value for key, value in vars(config).items() if key in own}
+        options |= {"mode": "detect", "boundary": 0.0}
     if config.mode == "ohem":
-        options |= {"ce_weight": 0.0, "nms": 1, "ratio": 0.0}
-    return BoundaryCorrectedLoss(**options, ignore_index=ignore_index, process_group=group)
+        options |= {"ce": 0.0, "nms": 1, "ratio": 0.0}
+    return SegmentationLoss(**options, ignore_index=ignore_index, process_group=group)
+
+
+def build_teacher(config: LossConfig, table: LabelTable, device: torch.device) -> nn.Module | None:
+    """The network whose logits are distilled, which is not trained. Raises ConfigError for one of other classes."""
+    if config.teacher is None:
+        return None
+    teacher, metadata = model_from_weights(config.teacher, device)
+    classes = metadata["num_classes"]
+    if classes != table.num_classes:
+        raise ConfigError(f"loss.teacher: expected a network of {table.num_classes} classes, got one of {classes}")
+    return teacher.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def build_class_weights(config: LossConfig, train_set: Any, kept: Path | None) -> dict[str, float] | None:

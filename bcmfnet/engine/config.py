@@ -111,12 +111,50 @@ class ModelConfig:
 
 @dataclass
 class LossConfig:
-    """The Boundary Corrected Loss on both heads."""
+    """A weighted sum of terms on both heads; by default the Boundary Corrected Loss."""
 
     mode: LossMode = "detect"
-    """Reading of the loss; plain is cross-entropy, ohem is OHEM (threshold and min_kept alone select)."""
-    boundary_weight: Annotated[float, Between(0, 10**6)] = 1.0
+    """Reading of the boundary term; plain has none, ohem is OHEM (threshold and min_kept alone select)."""
+    ce: Annotated[float, Between(0, 10**6)] = 1.0
+    """Weight of the cross-entropy of every pixel."""
+    boundary: Annotated[float, Between(0, 10**6)] = 1.0
     """Weight of the boundary term (lambda)."""
+    focal: Annotated[float, Between(0, 10**6)] = 0.0
+    """Weight of the focal loss."""
+    dice: Annotated[float, Between(0, 10**6)] = 0.0
+    """Weight of the Dice loss."""
+    jaccard: Annotated[float, Between(0, 10**6)] = 0.0
+    """Weight of the Jaccard (IoU) loss."""
+    tversky: Annotated[float, Between(0, 10**6)] = 0.0
+    """Weight of the Tversky loss."""
+    distillation: Annotated[float, Between(0, 10**6)] = 0.0
+    """Weight of the distillation loss, which needs loss.teacher."""
+    teacher: OptionalPath = None
+    """Weights of the network to distil: a file of ours, the folder of a run or a name such as camvid11."""
+    aux: Annotated[float, Between(0, 10**6)] = 0.4
+    """Weight of the auxiliary head's loss."""
+    label_smoothing: Annotated[float, Between(0, 1, "[)")] = 0.0
+    """Share of the cross-entropy's target that all classes have alike."""
+    focal_gamma: Annotated[float, Between(0, 100)] = 2.0
+    """Exponent of the focal loss."""
+    tversky_alpha: Annotated[float, Between(0, 10**6)] = 0.5
+    """What a false positive weighs in the Tversky loss."""
+    tversky_beta: Annotated[float, Between(0, 10**6)] = 0.5
+    """What a false negative weighs in the Tversky loss."""
+    overlap_smooth: Annotated[float, Between(0, 10**6)] = 0.0
+    """Added to both sides of the fractions of Dice, Jaccard and Tversky."""
+    overlap_log: bool = False
+    """Take -log(score) in place of 1 - score of Dice, Jaccard and Tversky."""
+    overlap_absent: Literal["skip", "zero", "count"] = "skip"
+    """A class that no pixel of the batch has is left out of their mean, counts as 0 or as any other."""
+    overlap_per_image: bool = False
+    """Dice, Jaccard and Tversky of each image instead of the batch."""
+    temperature: Annotated[float, Between(0, 10**6, "(]")] = 1.0
+    """Temperature of the distillation loss."""
+    distillation_where: Literal["valid", "all"] = "valid"
+    """Pixels that are distilled: those with a label, or all."""
+    boundary_term: Literal["ce", "focal"] = "ce"
+    """What the boundary term sums up over its pixels: cross-entropy or the focal loss."""
     step: Annotated[int, Between(1, MAX_SIDE)] = 1
     """Flip step, pixels."""
     nms: Annotated[int, Between(1, 2 * MAX_SIDE + 1)] = 1
@@ -129,8 +167,6 @@ class LossConfig:
     """Number of candidates in a batch that is selected at least."""
     max_kept: Annotated[int | None, Between(0, 2**31 - 1)] = None
     """Number of candidates in a batch that is selected at most; None is no limit."""
-    ce_weight: Annotated[float, Between(0, 10**6)] = 1.0
-    """Weight of the cross-entropy of every pixel."""
     alpha: Annotated[float, Between(0, 10**6)] = 1.0
     """Weight of the cross-entropy against the labels of flipped rows."""
     beta: Annotated[float, Between(0, 10**6)] = 1.0
@@ -153,12 +189,13 @@ class LossConfig:
     """Weights of the classes, of mean 1 over the pixels: none, enet, median or a JSON file."""
     class_weights_until: Annotated[float | None, Between(0, 1, "(]")] = None
     """Share of the run at which no class weight is left, after a linear way to 1; None keeps them."""
-    aux_weight: Annotated[float, Between(0, 10**6)] = 0.4
-    """Weight of the auxiliary head's loss."""
 
     def __post_init__(self) -> None:
         check_fields(self, "loss.")
         _require(self.nms % 2 == 1, "loss.nms", "an odd number", self.nms)
+        taught = (self.distillation != 0) == (self.teacher is not None)
+        both = f"distillation {self.distillation:g}, teacher {self.teacher}"
+        _require(taught, "loss.distillation, loss.teacher", "both or neither of them", both)
 
 
 @dataclass
@@ -246,7 +283,11 @@ class TrainConfig:
 
         data = dataclasses.replace(self.data, root=_absolute(self.data.root), colors=_absolute(self.data.colors))
         model = dataclasses.replace(self.model, pretrained=_absolute(self.model.pretrained, list_weights()))
-        loss = dataclasses.replace(self.loss, class_weights=_absolute(self.loss.class_weights, CLASS_WEIGHTS))
+        loss = dataclasses.replace(
+            self.loss,
+            class_weights=_absolute(self.loss.class_weights, CLASS_WEIGHTS),
+            teacher=_absolute(self.loss.teacher, list_weights()),
+        )
         return dataclasses.replace(self, data=data, model=model, loss=loss)
 
 

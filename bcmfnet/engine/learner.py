@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bcmfnet.data import IMAGENET_MEAN, IMAGENET_STD, Batch, normalize
 from bcmfnet.data.labels import LabelTable
-from bcmfnet.engine.build import build_loss
+from bcmfnet.engine.build import build_loss, build_teacher
 from bcmfnet.engine.checkpoint import TrainState
 from bcmfnet.engine.config import TrainConfig
 from bcmfnet.engine.distributed import Processes
@@ -22,6 +22,21 @@ from bcmfnet.engine.inference import LabelPredictor
 from bcmfnet.engine.optim import Schedule, build_optimizer
 from bcmfnet.engine.runtime import autocast
 from bcmfnet.errors import TrainingError
+from bcmfnet.reference.bcl import BclOptions
+
+
+def figures_of(options: BclOptions) -> tuple[str, ...]:
+    """What to tell of a loss beside itself, fields of its stats: each term, where there is more than one, and what the
+    boundary term selects."""
+    weights = {
+        "ce": options.ce_weight, "focal": options.focal_weight, "dice": options.dice_weight,
+        "jaccard": options.jaccard_weight, "tversky": options.tversky_weight,
+        "distillation": options.distillation_weight,
+    }  # fmt: skip
+    terms = tuple(name for name, weight in weights.items() if weight != 0)
+    if options.boundary_weight == 0:
+        return terms if len(terms) > 1 else ()
+    return (*dict.fromkeys(("ce", *terms)), "selected", "threshold", "selected_loss")
 
 
 class Laps:
@@ -72,6 +87,9 @@ class Learner:
     def __post_init__(self) -> None:
         self.laps = Laps(self.device)
         self.criterion = build_loss(self.config.loss, self.table.ignore_index, self.processes).to(self.device)
+        self.teacher = build_teacher(self.config.loss, self.table, self.device)
+        self.figures = ("loss", *figures_of(self.criterion.checked_options))
+        """What a step tells of its loss."""
         if self.class_weights is not None:
             self.weight = torch.tensor(list(self.class_weights.values()), dtype=torch.float32, device=self.device)
         self.optimizer = build_optimizer(self.model, self.config.optim)
@@ -116,7 +134,7 @@ class Learner:
         return self.processes.mean(torch.stack(figures).mean(0))
 
     def add_gradients(self, step: int, batch: Batch) -> Tensor:
-        """Add the gradients of a batch; the loss, and where it selects what it selects, float32 on the device."""
+        """Add the gradients of a batch; its `figures`, float32 on the device."""
         self.laps.mark("copy")
         images = batch.images.to(self.device, non_blocking=True)
         images = normalize(images, IMAGENET_MEAN, IMAGENET_STD, torch.channels_last)
@@ -124,15 +142,15 @@ class Learner:
         self.laps.mark("forward")
         with autocast(self.device, self.amp):
             output = self.forward(images)
+            with torch.no_grad():
+                teacher = None if self.teacher is None else self.teacher(images).logits
         self.laps.mark("loss")
         options = {"jitter": step if self.config.loss.jitter else None}
-        loss, stats = self.criterion(output.logits, labels, **options, return_stats=True)
-        if output.aux is not None:
-            loss = loss + self.config.loss.aux_weight * self.criterion(output.aux, labels, **options)
+        loss, stats = self.criterion(output, labels, teacher=teacher, **options, return_stats=True)
         self.laps.mark("backward")
         self.scaler.scale(loss / self.config.optim.accumulate).backward()
-        selection = () if self.config.loss.mode == "plain" else stats.selection().values()
-        return torch.stack([loss.detach(), *selection])
+        told = stats._asdict() | stats.selection()
+        return torch.stack([loss.detach(), *(told[name] for name in self.figures[1:])])
 
     def update(self, state: TrainState) -> None:
         """Update the weights by the gradients, and count the step.

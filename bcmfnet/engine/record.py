@@ -26,8 +26,6 @@ ADVICE = "try a lower --optim.lr, a longer --optim.warmup-steps or --amp off"
 class Record:
     """Figures of the steps since the last row, kept on the device so that no step waits for them; then a row."""
 
-    NAMES = ("loss", "ce", "selected", "threshold", "selected_loss")
-
     def __init__(self, learner: Learner, state: TrainState) -> None:
         self.learner, self.plan, self.state = learner, learner.plan, state
         self.frames = learner.config.data.batch_size * state.batches
@@ -74,7 +72,8 @@ class Record:
         skipped = self._read_skipped(saved_step)
         if self.metrics is None:
             return
-        figures = dict(zip(self.NAMES, (sum(column) / len(rows) for column in zip(*rows, strict=True)), strict=False))
+        means = (sum(column) / len(rows) for column in zip(*rows, strict=True))
+        figures = dict(zip(self.learner.figures, means, strict=True))
         step, lr = self.state.step, self.plan.lr(self.state.step - 1)
         self.metrics.add(self._position() | figures | {"lr": lr, "images_per_s": rate} | seconds | skipped)
         level = logging.DEBUG if self.progress.visible else logging.INFO

@@ -21,7 +21,7 @@ from bcmfnet.engine.inference import LabelPredictor, Predictor
 from bcmfnet.engine.learner import Laps
 from bcmfnet.engine.run_folder import write_text
 from bcmfnet.errors import ConfigError, unknown_name
-from bcmfnet.nn import BoundaryCorrectedLoss, OhemCrossEntropy
+from bcmfnet.nn import BoundaryCorrectedLoss, OhemCrossEntropy, SegmentationLoss
 from bcmfnet.reference import bcl as reference
 from bcmfnet.viz import LossMaps, comparison, html, overlay, pictures, plot_confusion, plot_training
 from bcmfnet.viz.curves import Panel
@@ -49,7 +49,19 @@ FILES = {
 }
 """What a folder may have."""
 PANELS = {
-    "Loss": ("", {"loss": "all", "ce": "cross-entropy", "selected_loss": "selected"}),
+    "Loss": (
+        "",
+        {
+            "loss": "all",
+            "ce": "cross-entropy",
+            "selected_loss": "selected",
+            "focal": "focal",
+            "dice": "Dice",
+            "jaccard": "Jaccard",
+            "tversky": "Tversky",
+            "distillation": "distillation",
+        },
+    ),  # fmt: skip
     "Validation": ("%", {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}),
     "Selected pixels": ("%", {"selected": "selected"}),
     "Threshold of the selection": ("nats", {"threshold": "threshold"}),
@@ -66,7 +78,7 @@ def draw_run(
     evaluation: Evaluation,
     predictor: LabelPredictor,
     dataset: Any,
-    criterion: BoundaryCorrectedLoss,
+    criterion: SegmentationLoss | BoundaryCorrectedLoss,
     frames_per_step: int,
 ) -> None:
     """Write results.png (the curves), what draw_evaluation draws, and report.html into the folder of a run.
@@ -80,7 +92,7 @@ def draw_run(
     report.lead = f"{options['model']['name']}, trained on {options['data']['name']} and {report.lead}"
     report.scores += _speed(rows, frames_per_step)
     report.panels = _panels(rows)
-    if criterion.options["boundary_weight"]:
+    if criterion.checked_options.boundary_weight:
         report.selection = _selection(predictor, dataset, worst_frames(evaluation)[0], criterion)
     _write_report(folder, report)
 
@@ -200,7 +212,9 @@ def _pictures(shown: dict[str, np.ndarray]) -> list[html.Picture]:
     return [html.Picture(title, *picture) for title, picture in encoded.items()]
 
 
-def _selection(predictor: Predictor, dataset: Any, index: int, criterion: BoundaryCorrectedLoss) -> html.Selection:
+def _selection(
+    predictor: Predictor, dataset: Any, index: int, criterion: SegmentationLoss | BoundaryCorrectedLoss
+) -> html.Selection:
     """What the loss of a run selects on a frame."""
     image, target = dataset.read(index)
     maps = _maps(_logits(predictor, image), target, criterion)
@@ -255,7 +269,7 @@ def draw_loss(path: Path, predictor: Predictor, dataset: Any, index: int) -> Non
     write_png(path, pictures.loss_maps(image, target, drawn, dataset.table))
 
 
-def _maps(logits: Tensor, target: np.ndarray, criterion: BoundaryCorrectedLoss) -> LossMaps:
+def _maps(logits: Tensor, target: np.ndarray, criterion: SegmentationLoss | BoundaryCorrectedLoss) -> LossMaps:
     """What a loss makes of a frame's logits [1, C, h, w] and labels [H, W]."""
     options = criterion.checked_options
     _, stats, maps = reference.loss(logits, torch.from_numpy(target)[None], options)

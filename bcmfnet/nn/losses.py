@@ -264,7 +264,7 @@ class SegmentationLoss(_Loss):
 
         main, *others = _heads(output)
         loss, stats = loss_of(main)
-        for other in others if self.aux != 0 else ():
+        for other in others:  # also at a weight of 0: each parameter has a gradient
             loss = loss + self.aux * loss_of(other)[0]
         return (loss, stats) if _options.boolean("return_stats", return_stats) else loss
 

@@ -24,9 +24,10 @@ from bcmfnet.engine.optim import Schedule
 from bcmfnet.engine.record import Record
 from bcmfnet.engine.runtime import Interrupted
 from bcmfnet.errors import CheckpointError, ConfigError, TrainingError
-from bcmfnet.models import create_model, model_from_weights, weights
-from bcmfnet.nn import BoundaryCorrectedLoss
+from bcmfnet.models import create_model, model_from_weights, save_weights, weights
+from bcmfnet.nn import SegmentationLoss
 from bcmfnet.ops import boundary_corrected_loss
+from bcmfnet.ops._losses import CallOptions, SegmentationLossOptions
 from bcmfnet.reference import bcl as reference
 
 TIMES = [f"{part}_s" for part in Laps.PARTS]
@@ -324,12 +325,13 @@ def test_a_loss_scale_that_is_spent_ends_the_run(tiny_config, tmp_path, spoiled)
 
 @pytest.mark.usefixtures("spoiled")
 def test_a_loss_scale_is_no_cure_for_a_loss_that_is_not_finite(tiny_config, tmp_path, monkeypatch):
-    original = BoundaryCorrectedLoss.forward
+    original = SegmentationLoss.forward
 
-    def forward(loss, logits, target, **options):
-        return original(loss, logits * (float("nan") if options["jitter"] == 1 else 1), target, **options)
+    def forward(loss, output, target, **options):
+        factor = float("nan") if options["jitter"] == 1 else 1
+        return original(loss, output._replace(logits=output.logits * factor), target, **options)
 
-    monkeypatch.setattr(BoundaryCorrectedLoss, "forward", forward)
+    monkeypatch.setattr(SegmentationLoss, "forward", forward)
     tiny_config.optim.steps = 2
     with pytest.raises(TrainingError, match=r"^loss: expected a finite number, got nan at step 2, on synthetic:"):
         engine.train(tiny_config, tmp_path)
@@ -362,7 +364,7 @@ def break_step(patch, step, where):
     def add(record, *args):
         original(record, *args)
         if record.state.step == step - 1:
-            patch.setattr(BoundaryCorrectedLoss, "forward", break_off)
+            patch.setattr(SegmentationLoss, "forward", break_off)
 
     patch.setattr(Record, "add", add)
 
@@ -592,20 +594,20 @@ def test_rows_say_what_the_loss_selects(tiny_config, tmp_path, monkeypatch, mode
     tiny_config.optim.steps, tiny_config.log_every = 2, 2
     tiny_config.loss = LossConfig(mode=mode, threshold=1.5, nms=3 if mode == "detect" else 1, jitter=False)
     calls = []
-    original = BoundaryCorrectedLoss.forward
+    original = SegmentationLoss.forward
 
-    def forward(loss, logits, target, **options):
-        calls.append((loss, logits.detach().double(), target))
-        return original(loss, logits, target, **options)
+    def forward(loss, output, target, **options):
+        calls.append((loss, output.logits.detach().double(), target))
+        return original(loss, output, target, **options)
 
-    monkeypatch.setattr(BoundaryCorrectedLoss, "forward", forward)
+    monkeypatch.setattr(SegmentationLoss, "forward", forward)
     engine.train(tiny_config, tmp_path)
     (row,) = (row for row in map(json.loads, (tmp_path / "metrics.jsonl").open()) if "loss" in row)
     if mode == "plain":
         assert list(row) == ["step", "epoch", "loss", "lr", "images_per_s", *TIMES]
         return
     expected = []
-    for loss, logits, target in calls[::2]:  # the auxiliary head's are between
+    for loss, logits, target in calls:
         _, stats, maps = reference.loss(logits, target, loss.checked_options)
         share = maps.selected.sum() / (target != 255).sum()
         expected.append([maps.ce[target != 255].mean(), share, stats.threshold / 1024, maps.ce[maps.selected].mean()])
@@ -650,23 +652,23 @@ def test_resume_is_exact_with_all_that_a_recipe_has(tiny_config, tmp_path, monke
 def test_class_weights_of_a_run_are_those_it_began_with(tiny_config, tmp_path, monkeypatch):
     """They are computed once, go to 1 by the share that was asked for, and come from the run's own file on resume."""
     seen, jitters = [], []
-    original = BoundaryCorrectedLoss.forward
+    original = SegmentationLoss.forward
 
     def forward(loss, *args, **options):
         seen.append(loss.weight.tolist())
         jitters.append(options["jitter"])
         return original(loss, *args, **options)
 
-    monkeypatch.setattr(BoundaryCorrectedLoss, "forward", forward)
-    tiny_config.loss = LossConfig(class_weights="median", class_weights_until=0.5, aux_weight=0)
+    monkeypatch.setattr(SegmentationLoss, "forward", forward)
+    tiny_config.loss = LossConfig(class_weights="median", class_weights_until=0.5, aux=0)
     tiny_config.optim.steps = 4
     engine.train(tiny_config, tmp_path)
     named = json.loads((tmp_path / "class_weights.json").read_text())
     first = torch.tensor(list(named.values()))
     expected = [1 + left * (first - 1) for left in (1, 0.5, 0, 0)]
-    torch.testing.assert_close(torch.tensor(seen[::2]), torch.stack(expected))
+    torch.testing.assert_close(torch.tensor(seen), torch.stack(expected))
     assert torch.tensor(seen[0]).std() > 0.1
-    assert jitters == [0, 0, 1, 1, 2, 2, 3, 3], "both heads' pairs move from step to step"
+    assert jitters == [0, 1, 2, 3], "the pairs move from step to step"
     path = tmp_path / "class_weights.json"
     path.write_text(json.dumps(named | {"sky": 9.0}))
     tiny_config.optim.steps = 40
@@ -718,11 +720,16 @@ def test_crops_refused(crops, message):
 
 
 def test_every_option_of_the_loss_can_be_configured():
-    options = inspect.signature(BoundaryCorrectedLoss).parameters.keys() - {"weight", "ignore_index", "process_group"}
-    assert options <= {field.name for field in dataclasses.fields(LossConfig)}
-    changed = {"ce_weight": 0.5, "alpha": 0.25, "beta": 0.75, "flip": "mirror", "norm": "valid", "max_kept": 7,
+    """But for what no dataset has, logits of one class, and what the network decides."""
+    module = {"inplace_grad", "validate", "aux"}
+    others = {"binary", "pos_weight", "align_corners", "ignore_index", "distillation_temperature"}
+    options = SegmentationLossOptions.__optional_keys__ - CallOptions.__optional_keys__
+    assert options - others | module <= {field.name for field in dataclasses.fields(LossConfig)}
+    changed = {"ce": 0.5, "dice": 0.75, "label_smoothing": 0.125, "focal_gamma": 1.5, "alpha": 0.25,
+               "beta": 0.75, "flip": "mirror", "norm": "valid", "max_kept": 7,
                "per_image": True, "inplace_grad": True, "validate": True, "step": 3}  # fmt: skip
-    built = build.build_loss(LossConfig(**changed), 255).options
+    loss = build.build_loss(LossConfig(**changed), 255)
+    built = loss.options | loss.call
     assert {key: built[key] for key in changed} == changed
 
 
@@ -732,14 +739,14 @@ def test_the_papers_presets_name_its_selection():
         loss = {key: value for key, value in values.get("loss", {}).items() if key != "class_weights"}
         assert loss == (papers if "paper" in name else {}), name
     defaults = inspect.signature(boundary_corrected_loss).parameters
-    for key in ("mode", "boundary_weight", "step", "nms", "threshold", "ratio", "min_kept"):
+    for key in ("mode", "step", "nms", "threshold", "ratio", "min_kept"):
         assert getattr(LossConfig(), key) == defaults[key].default, key
     assert (LossConfig().nms, LossConfig().ratio) == (1, 0)
 
 
 @pytest.mark.parametrize(("mode", "expected"), [
-    ("plain", {"boundary_weight": 0.0}),
-    ("ohem", {"mode": "ohem", "ce_weight": 0.0, "nms": 1, "ratio": 0.0, "threshold": 0.5, "min_kept": 7}),
+    ("plain", {"boundary": 0.0}),
+    ("ohem", {"mode": "ohem", "ce": 0.0, "nms": 1, "ratio": 0.0, "threshold": 0.5, "min_kept": 7}),
     ("detect", {"mode": "detect", "nms": 5, "ratio": 0.25, "threshold": 0.5, "min_kept": 7}),
 ])  # fmt: skip
 def test_loss_of_a_configuration(mode, expected):
@@ -747,3 +754,38 @@ def test_loss_of_a_configuration(mode, expected):
     config = LossConfig(mode=mode, nms=5, ratio=0.25, threshold=0.5, min_kept=7)
     options = build.build_loss(config, 255).options
     assert {key: options[key] for key in expected} == expected
+
+
+def test_terms_of_a_run(tiny_config, tmp_path):
+    """Each is told in its rows; a network is taught by another one's weights, which stay what they are."""
+    teacher = tmp_path / "teacher.safetensors"
+    torch.manual_seed(1)
+    save_weights(teacher, create_model("ddrnet23_slim", num_classes=10))
+    tiny_config.loss = LossConfig(
+        mode="plain", dice=1.0, focal=0.5, distillation=0.7, teacher=str(teacher), label_smoothing=0.1
+    )
+    tiny_config.optim.steps = tiny_config.log_every = 1
+    engine.train(tiny_config, tmp_path)
+    row, _ = rows_of(tmp_path)
+    assert list(row) == ["step", "epoch", "loss", "ce", "focal", "dice", "distillation", "lr", "images_per_s", *TIMES]
+    heads = row["loss"] - (row["ce"] + 0.5 * row["focal"] + row["dice"] + 0.7 * row["distillation"])
+    assert 0 < row["dice"] < 1 and 0 < row["distillation"] and heads > 0  # what is left is the auxiliary head's
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"distillation": 0.5}, "loss.distillation, loss.teacher: expected both or neither of them, got .*None"),
+    ({"teacher": "camvid11"}, "loss.distillation, loss.teacher: expected both or neither of them, got .*camvid11"),
+    ({"label_smoothing": 1.0}, "loss.label_smoothing: expected"),
+    ({"dice": -1.0}, "loss.dice: expected"),
+])  # fmt: skip
+def test_terms_that_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        LossConfig(**options)
+
+
+def test_a_teacher_of_other_classes_is_refused(tiny_config, tmp_path):
+    teacher = tmp_path / "teacher.safetensors"
+    save_weights(teacher, create_model("bcmfnet", num_classes=3))
+    tiny_config.loss = LossConfig(distillation=1.0, teacher=str(teacher))
+    with pytest.raises(ConfigError, match="loss.teacher: expected a network of 10 classes, got one of 3"):
+        engine.train(tiny_config, tmp_path)
