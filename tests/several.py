@@ -21,7 +21,7 @@ from bcmfnet.engine.distributed import Processes, launched_processes
 from bcmfnet.engine.learner import Learner
 from bcmfnet.engine.record import Record
 from bcmfnet.engine.runtime import Interrupted
-from bcmfnet.ops import boundary_corrected_loss
+from bcmfnet.ops import boundary_corrected_loss, segmentation_loss
 
 
 def small_config(**optim: Any) -> TrainConfig:
@@ -122,14 +122,25 @@ SYNCED: dict[str, dict[str, Any]] = {
     "each image": {"per_image": True, "ratio": 0.25},
     "a batch without a valid pixel": {"ratio": 0.25, "void": 1},
     "nothing valid at all": {"void": 9},
-}
-"""Options of losses over several processes; `void` is from the end how many of them have nothing valid."""
+    "many terms": {
+        "focal": 0.5, "dice": 1.0, "tversky": 0.3, "tversky_alpha": 0.3, "boundary": 0.5, "label_smoothing": 0.1,
+        "overlap_smooth": 1.0, "overlap_absent": "zero", "weight": [0.5, 0.0, 2.0, 1.0, 3.0], "pixel_weight": True,
+    },
+    "overlap of each image": {"ce": 0.0, "jaccard": 1.0, "overlap_per_image": True, "overlap_log": True, "void": 1},
+    "distillation": {"distillation": 0.7, "teacher": True, "pixel_weight": True, "distillation_where": "all"},
+    "distillation of the valid": {"ce": 0.0, "distillation": 1.0, "teacher": True, "distillation_temperature": 2.0},
+}  # fmt: skip
+"""Options of losses over several processes; `void` is from the end how many of them have nothing valid.
+
+Those of terms are for `segmentation_loss`.
+"""
+TERMS = {"ce", "focal", "dice", "jaccard", "tversky", "boundary", "distillation"}
 
 
 def losses_that_share(processes: Processes, answers: Any) -> None:
     """Put whether the losses of --loss.sync share the batches of all processes, and whether others do."""
     configs = [LossConfig(mode=mode, sync=sync) for mode in ("detect", "ohem", "plain") for sync in (True, False)]
-    answers.put([build_loss(config, 255, processes).process_group is dist.group.WORLD for config in configs])
+    answers.put([build_loss(config, 255, processes).call["process_group"] is dist.group.WORLD for config in configs])
 
 
 def synced_losses(processes: Processes, dtype: torch.dtype, cases: list[tuple[str, Any]], answers: Any) -> None:
@@ -147,22 +158,23 @@ def synced_losses(processes: Processes, dtype: torch.dtype, cases: list[tuple[st
         target[len(images) - 2 * min(options.pop("void", 0), processes.count) :] = 255
         if "weight" in options:
             options["weight"] = torch.tensor(options["weight"])
+        if "pixel_weight" in options:
+            options["pixel_weight"] = torch.rand(target.shape).to(dtype)
+        if "teacher" in options:
+            options["teacher"] = torch.randn(len(images), CLASSES, *size, dtype=dtype)
+        compute = segmentation_loss if TERMS & options.keys() else boundary_corrected_loss
         network = torch.nn.Conv2d(3, CLASSES, 1).to(dtype)
         alone = copy.deepcopy(network)
         mine = slice(2 * processes.rank, 2 * processes.rank + 2)
         options = options | {"return_stats": True}
-        expected, figures = boundary_corrected_loss(alone(images), target, **options)
+        expected, figures = compute(alone(images), target, **options)
+        options |= {name: options[name][mine] for name in ("pixel_weight", "teacher") if name in options}
         expected.backward()
         parallel = processes.parallel(network)  # its hooks go with it
-        loss, stats = boundary_corrected_loss(
-            parallel(images[mine]), target[mine], **options, process_group=processes.group
-        )
+        loss, stats = compute(parallel(images[mine]), target[mine], **options, process_group=processes.group)
         loss.backward()
-        errors = [
-            (loss - expected).detach().abs(),
-            (stats.ce - figures.ce).abs(),
-            (stats.boundary - figures.boundary).abs(),
-        ]
+        errors = [(loss - expected).detach().abs()]
+        errors += [(getattr(stats, name) - getattr(figures, name)).abs() for name in TERMS]
         for ours, theirs in zip(network.parameters(), alone.parameters(), strict=True):
             errors.append((ours.grad - theirs.grad).abs().max())
         thresholds = figures.threshold[mine] if options.get("per_image") else figures.threshold

@@ -32,8 +32,8 @@ REQUIRED = {
     "data prepare": ("--data.name", "synthetic", "--output-dir", "o"),
 }  # fmt: skip
 NEGATIVE = {"--model.no-aux", "--model.no-freeze", "--optim.no-decay-1d", "--no-compile", "--no-deterministic",
-            "--data.no-strict", "--loss.no-jitter", "--loss.no-overlap-log", "--loss.no-per-image", "--loss.no-inplace-grad",
-            "--loss.no-validate", "--loss.no-sync", "--no-tensorboard"}  # fmt: skip
+            "--data.no-strict", "--loss.no-jitter", "--loss.no-overlap-log", "--loss.no-per-image",
+            "--loss.no-inplace-grad", "--loss.no-validate", "--loss.no-sync", "--no-tensorboard"}  # fmt: skip
 
 
 @pytest.fixture

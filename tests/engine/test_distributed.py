@@ -168,7 +168,7 @@ def test_what_the_leader_answers_and_raises_reaches_all(context):
 
 SIZES = ((12, 16), (6, 8))  # of the logits: the target's, and upsampled inside
 EVERY = list(itertools.product(several.SYNCED, SIZES))
-FEW = [("plain", SIZES[0]), ("ohem", SIZES[1]), ("a batch without a valid pixel", SIZES[1])]
+FEW = [("plain", SIZES[0]), ("many terms", SIZES[1]), ("ohem", SIZES[1]), ("a batch without a valid pixel", SIZES[1])]
 
 
 @pytest.mark.parametrize(("count", "cases", "dtype", "tolerance"), [
