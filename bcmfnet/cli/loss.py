@@ -14,7 +14,7 @@ def loss(
     inference: InferenceOptions = InferenceOptions(),
     common: CommonOptions = CommonOptions(),
 ) -> int:
-    """Draw what each mode of the loss scores and selects on labelled frames, FRAME_loss.png for each.
+    """Draw the terms of the loss on labelled frames, and what each mode scores and selects, FRAME_loss.png for each.
 
     The dataset is the one that the weights were trained on, and its validation split, unless a flag says otherwise.
 

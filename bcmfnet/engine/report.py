@@ -255,7 +255,8 @@ def find_frames(dataset: Any, names: Sequence[str]) -> list[int]:
 
 
 def draw_loss(path: Path, predictor: Predictor, dataset: Any, index: int) -> None:
-    """Write a picture of what each mode of the loss scores and selects on a frame, with its default options.
+    """Write a picture of the terms of the loss on a frame, and of what each mode scores and selects, with its default
+    options.
 
     `paper` has the paper's suppression and share; OHEM has thresh 0.7 and no min_kept, which is meant for a batch.
     """
@@ -265,8 +266,16 @@ def draw_loss(path: Path, predictor: Predictor, dataset: Any, index: int) -> Non
     losses["paper"] = BoundaryCorrectedLoss(**PAPER_LOSS, ignore_index=ignore_index)
     losses["ohem"] = OhemCrossEntropy(min_kept=0, ignore_index=ignore_index)
     logits = _logits(predictor, image)
-    drawn = {mode: _maps(logits, target, criterion) for mode, criterion in losses.items()}
+    drawn = _term_maps(logits, target, ignore_index)
+    drawn |= {mode: _maps(logits, target, criterion) for mode, criterion in losses.items()}
     write_png(path, pictures.loss_maps(image, target, drawn, dataset.table))
+
+
+def _term_maps(logits: Tensor, target: np.ndarray, ignore_index: int) -> dict[str, LossMaps]:
+    """The focal loss, and what a pixel has of overlap; the cross-entropy is what `ohem` scores."""
+    maps = SegmentationLoss(ignore_index=ignore_index).maps(logits, torch.from_numpy(target)[None])
+    terms = {"Focal loss, gamma 2": maps.focal, "Overlap, 1 - p of the label; full scale 1": pictures.NATS * maps.miss}
+    return {name: LossMaps(values[0].numpy(), values[0].numpy(), None) for name, values in terms.items()}
 
 
 def _maps(logits: Tensor, target: np.ndarray, criterion: SegmentationLoss | BoundaryCorrectedLoss) -> LossMaps:

@@ -7,12 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args, overload
 
+import torch
 from torch import Tensor, nn
 
 from bcmfnet.ops import BclStats, _options, boundary_corrected_loss, segmentation_loss
 from bcmfnet.ops._loss_options import Where, checked_options, term_options
 from bcmfnet.ops._losses import TermOptions, check_weight
-from bcmfnet.reference.bcl import BclOptions, Flip, Mode, Norm
+from bcmfnet.reference import bcl as reference
+from bcmfnet.reference.bcl import BclMaps, BclOptions, Flip, Mode, Norm
 from bcmfnet.reference.terms import Absent
 
 if TYPE_CHECKING:
@@ -53,6 +55,17 @@ class _Loss(nn.Module):
     def checked_options(self) -> BclOptions:
         """The options as the kernels take them."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def maps(
+        self, logits: Tensor, target: Tensor, *, teacher: Tensor | None = None, pixel_weight: Tensor | None = None
+    ) -> BclMaps:
+        """What the loss has of each pixel [N, H, W], for pictures and for mining: in plain PyTorch, without a gradient.
+
+        Tensors are those of a call. The fields are ce, ce_r and ce_c (against the flipped labels), q (the score, in
+        1/1024 nat), candidates, selected, focal, miss (1 - p of the label) and distillation; 0 where a pixel is void.
+        """
+        return reference.loss(logits, target, self.checked_options, self.weight, pixel_weight, teacher)[2]
 
     def extra_repr(self) -> str:
         plain = inspect.signature(boundary_corrected_loss).parameters

@@ -114,14 +114,15 @@ def comparison(
 
 
 class LossMaps(NamedTuple):
-    """What a loss makes of a frame, [H, W]: score and loss term of each pixel in nats, float; selected pixels, bool.
+    """What a loss makes of a frame, [H, W]: score and loss term of each pixel in nats, float; selected pixels, bool,
+    None of a loss that selects none.
 
     The score from which pixels are selected, and the mean cross-entropy of those that are, stand in the title; nats.
     """
 
     score: np.ndarray
     term: np.ndarray
-    selected: np.ndarray
+    selected: np.ndarray | None
     threshold: float | None = None
     cross_entropy: float | None = None
 
@@ -129,7 +130,8 @@ class LossMaps(NamedTuple):
 def loss_tiles(
     image: np.ndarray, target: np.ndarray, losses: Mapping[str, LossMaps], table: LabelTable, tile_width: int = 480
 ) -> dict[str, np.ndarray]:
-    """Tiles by title: image, ground truth, and for each loss its score and its selected pixels. RGB uint8.
+    """Tiles by title: image, ground truth, and for each loss its score and its selected pixels, or where it selects
+    none its term. RGB uint8.
 
     A selected pixel has the colour of its loss term, over the faded image, and is drawn one pixel of the tile larger
     to each side; ignored pixels are grey in a score.
@@ -150,9 +152,13 @@ def loss_tiles(
     pictures = {"Image": image, "Ground truth": overlay(image, target, table)}
     for name, maps in losses.items():
         for field, values in zip(maps._fields[:3], maps[:3], strict=True):
-            _check_size(f"{name}: {field}", values, image)
-        score = heat(maps.score)
+            if values is not None:
+                _check_size(f"{name}: {field}", values, image)
+        score = heat(maps.term if maps.selected is None else maps.score)
         score[ignored] = IGNORED
+        if maps.selected is None:
+            pictures[name] = score
+            continue
         pictures[f"{name}: score"] = score
         share = maps.selected.sum() / max(1, np.count_nonzero(~ignored))
         pictures[f"{name}: {_selection(maps, share)}"] = _selected_pixels(image, maps, reach)

@@ -55,6 +55,11 @@ def test_the_maps_are_the_oracles(frame, monkeypatch, tmp_path):
     monkeypatch.setattr(pictures, "loss_maps", loss_maps)
     draw_loss(tmp_path / "a.png", predictor, dataset, 0)
     assert (tmp_path / "a.png").stat().st_size > 0
+    focal, overlap = (drawn.pop(name) for name in list(drawn)[:2])
+    ce = oracle(logits, target[None]).terms["ce"][0]
+    np.testing.assert_allclose(focal.term, (1 - np.exp(-ce)) ** 2 * ce, atol=1e-12)
+    np.testing.assert_allclose(overlap.term, pictures.NATS * np.where(ce > 0, 1 - np.exp(-ce), 0), atol=1e-12)
+    assert focal.selected is None and overlap.selected is None
     assert list(drawn) == list(COEFFICIENTS)
     for mode, maps in drawn.items():
         expected = oracle(logits, target[None], mode=mode, **OPTIONS.get(mode, {}))
