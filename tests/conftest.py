@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -42,6 +45,22 @@ def camvid() -> Path:
     if not root:
         pytest.skip("BCMFNET_CAMVID names no folder with the CamVid frames")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def smp_losses() -> Iterator[ModuleType]:
+    """The losses of segmentation_models_pytorch, without the package around them, which needs torchvision."""
+    found = importlib.util.find_spec("segmentation_models_pytorch")
+    if found is None:
+        pytest.skip("segmentation_models_pytorch is not installed")
+    folder = Path(found.submodule_search_locations[0]) / "losses"
+    spec = importlib.util.spec_from_file_location(
+        "smp_losses", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    module = sys.modules["smp_losses"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["smp_losses"]
 
 
 @pytest.fixture

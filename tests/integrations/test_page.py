@@ -48,3 +48,9 @@ def test_lightning(tmp_path, monkeypatch):
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     lightning.Trainer(max_epochs=1, **quiet).fit(names["Segmentation"](model), DataLoader(data, batch_size=2))
     assert not torch.equal(model.head.conv2.weight, before)
+
+
+def test_segmentation_models_pytorch():
+    images, labels = torch.randn(2, 3, 128, 128), torch.randint(0, 19, (2, 128, 128))
+    names = run_example("segmentation_models_pytorch", images=images, labels=labels)
+    assert names["model"](images).shape == (2, 19, 32, 32) and names["loss"].isfinite()

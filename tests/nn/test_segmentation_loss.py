@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections import OrderedDict
-from pathlib import Path
 
 import pytest
 import torch
@@ -44,22 +41,6 @@ def assert_same(value, expected, logits):
     assert_close(value.detach(), expected.detach(), tolerance=1e-5)
     gradients = [torch.autograd.grad(loss, logits)[0] for loss in (value, expected)]
     assert_close(*gradients, tolerance=1e-5)
-
-
-@pytest.fixture(scope="module")
-def smp_losses():
-    """The losses of segmentation_models_pytorch, without the package around them, which needs torchvision."""
-    found = importlib.util.find_spec("segmentation_models_pytorch")
-    if found is None:
-        pytest.skip("segmentation_models_pytorch is not installed")
-    folder = Path(found.submodule_search_locations[0]) / "losses"
-    spec = importlib.util.spec_from_file_location(
-        "smp_losses_of_nn", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    module = sys.modules["smp_losses_of_nn"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["smp_losses_of_nn"]
 
 
 @pytest.mark.parametrize(("name", "loss", "options"), [

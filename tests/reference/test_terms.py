@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
@@ -32,22 +29,6 @@ def inputs(classes=C, seed=0, absent=None):
 
 def cross_entropy(z, target):
     return F.cross_entropy(z, target, ignore_index=IGNORE, reduction="none")
-
-
-@pytest.fixture(scope="module")
-def smp_losses():
-    """The losses of segmentation_models_pytorch, without the package around them, which needs torchvision."""
-    found = importlib.util.find_spec("segmentation_models_pytorch")
-    if found is None:
-        pytest.skip("segmentation_models_pytorch is not installed")
-    folder = Path(found.submodule_search_locations[0]) / "losses"
-    spec = importlib.util.spec_from_file_location(
-        "smp_losses", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    module = sys.modules["smp_losses"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["smp_losses"]
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.9])
