@@ -18,7 +18,14 @@ import torch
 
 from bcmfnet.benchmarks import _timing
 from bcmfnet.nn import LMFM, BoundaryCorrectedLoss
-from bcmfnet.ops import boundary_corrected_loss, lmfm, pyramid_pool, upsample_add_relu, upsample_argmax
+from bcmfnet.ops import (
+    boundary_corrected_loss,
+    lmfm,
+    pyramid_pool,
+    segmentation_loss,
+    upsample_add_relu,
+    upsample_argmax,
+)
 
 NUMBER, TURNS, WARM_UP = 2000, 10, 20
 
@@ -40,6 +47,7 @@ def calls() -> dict[str, Callable[[], Any]]:
         "without a boundary term, forward and backward": lambda: train(boundary_corrected_loss, boundary_weight=0.0),
         "boundary_corrected_loss": lambda: boundary_corrected_loss(high, target),
         "without a boundary term": lambda: boundary_corrected_loss(high, target, boundary_weight=0.0),
+        "segmentation_loss": lambda: segmentation_loss(high, target, dice=1.0),
         "lmfm": lambda: lmfm(low, weights),
         "pyramid_pool": lambda: pyramid_pool(low, ((5, 2, 2),)),
         "upsample_add_relu": lambda: upsample_add_relu(high, low),
