@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bcmfnet.ops import _limits, backends
 from bcmfnet.ops._derivatives import refuse_forward_mode
-from bcmfnet.ops._loss_options import Integers, Reals, pack, unpack
+from bcmfnet.ops._loss_options import OVERLAP_WEIGHTS, Integers, pack, unpack
 from bcmfnet.ops._op import EVERY_DEVICE, LIBRARY, Kernel, Op
 from bcmfnet.reference import bcl as reference
 from bcmfnet.reference.bcl import BclOptions, BclStats
@@ -76,38 +76,32 @@ class Saved(NamedTuple):
 
 def _outputs(logits: Tensor, *others: Any) -> Evaluated:
     """What a call without a gradient returns, not yet written."""
-    dtype, device, thresholds = _computed(logits), logits.device, logits.shape[: Integers(*others[-1]).per_image]
-    loss = torch.empty((), dtype=dtype, device=device)
-    values = torch.empty(VALUES, dtype=dtype, device=device)
-    counts = torch.empty(2, dtype=torch.int64, device=device)
-    threshold = torch.empty(thresholds, dtype=torch.int32, device=device)
-    sums = torch.empty(_by_class(logits, 3, *others[-2:]), dtype=dtype, device=device)
-    return Evaluated(loss, values, counts, threshold, sums)
+    reals, integers = others[-2:]
+    loss = torch.empty((), dtype=_computed(logits), device=logits.device)
+    values, counts = loss.new_empty(VALUES), loss.new_empty(2, dtype=torch.int64)  # these cost less than torch.empty
+    threshold = loss.new_empty(logits.shape[: Integers(*integers).per_image], dtype=torch.int32)
+    return Evaluated(loss, values, counts, threshold, loss.new_empty(_by_class(logits, 3, reals, integers)))
 
 
 def _by_class(logits: Tensor, count: int, reals: Sequence[float], integers: Sequence[int]) -> tuple[int, ...]:
     """Shape of so many numbers of each class, for the batch or for each image; 0 without an overlap term."""
-    packed, numbers = Integers(*integers), Reals(*reals)
-    if numbers.dice_weight == numbers.jaccard_weight == numbers.tversky_weight == 0:
+    if not any(reals[OVERLAP_WEIGHTS]):
         return (0,)
+    packed = Integers(*integers)
     return (logits.shape[0] if packed.overlap_per_image else 1, count, 2 if packed.binary else logits.shape[1])
 
 
 def _outputs_and_saved(logits: Tensor, target: Tensor, *others: Any) -> tuple[Tensor, ...]:
     """What a call with one returns, not yet written."""
     *_, reals, integers, inplace_grad = others
-    outputs = _outputs(logits, target, *others[:-1])
-    dtype, device = outputs.loss.dtype, logits.device
+    outputs = _outputs(logits, reals, integers)
+    new = outputs.loss.new_empty
     if logits.shape[2:] == target.shape[1:]:
-        lse = torch.empty(target.shape, dtype=dtype, device=device)
-        mask = torch.empty(target.shape, dtype=torch.uint8, device=device)
-        scales = torch.empty(SCALES, dtype=dtype, device=device)
-        slopes = torch.empty(_by_class(logits, 2, reals, integers), dtype=dtype, device=device)
-        saved = Saved(lse, mask, scales, slopes, scales.new_empty(0))
+        mask = new(target.shape, dtype=torch.uint8)
+        slopes = new(_by_class(logits, 2, reals, integers))
+        saved = Saved(new(target.shape), mask, new(SCALES), slopes, new(0))
     else:
-        gradient = torch.empty(logits.shape, dtype=dtype, device=device)
-        lse, scales, slopes = (gradient.new_empty(0) for _ in range(3))
-        saved = Saved(lse, torch.empty(0, dtype=torch.uint8, device=device), scales, slopes, gradient)
+        saved = Saved(new(0), new(0, dtype=torch.uint8), new(0), new(0), new(logits.shape))
     return (*outputs, *saved)
 
 

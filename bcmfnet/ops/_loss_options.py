@@ -226,6 +226,8 @@ class Integers(NamedTuple):
     align_corners: int
 
 
+OVERLAP_WEIGHTS = slice(Reals._fields.index("dice_weight"), Reals._fields.index("tversky_weight") + 1)
+"""Where the weights of the overlap terms stand among the real numbers."""
 _PLAIN_REALS, _ABSENT = Reals._fields[6:], get_args(Absent)
 _FLAGS = ("per_image", "focal_boundary", "log", "overlap_per_image", "everywhere", "binary", "align_corners")
 

@@ -65,9 +65,9 @@ def serve(op: str, device: str, backend: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.empty and torch.empty_like return NaN, or the largest integer."""
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, filled(getattr(torch, name)))
+    """torch.empty, torch.empty_like and new_empty return NaN, or the largest integer."""
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, filled(getattr(owner, name)))
 
 
 def filled(empty: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
