@@ -459,7 +459,7 @@ def _gradient(
             gradient.scatter_add_(1, index[:, None], -amount[:, None])
     if options.ce_weight != 0 and options.smoothing != 0:
         each = _class_weight(labels, options, weight)
-        each = torch.ones_like(p[0, :, 0, 0]) if each is None else each.to(p)
+        each = p.new_ones(p.shape[1]) if each is None else each.to(p)
         amount = (options.ce_weight * options.smoothing / p.shape[1] * scales[0] * _smoothed_weights(labels, w))[
             :, None
         ]

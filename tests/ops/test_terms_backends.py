@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 import torch
 from compare import TOLERANCE, assert_close, relative_error
 
-from bcmfnet.ops import segmentation_loss
+from bcmfnet.ops import backends, segmentation_loss
+from bcmfnet.ops._bcl import Inputs, evaluate
 from bcmfnet.ops._loss_options import term_options
 from bcmfnet.reference import bcl as reference
 from bcmfnet.reference.bcl import MODES
 
 OP = "bcl"
+INF, NAN = math.inf, math.nan
 CASES = [pytest.param(range(200), id="200"), pytest.param(range(200, 1200), id="1000", marks=pytest.mark.exhaustive)]
 CASES_TRITON = 30  # of each; interpreted one takes a second
 WEIGHTS = ("ce", "focal", "dice", "jaccard", "tversky", "boundary", "distillation")
@@ -111,3 +114,202 @@ def test_random_cases(device, request, seeds):
     seeds = seeds[:CASES_TRITON] if "triton" in request.node.name else seeds
     sure = sum(agrees(device, *draw(seed), f"case {seed}") for seed in seeds)
     assert sure > len(seeds) / 2
+
+
+SIZE = (12, 37)
+GRIDS = [SIZE, (3, 5)]
+EVERYTHING = {
+    "ce": 1.0, "focal": 0.5, "dice": 1.0, "jaccard": 0.4, "tversky": 0.3, "boundary": 1.0, "distillation": 0.7,
+    "boundary_term": "focal", "label_smoothing": 0.1, "distillation_temperature": 2.0, "mode": "paper0",
+    "threshold": 0.0,
+}  # fmt: skip
+EDGES = {
+    "smoothing": {"label_smoothing": 0.1},
+    "focal": {"ce": 0.0, "focal": 1.0, "focal_gamma": 0.5},
+    "overlap": {"ce": 0.0, "dice": 1.0, "jaccard": 0.4, "tversky": 0.3, "tversky_alpha": 0.3},
+    "overlap by image": {"dice": 1.0, "overlap_log": True, "overlap_per_image": True},
+    "distillation": {"ce": 0.0, "distillation": 0.7, "distillation_temperature": 2.0},
+    "binary": EVERYTHING | {"binary": True, "pos_weight": 3.0},
+    "everything": EVERYTHING,
+    "everything, aligned": EVERYTHING | {"align_corners": True},
+}
+# Of all terms at once on every backend; of some on the first one alone, but for the exhaustive run.
+NAMES = [name if "every" in name else pytest.param(name, marks=pytest.mark.any_backend) for name in EDGES]
+
+
+def edge(name: str, grid=SIZE):
+    """A case with the terms of that name: logits, labels of SIZE with ignored ones, tensors and options."""
+    generator, options = torch.Generator().manual_seed(0), dict(EDGES[name])
+    classes = 1 if options.get("binary") else 5
+    logits, teacher = (2 * torch.randn(2, classes, *grid, generator=generator) for _ in range(2))
+    target = torch.randint(0, max(classes, 2), (2, *SIZE), generator=generator)
+    target[torch.rand(target.shape, generator=generator) < 0.2] = 255
+    tensors = {}
+    if name.startswith("everything"):
+        u = torch.rand(target.shape, generator=generator)
+        tensors = {"weight": torch.tensor([1.0, 0.5, 0.0, 2.0, 3.0]), "pixel_weight": torch.where(u < 0.2, 0.0, u)}
+    return logits, target, tensors | ({"teacher": teacher} if options.get("distillation") else {}), options
+
+
+def evaluated(device, logits, target, tensors, options):
+    """Loss, stats and gradient, on the CPU."""
+    z = logits.to(device).detach().requires_grad_()
+    there = {key: tensor.to(device) for key, tensor in tensors.items()}
+    value, stats = segmentation_loss(z, target.to(device), return_stats=True, **there, **options)
+    (gradient,) = torch.autograd.grad(value, z)
+    return value.detach().cpu(), reference.BclStats(*(figure.cpu() for figure in stats)), gradient.cpu()
+
+
+def assert_equal_bits(actual, expected):
+    for one, other in zip((actual[0], *actual[1], actual[2]), (expected[0], *expected[1], expected[2]), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_valid_is_zero_with_zero_gradients(device, name, grid):
+    logits, target, tensors, options = edge(name, grid)
+    logits[0, 0, 0, 0] = NAN  # nor does an ignored pixel reach the gradient
+    value, stats, gradient = evaluated(device, logits, torch.full_like(target, 255), tensors, options)
+    assert value.item() == 0 and stats.valid.item() == 0 and not gradient.any()
+    nothing = tensors | {"pixel_weight": torch.zeros(target.shape)}
+    value, stats, gradient = evaluated(device, logits, target, nothing, options)
+    assert value.item() == 0 and stats.valid.item() == 0 and not gradient.any()
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("absent", ["skip", "zero", "count"])
+def test_labels_of_one_class_alone(device, absent, grid):
+    for name in ("overlap", "overlap by image", "binary"):
+        logits, target, tensors, options = edge(name, grid)
+        target[target != 255] = 1
+        target[1] = 255  # nor has this image a valid pixel
+        options |= {"overlap_absent": absent, "boundary": 0.0}
+        assert agrees(device, logits, target, tensors, options, name)
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_finite_where_nothing_counts_has_no_part(device, name, value):
+    """Logits and the teacher's, of pixels that are ignored or weigh nothing."""
+    logits, target, tensors, options = edge(name)
+    expected = evaluated(device, logits, target, tensors, options)
+    void = (target == 255) | (tensors.get("pixel_weight", torch.ones(target.shape)) == 0)
+    for tensor in (logits, tensors.get("teacher", logits)):
+        tensor[:, 0] = torch.where(void, value, tensor[:, 0])
+    assert_equal_bits(evaluated(device, logits, target, tensors, options), expected)
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_finite_comes_out_as_the_reference_has_it(device, name, value):
+    logits, target, tensors, options = edge(name)
+    for label in (0, 1):  # of the label's class or another
+        z, y = logits.clone(), target.clone()
+        z[0, 0, 3, 4], y[0, 3, 4] = value, label
+        if "pixel_weight" in tensors:
+            tensors["pixel_weight"][0, 3, 4] = 1.0
+        actual, stats, _ = evaluated(device, z, y, tensors, options)
+        there = [tensors.get(key) for key in ("weight", "pixel_weight", "teacher")]
+        expected, figures, _ = reference.loss(z.double(), y, term_options(**options), *there)
+        for one, other in ((actual, expected), (stats.ce, figures.ce), (stats.focal, figures.focal),
+                           (stats.dice, figures.dice), (stats.distillation, figures.distillation)):  # fmt: skip
+            torch.testing.assert_close(one.double(), other.double(), rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_class_weight_that_is_not_finite_makes_the_loss_nan(device, grid, value):
+    logits, target, tensors, options = edge("everything", grid)
+    tensors["weight"][3] = value
+    loss, stats, gradient = evaluated(device, logits, target, tensors, options)
+    assert loss.isnan() and stats.ce.isnan() and gradient[0].isnan().any() and gradient[1].isnan().any()
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_batch(device, name, grid):
+    logits, target, tensors, options = edge(name, grid)
+    tensors = {key: tensor if key == "weight" else tensor[:0] for key, tensor in tensors.items()}
+    value, stats, gradient = evaluated(device, logits[:0], target[:0], tensors, options)
+    assert value.item() == 0 and stats.valid.item() == 0 and gradient.shape == (0, *logits.shape[1:])
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_label_that_binary_logits_have_not(device, grid):
+    """On a CPU it is named; where that would take a wait, it makes the loss NaN."""
+    logits, target, tensors, options = edge("binary", grid)
+    target[0, 3, 7] = 2
+    try:
+        value, _, gradient = evaluated(device, logits, target, tensors, options)
+        assert value.isnan() and gradient.isnan().any()
+    except IndexError as error:
+        assert "expected labels in [0, 2) or ignore_index, got 2 at (image, row, column) = (0, 3, 7)" in str(error)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_threads_and_layouts_give_equal_bits(device, name, grid):
+    logits, target, tensors, options = edge(name, grid)
+    expected = evaluated(device, logits, target, tensors, options)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert_equal_bits(evaluated(device, logits, target, tensors, options), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.tail
+@pytest.mark.usefixtures("poisoned", "deterministic")
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_read_before_it_is_written(device, name, grid):
+    """Memory starts as NaN and largest integers, the kernels' own too; and two runs give equal bits."""
+    case = edge(name, grid)
+    first = evaluated(device, *case)
+    assert first[0].isfinite() and first[2].isfinite().all()
+    assert_equal_bits(evaluated(device, *case), first)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gradient_in_the_logits_memory_has_the_same_bits(device, name):
+    if backends.choose(OP, device)[0] == "reference":
+        pytest.skip("the reference refuses")
+    logits, target, tensors, options = edge(name)
+    expected = evaluated(device, logits, target, tensors, options)[2]
+    z = logits.to(device).detach().requires_grad_() * 1
+    there = {key: tensor.to(device) for key, tensor in tensors.items()}
+    value = segmentation_loss(z, target.to(device), inplace_grad=True, **there, **options)
+    (gradient,) = torch.autograd.grad(value, z)
+    assert gradient.data_ptr() == z.data_ptr() and torch.equal(gradient.cpu(), expected)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("per_image", [False, True])
+def test_shared_slopes_take_the_place_of_those_of_the_sums(device, per_image, grid):
+    """The gradient is that of the given slopes; loss and sums stay those of the logits."""
+    logits, target, tensors, options = edge("overlap", grid)
+    known = term_options(**(options | {"overlap_per_image": per_image, "ce": 0.5}))
+    slopes = torch.randn(2 if per_image else 1, 2, 5, generator=torch.Generator().manual_seed(1))
+    z = logits.to(device).detach().requires_grad_()
+    outputs = evaluate(Inputs(z, target.to(device), shared_slopes=slopes.to(device)), known, True, False)
+    (gradient,) = torch.autograd.grad(outputs.loss, z)
+    exact, none = logits.double(), None
+    loss, stats, sums, *saved, expected = reference.forward(
+        exact, target, none, none, none, slopes.double(), known, True
+    )
+    if grid == SIZE:
+        expected = torch.empty_like(exact)
+        reference.backward(torch.ones(()).double(), exact, target, none, none, none, known, *saved, expected)
+    assert_close(outputs.loss.detach().cpu(), loss, "loss", 1e-5)
+    assert_close(outputs.sums.cpu(), sums, "sums", 1e-5)
+    assert_close(gradient.cpu(), expected, "gradient", 1e-5)
+
+
+@pytest.fixture
+def deterministic():
+    """torch.empty of C++ fills its memory."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
