@@ -129,6 +129,9 @@ def _run_and_save(kernel: Kernel, *arguments: Any) -> None:
 def _serves(inputs: tuple[Any, ...]) -> bool:
     """Whether the backends compute a call; plain PyTorch computes the others."""
     logits, _, _, pixel_weight, teacher, shared_slopes, reals, integers = inputs
+    backend, _ = backends.choose("bcl", logits.device.type)
+    if backend == "cpp":  # all terms, but a teacher of another size
+        return teacher is None or (teacher.shape == logits.shape and teacher.dtype != torch.float64)
     plain = pack(BclOptions((0, 0, 0), (0, 0, 0)))
     return (
         pixel_weight is None

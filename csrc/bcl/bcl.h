@@ -57,6 +57,10 @@ BCM_HD bool has_overlap(const BclOptions& options) {
   return options.overlap.weight[0] != 0 || options.overlap.weight[1] != 0 || options.overlap.weight[2] != 0;
 }
 
+BCM_HD bool distills(const Bcl& call) {
+  return call.teacher.data != nullptr && call.options.distillation_weight != 0;
+}
+
 BCM_HD int64_t overlap_groups(const Bcl& call) { return call.options.overlap.per_image ? call.logits.batch : 1; }
 
 BCM_HD bool is_upsampled(const Bcl& call) {

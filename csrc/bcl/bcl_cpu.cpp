@@ -14,7 +14,9 @@ int64_t first_column(const Bcl& call, int64_t k) {
   const int64_t in = call.logits.width, out = call.target.width;
   if (k <= 0) return 0;
   if (k > in) return out;
-  return (2 * out * (k - 1) + out - in + 2 * in - 1) / (2 * in);
+  const Positions positions = positions_of(in, out, call.options.align_corners);
+  const int64_t step = larger_of(positions.step, int64_t{1});  // 0 where all outputs lie on the one source column
+  return (positions.divisor * (k - 1) - positions.first + step - 1) / step;
 }
 
 Columns take_columns(const Bcl& call, Arena& arena) {
@@ -40,7 +42,7 @@ void fill_columns(const Bcl& call, const Columns& columns) {
       columns.column[at] = static_cast<int32_t>(x), columns.position[x] = static_cast<int32_t>(at);
       columns.cell[x] = static_cast<int32_t>(k);
       columns.flipped[x] = static_cast<int32_t>(flipped(x, out, options.step[1], options.offset[1], options.mirror));
-      if (is_upsampled(call) && k > 0) columns.weight[at] = lerp_weight(x, k - 1, in, out);
+      if (is_upsampled(call) && k > 0) columns.weight[at] = lerp_weight(x, k - 1, in, out, options.align_corners);
     }
   }
 }
@@ -48,7 +50,8 @@ void fill_columns(const Bcl& call, const Columns& columns) {
 // What a forward and a backward need.
 Run take_run(const Bcl& call, Arena& arena, Parallel parallel) {
   const int64_t rows = call.target.batch * call.target.height, units = call.logits.batch * call.logits.height;
-  Run run{call, parallel, rows, units, take_columns(call, arena), {}, {}, {}, {}, {}, {}};
+  Run run{call, parallel, rows, units, take_columns(call, arena), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+  run.spread_weights = arena.take<float>(classes_of(call));
   run.maps.labels = arena.take<int16_t>(rows * call.target.width);
   run.by_row = arena.take<RowStats>(rows);
   return run;
@@ -59,6 +62,10 @@ void take_forward(Run& run, bool saves, Arena& arena) {
   const int64_t pixels = run.rows * run.call.target.width, groups = run.thresholds_count();
   const bool up = is_upsampled(run.call);
   run.by_unit = arena.take<RowStats>(run.units), run.thresholds = arena.take<int32_t>(groups);
+  if (has_overlap(run.call.options)) {
+    run.overlap_sums = arena.take<double>(run.units * 3 * classes_of(run.call));
+    run.own_slopes = arena.take<float>(overlap_groups(run.call) * 2 * classes_of(run.call));
+  }
   if (up && saves) run.lower = arena.take<float>(run.units * run.call.logits.channels * run.call.logits.width);
   if (!selects(run.call)) return;
   run.histogram = arena.take<uint32_t>(groups * kScores), run.maps.score = arena.take<uint16_t>(pixels);
@@ -66,29 +73,37 @@ void take_forward(Run& run, bool saves, Arena& arena) {
   if (up || !saves) run.maps.mask = arena.take<uint8_t>(pixels);
 }
 
+// A pixel of weight 0 has no label.
 template <typename T>
-RowStats read_labels(const Bcl& call, const T* from, int16_t* to) {
+RowStats read_labels(const Bcl& call, const T* from, const float* weights, int16_t* to) {
+  const BclOptions& options = call.options;
+  const int64_t width = call.target.width, classes = classes_of(call);
   RowStats row{};
-  for (int64_t x = 0; x < call.target.width; ++x) {
+  for (int64_t x = 0; x < width; ++x) {
     const int64_t label = from[x * call.target.column_stride];
-    const bool valid = label != call.options.ignore_index, known = label >= 0 && label < call.logits.channels;
+    const float weight = weights ? weights[x * call.pixel_weight.column_stride] : 1.0f;
+    const bool valid = label != options.ignore_index && weight != 0, known = label >= 0 && label < classes;
     to[x] = valid && known ? static_cast<int16_t>(label) : -1;
     row.valid += valid;
     row.wrong_label |= valid && !known;
-    if (call.class_weight && valid && known) row.weight += call.class_weight[label];
+    if (call.class_weight && valid && known) row.weight += weight * call.class_weight[label];
+    if (weights) row.all += weight, row.plain += valid ? weight : 0.0f;
   }
-  if (!call.class_weight) row.weight = static_cast<double>(row.valid);
+  if (!weights) row.all = static_cast<double>(width), row.plain = static_cast<double>(row.valid);
+  if (!call.class_weight) row.weight = row.plain;
   return row;
 }
 
 RowStats read_labels(const Bcl& call, int64_t image, int64_t y, int16_t* to) {
   const View& target = call.target;
   const int64_t at = offset_of(target, image, 0, y);
+  const float* given = static_cast<const float*>(call.pixel_weight.data);
+  const float* weights = given ? given + offset_of(call.pixel_weight, image, 0, y) : nullptr;
   switch (target.dtype) {
-    case DType::kUInt8: return read_labels(call, static_cast<const uint8_t*>(target.data) + at, to);
-    case DType::kInt16: return read_labels(call, static_cast<const int16_t*>(target.data) + at, to);
-    case DType::kInt32: return read_labels(call, static_cast<const int32_t*>(target.data) + at, to);
-    default: return read_labels(call, static_cast<const int64_t*>(target.data) + at, to);
+    case DType::kUInt8: return read_labels(call, static_cast<const uint8_t*>(target.data) + at, weights, to);
+    case DType::kInt16: return read_labels(call, static_cast<const int16_t*>(target.data) + at, weights, to);
+    case DType::kInt32: return read_labels(call, static_cast<const int32_t*>(target.data) + at, weights, to);
+    default: return read_labels(call, static_cast<const int64_t*>(target.data) + at, weights, to);
   }
 }
 
@@ -102,6 +117,48 @@ bool read_labels(const Run& run) {
   for (int64_t row = 0; row < run.rows; ++row)
     if (run.by_row[row].wrong_label) return false;
   return true;
+}
+
+// Sums of labels and weights, of all rows.
+RowStats sum_of_rows(const Run& run) {
+  RowStats sum{};
+  for (int64_t i = 0; i < run.rows; ++i) {
+    const RowStats& row = run.by_row[i];
+    sum.weight += row.weight, sum.plain += row.plain, sum.all += row.all, sum.boundary += row.boundary;
+    sum.valid += row.valid, sum.selected += row.selected;
+  }
+  return sum;
+}
+
+// The weights of binary logits' two classes are in the divisor of none.
+Divisors divisors_of(const Run& run, const RowStats& sum) {
+  const BclOptions& options = run.call.options;
+  const double weight = options.binary ? sum.plain : sum.weight, distilled = options.everywhere ? sum.all : sum.plain;
+  return bcmfnet::divisors_of(options, std::isfinite(sum.weight), weight, sum.valid, sum.selected, distilled);
+}
+
+// The slopes that the gradient takes: those that are given, or those of the sums; and the values of the terms.
+void set_slopes(Run& run, const BclOutputs& outputs, double* values) {
+  const int64_t count = overlap_groups(run.call) * 2 * classes_of(run.call);
+  float* const to = outputs.slopes ? outputs.slopes : run.own_slopes;
+  evaluate_overlap(run, values, outputs.sums, to);
+  if (run.call.shared_slopes) std::memcpy(to, run.call.shared_slopes, count * sizeof(float));
+  run.slopes = to;
+}
+
+// Binary logits have the class weights 1 and pos_weight, kept in `weights`.
+Bcl weighted(const Bcl& call, float (&weights)[2]) {
+  Bcl result = call;
+  weights[0] = 1, weights[1] = call.options.pos_weight;
+  if (call.options.binary && call.options.pos_weight != 1) result.class_weight = weights;
+  return result;
+}
+
+void fill_spread_weights(Run& run) {
+  for (int64_t c = 0; c < classes_of(run.call); ++c) {
+    run.spread_weights[c] = run.call.class_weight ? run.call.class_weight[c] : 1.0f;
+    run.spread_weight += run.spread_weights[c];
+  }
 }
 
 }  // namespace
@@ -119,18 +176,25 @@ int64_t bcl_backward_bytes_cpu(const Bcl& call) {
   return arena.bytes;
 }
 
-bool bcl_forward_cpu(const Bcl& call, const BclOutputs& outputs, bool saves, void* scratch, Parallel parallel) {
+bool bcl_forward_cpu(const Bcl& given, const BclOutputs& outputs, bool saves, void* scratch, Parallel parallel) {
+  float of_binary[2];
+  const Bcl call = weighted(given, of_binary);
   const BclOptions& options = call.options;
-  const bool up = is_upsampled(call);
+  const bool up = is_upsampled(call), terms = has_terms(call), overlaps = has_overlap(options);
+  const int64_t classes = classes_of(call);
   Arena arena{static_cast<char*>(scratch)};
   Run run = take_run(call, arena, parallel);
   take_forward(run, saves, arena);
   if (saves && !up) run.maps.mask = outputs.mask, run.maps.lse = outputs.lse;
   std::memset(run.by_unit, 0, run.units * sizeof(RowStats));
+  if (overlaps) std::memset(run.overlap_sums, 0, run.units * 3 * classes * sizeof(double));
   fill_columns(call, run.columns);
+  fill_spread_weights(run);
   if (!read_labels(run)) return false;
+  RowStats sum = sum_of_rows(run);
+  run.factors = term_factors_of(options, classes, divisors_of(run, sum).inverse, sum.weight > 0);
   if (up) {
-    score_upsampled(run, outputs.gradient);
+    score_upsampled(run, overlaps ? nullptr : outputs.gradient);
   } else {
     score_full(run);
   }
@@ -142,41 +206,53 @@ bool bcl_forward_cpu(const Bcl& call, const BclOutputs& outputs, bool saves, voi
     if (run.maps.mask) std::memset(run.maps.mask, 0, run.rows * call.target.width);
   }
 
-  RowStats sum{};
-  for (int64_t i = 0; i < run.rows; ++i) {
-    const RowStats& row = run.by_row[i];
-    sum.weight += row.weight, sum.boundary += row.boundary;
-    sum.valid += row.valid, sum.selected += row.selected;
-  }
+  sum = sum_of_rows(run);
   const bool usable = std::isfinite(sum.weight);
-  const Divisors divisors = divisors_of(options, usable, sum.weight, sum.valid, sum.selected);
-  if (selects(call) && up) add_selected(run, divisors.boundary_factor, outputs.gradient);
-  if (outputs.gradient) add_lower(run, divisors.scale, outputs.gradient);
+  const Divisors divisors = divisors_of(run, sum);
+  double means[kValues] = {};
+  run.factors = term_factors_of(options, classes, divisors.inverse, sum.weight > 0);
+  if (overlaps) set_slopes(run, outputs, means + kDice);
+  const float scale = terms ? (usable ? 1.0f : __builtin_nanf("")) : divisors.scale;
+  if (up && overlaps && outputs.gradient) {
+    differentiate_upsampled(run, outputs.gradient);
+  } else if (up && selects(call)) {
+    add_selected(run, terms ? run.factors.boundary : divisors.boundary_factor, outputs.gradient);
+  }
+  if (outputs.gradient) add_lower(run, scale, outputs.gradient);
   for (int64_t i = 0; i < run.units; ++i) {
     const RowStats& unit = run.by_unit[i];
-    sum.ce += unit.ce, sum.boundary += unit.boundary;
-    sum.nan |= unit.nan;
+    sum.ce += unit.ce, sum.boundary += unit.boundary, sum.focal += unit.focal;
+    sum.spread += unit.spread, sum.distillation += unit.distillation, sum.nan |= unit.nan;
   }
-  const double ce = sum.ce * divisors.inverse[0];
-  const double boundary = sum.nan ? __builtin_nan("") : sum.boundary * divisors.inverse[1];
-  *outputs.loss = static_cast<float>(usable ? loss_of(options, ce, boundary) : __builtin_nan(""));
-  for (int i = 0; i < kValues; ++i) outputs.values[i] = 0;
-  outputs.values[kCe] = static_cast<float>(ce), outputs.values[kBoundary] = static_cast<float>(boundary);
+  const double* inverse = divisors.inverse;
+  means[kCe] = sum.ce * inverse[0];
+  if (options.smoothing != 0) {
+    const double share = sum.weight > 0 ? options.smoothing / static_cast<double>(classes) : 0;
+    means[kCe] = (1 - options.smoothing) * means[kCe] + share * (sum.spread * inverse[0]);
+  }
+  means[kBoundary] = sum.nan ? __builtin_nan("") : sum.boundary * inverse[1];
+  means[kFocal] = sum.focal * inverse[0], means[kDistillation] = sum.distillation * inverse[2];
+  *outputs.loss = static_cast<float>(usable ? loss_of(options, means) : __builtin_nan(""));
+  for (int i = 0; i < kValues; ++i) outputs.values[i] = static_cast<float>(means[i]);
   outputs.counts[0] = sum.selected, outputs.counts[1] = sum.valid;
   for (int64_t i = 0; i < run.thresholds_count(); ++i) outputs.threshold[i] = run.thresholds[i];
-  for (int i = 0; outputs.scales && i < 2; ++i) outputs.scales[i] = static_cast<float>(divisors.inverse[i]);
-  if (outputs.scales) outputs.scales[2] = 0;
+  for (int i = 0; outputs.scales && i < 3; ++i) outputs.scales[i] = static_cast<float>(inverse[i]);
   return true;
 }
 
 void bcl_backward_cpu(
-    const Bcl& call, const BclSaved& saved, const View& gradient, void* scratch, Parallel parallel) {
+    const Bcl& given, const BclSaved& saved, const View& gradient, void* scratch, Parallel parallel) {
+  float of_binary[2];
+  const Bcl call = weighted(given, of_binary);
   Arena arena{static_cast<char*>(scratch)};
   Run run = take_run(call, arena, parallel);
   fill_columns(call, run.columns);
+  fill_spread_weights(run);
   read_labels(run);
   run.maps.lse = const_cast<float*>(saved.lse), run.maps.mask = const_cast<uint8_t*>(saved.mask);
-  write_gradient(run, saved.scales, *saved.grad, gradient);
+  run.slopes = saved.slopes;
+  run.factors = term_factors_of(call.options, classes_of(call), saved.scales, sum_of_rows(run).weight > 0);
+  write_gradient(run, *saved.grad, gradient);
 }
 
 }  // namespace bcmfnet::BCM_ISA

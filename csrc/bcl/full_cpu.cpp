@@ -1,5 +1,5 @@
 // The room of logits at full resolution: a row of pixels is read chunk by chunk.
-#include "bcl/pixels_cpu.h"
+#include "bcl/line_cpu.h"
 
 namespace bcmfnet::BCM_ISA {
 namespace {
@@ -13,19 +13,22 @@ struct Planes {
   Float operator()(int64_t c) const { return load<Float>(at_position + c * kChunk); }
 };
 
-// Logits of kChunk columns of a row, [classes, kChunk].
+// Logits of kChunk columns of a row, [classes, kChunk]; of binary logits the first class has zeros.
 struct Chunk {
-  const Bcl& call;
+  const View& logits;
+  const int64_t classes, first;  // the class of the first channel
   float* planes;
   int64_t count = 0;
 
-  Chunk(const Bcl& call, Arena& arena) : call(call), planes(arena.take<float>(call.logits.channels * kChunk)) {}
+  Chunk(const Bcl& call, const View& logits, Arena& arena)
+      : logits(logits), classes(logits.data ? classes_of(call) : 0), first(classes_of(call) - call.logits.channels),
+        planes(arena.take<float>(classes * kChunk)) {}
 
   void read(int64_t image, int64_t y, int64_t x) {
-    const View& logits = call.logits;
     count = smaller_of(logits.width - x, kChunk);
+    if (first > 0) std::memset(planes, 0, first * kChunk * sizeof(float));
     for (int64_t c = 0; c < logits.channels; ++c) {
-      float* plane = planes + c * kChunk;
+      float* plane = planes + (first + c) * kChunk;
       read_plane(logits.dtype, logits.data, offset_of(logits, image, c, y, x), logits.column_stride, count, plane);
       for (int64_t i = count; i < kChunk; ++i) plane[i] = 0;
     }
@@ -35,22 +38,23 @@ struct Chunk {
   void write(const View& to, int64_t image, int64_t y, int64_t x, float factor) const {
     for (int64_t c = 0; c < to.channels; ++c) {
       const int64_t at = offset_of(to, image, c, y, x);
-      write_plane(to.dtype, to.data, at, to.column_stride, count, factor, planes + c * kChunk);
+      write_plane(to.dtype, to.data, at, to.column_stride, count, factor, planes + (first + c) * kChunk);
     }
   }
 };
 
-// work(image, y, unit, line, chunk) for each row of pixels.
+// work(image, y, unit, line, chunk, teacher) for each row of pixels; the teacher's chunk is empty without distillation.
 template <typename Work>
 void each_row(const Run& run, Work work) {
+  const View none{}, &of_teacher = distills(run.call) ? run.call.teacher : none;
   Arena needed{nullptr};
-  Line(run, needed), Chunk(run.call, needed);
+  Line(run, needed), Chunk(run.call, run.call.logits, needed), Chunk(run.call, of_teacher, needed);
   run.parallel_units(needed.bytes, [&](int64_t begin, int64_t end, void* scratch) {
     Arena arena{static_cast<char*>(scratch)};
     Line line(run, arena);
-    Chunk chunk(run.call, arena);
+    Chunk chunk(run.call, run.call.logits, arena), teacher(run.call, of_teacher, arena);
     for (int64_t unit = begin; unit < end; ++unit)
-      work(unit / run.call.logits.height, unit % run.call.logits.height, unit, line, chunk);
+      work(unit / run.call.logits.height, unit % run.call.logits.height, unit, line, chunk, teacher);
   });
 }
 
@@ -61,42 +65,71 @@ Float read_lse(const Line& line, int64_t position) {
   return gather(line.maps.lse + line.row * width, column < width ? column : fill(0));
 }
 
-}  // namespace
-
-void score_full(const Run& run) {
-  each_row(run, [&](int64_t image, int64_t y, int64_t unit, Line& line, Chunk& chunk) {
+template <bool kTerms>
+void score(const Run& run) {
+  each_row(run, [&](int64_t image, int64_t y, int64_t unit, Line& line, Chunk& chunk, Chunk& teacher) {
     RowStats& stats = run.by_unit[unit];
+    line.begin_unit();
     line.read_labels(image, y, false);
     for (int64_t x = 0; x < run.call.target.width; x += kChunk) {
-      Float ce = fill(0.0f);  // of a chunk: a float that adds up a long row loses digits
+      TermSums sums;  // of a chunk: a float that adds up a long row loses digits
       chunk.read(image, y, x);
+      if (teacher.classes > 0) teacher.read(image, y, x);
       for (int64_t i = 0; i < chunk.count; i += kLanes)
-        line.evaluate<false>(Planes{chunk.planes + i}, x + i, stats, ce);
-      stats.ce += sum_of(ce);
+        line.evaluate<kTerms, kTerms>(Planes{chunk.planes + i}, Planes{teacher.planes + i}, x + i, unit, stats, sums);
+      sums.add_to<kTerms>(stats);
     }
+    line.end_unit(unit);
     line.write_maps();
   });
 }
 
-void write_gradient(const Run& run, const float* scales, float grad, const View& gradient) {
+// The gradient of the pixels at kLanes positions, in the place of their logits.
+void differentiate(const Line& line, int64_t position, float* planes) {
+  const Planes logits{planes};
+  const Labels labels = line.labels(position);
+  const Amounts<Float> amounts = amounts_of<false>(line.pixels, labels, fill(1.0f), line.run.factors);
+  const Taking taking(line.call, labels, amounts, amounts.total != 0.0f);
+  const int64_t classes = line.pixels.classes;
+  const Float best = largest(logits, classes), factor = amounts.total * exp(-read_lse(line, position));
+  for (int64_t c = 0; c < classes; ++c)
+    store(planes + c * kChunk, taking(c, factor * exp(logits(c) - best)), kLanes);
+}
+
+void differentiate_terms(Line& line, const Planes& teacher, int64_t position, int64_t image, float* planes) {
+  line.pixels.evaluate<true>(Planes{planes});
+  if (distills(line.call)) line.distillation.evaluate(teacher, line.pixels);
+  const TermGradient gradient(
+      line.run, line.pixels, line.distillation, line.labels(position), line.weights(position), line.run.slopes_of(image));
+  for (int64_t c = 0; c < line.pixels.classes; ++c) store(planes + c * kChunk, gradient(c), kLanes);
+}
+
+}  // namespace
+
+void score_full(const Run& run) {
+  if (has_terms(run.call)) {
+    score<true>(run);
+  } else {
+    score<false>(run);
+  }
+}
+
+void write_gradient(const Run& run, float grad, const View& gradient) {
   const Bcl& call = run.call;
-  const int64_t classes = call.logits.channels;
-  const float of_ce = call.options.ce_weight * scales[0], of_boundary = call.options.boundary_weight * scales[1];
-  each_row(run, [&](int64_t image, int64_t y, int64_t, Line& line, Chunk& chunk) {
+  const bool terms = has_terms(call);
+  each_row(run, [&](int64_t image, int64_t y, int64_t, Line& line, Chunk& chunk, Chunk& teacher) {
     line.read_labels(image, y, selects(call));
     for (int64_t x = 0; x < call.target.width; x += kChunk) {
       chunk.read(image, y, x);
+      if (teacher.classes > 0) teacher.read(image, y, x);
       for (int64_t i = 0; i < chunk.count; i += kLanes) {
-        float* const planes = chunk.planes + i;
-        const Planes logits{planes};
-        const Labels labels = line.labels(x + i);
-        const Amounts<Float> amounts = amounts_of(call, labels, of_ce, of_boundary);
-        const Taking taking(call, labels, amounts);
-        const Float best = largest(logits, classes), factor = amounts.total * exp(-read_lse(line, x + i));
-        for (int64_t c = 0; c < classes; ++c)
-          store(planes + c * kChunk, taking(c, factor * exp(logits(c) - best)), kLanes);
+        if (terms) {
+          differentiate_terms(line, Planes{teacher.planes + i}, x + i, image, chunk.planes + i);
+        } else {
+          differentiate(line, x + i, chunk.planes + i);
+        }
       }
-      if (classes == 1) std::memset(chunk.planes, 0, kChunk * sizeof(float));  // of NaN too
+      if (chunk.classes == 1) std::memset(chunk.planes, 0, kChunk * sizeof(float));  // of NaN too
       chunk.write(gradient, image, y, x, grad);
     }
   });

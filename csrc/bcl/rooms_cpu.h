@@ -4,7 +4,7 @@
 
 #include <initializer_list>
 
-#include "bcl/bcl.h"
+#include "bcl/bcl_math.h"
 #include "common/integers.h"
 #include "common/parallel.h"
 #include "common/simd.h"
@@ -12,6 +12,13 @@
 namespace bcmfnet::BCM_ISA {
 
 constexpr int kScores = 65536;
+
+// Whether a pixel's arithmetic is more than cross-entropy, class weights and the boundary term.
+static inline bool has_terms(const Bcl& call) {
+  const BclOptions& options = call.options;
+  return call.pixel_weight.data || distills(call) || has_overlap(options) || options.smoothing != 0 ||
+         options.focal_weight != 0 || options.focal_boundary;
+}
 
 // Maps [batch, H, W].
 struct Maps {
@@ -38,7 +45,8 @@ struct Columns {
 
 // Sums of one row, or of one row of cells.
 struct RowStats {
-  double weight, ce, boundary;
+  double weight, plain, all;  // of labels with their weights; of the weights of valid pixels, and of all
+  double ce, boundary, focal, spread, distillation;
   int64_t valid, selected;
   bool wrong_label, nan;
 };
@@ -54,8 +62,19 @@ struct Run {
   RowStats *by_row, *by_unit;  // [rows], [units]
   int32_t* thresholds;         // one, or one for each image
   uint32_t* histogram;         // [thresholds, kScores]
-  float* lower;                // [units, classes, w]: what a row of cells adds to the source row below it
+  float* lower;                // [units, channels, w]: what a row of cells adds to the source row below it
+  float* spread_weights;       // [classes]: weights of the classes that smoothing spreads over, and their sum
+  float spread_weight;
+  double* overlap_sums;        // [units, 3, classes]: I, P and Y
+  float* own_slopes;           // where they are not saved
+  const float* slopes;         // [groups, 2, classes]: derivatives of the overlap terms by P and I
+  TermFactors factors;
 
+  // Of the overlap terms, for an image; null where there are none.
+  const float* slopes_of(int64_t image) const {
+    if (!has_overlap(call.options)) return nullptr;
+    return slopes + (call.options.overlap.per_image ? image : 0) * 2 * classes_of(call);
+  }
   int64_t thresholds_count() const { return call.options.per_image ? call.logits.batch : 1; }
 
   // body(begin, end, scratch) of units, or of rows.
@@ -72,12 +91,17 @@ struct Run {
 
 // full: logits of the target's size.
 void score_full(const Run& run);
-void write_gradient(const Run& run, const float* scales, float grad, const View& gradient);
+void write_gradient(const Run& run, float grad, const View& gradient);
 
-// upsampled: the gradient is [batch, classes, h, w], or null.
+// upsampled: the gradient is [batch, channels, h, w], or null. What `score` finds of it is completed by the selected
+// pixels alone; where overlap is a term, which takes sums over all pixels first, `differentiate` finds all of it.
 void score_upsampled(const Run& run, float* gradient);
 void add_selected(const Run& run, float factor, float* gradient);
+void differentiate_upsampled(const Run& run, float* gradient);
 void add_lower(const Run& run, float factor, float* gradient);
+
+// overlap: from the sums of units the values of the terms [3], the sums to [groups, 3, classes] and the slopes.
+void evaluate_overlap(const Run& run, double* values, float* sums, float* slopes);
 
 // selection.
 void find_candidates(const Run& run);

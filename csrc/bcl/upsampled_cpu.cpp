@@ -1,7 +1,7 @@
 // The room of upsampled logits: the output rows between two source rows, cell by cell.
 #include <utility>
 
-#include "bcl/pixels_cpu.h"
+#include "bcl/line_cpu.h"
 #include "common/bilinear.h"
 
 namespace bcmfnet::BCM_ISA {
@@ -15,37 +15,28 @@ struct Between {
   Float operator()(int64_t c) const { return load<Float>(left + c * kLanes) + weight * load<Float>(step + c * kLanes); }
 };
 
-// Gradient of the logits of kLanes pixels.
-struct Gradient {
-  const float* exps;
-  const Float factor;
-  const Taking taking;
-
-  Gradient(const Pixels& pixels, const Labels& labels, const Amounts<Float>& amounts)
-      : exps(pixels.exps), factor(amounts.total / pixels.sum), taking(pixels.call, labels, amounts) {}
-
-  Float operator()(int64_t c) const { return taking(c, factor * load<Float>(exps + c * kLanes)); }
-};
-
 int64_t below(const Bcl& call, int64_t row) { return high_of(row, call.logits.height, call.target.height); }
 
 // Two source rows, with the first and the last column repeated outside: cell k lies between the elements k and k + 1.
+// Of binary logits the first class has zeros.
 struct SourceRows {
   const Bcl& call;
+  const View& logits;
   const int64_t classes, pitch;
   float *top, *bottom, *left, *step;
   int64_t held = -1;  // the source row in `bottom`: of the next row of cells it is the upper one
 
-  SourceRows(const Bcl& call, Arena& arena)
-      : call(call), classes(call.logits.channels), pitch(call.logits.width + 2 * kLanes) {
+  SourceRows(const Bcl& call, const View& logits, Arena& arena)
+      : call(call), logits(logits), classes(classes_of(call)), pitch(logits.width + 2 * kLanes) {
     for (float** piece : {&top, &bottom}) *piece = arena.take<float>(classes * pitch);
     for (float** piece : {&left, &step}) *piece = arena.take<float>(classes * kLanes);
   }
 
   void read(int64_t image, int64_t row, float* planes) {
-    const View& logits = call.logits;
-    for (int64_t c = 0; c < classes; ++c) {
-      float* plane = planes + c * pitch;
+    const int64_t first = classes - logits.channels;
+    if (first > 0) std::memset(planes, 0, first * pitch * sizeof(float));
+    for (int64_t c = 0; c < logits.channels; ++c) {
+      float* plane = planes + (first + c) * pitch;
       const int64_t at = offset_of(logits, image, c, row);
       read_plane(logits.dtype, logits.data, at, logits.column_stride, logits.width, plane + 1);
       plane[0] = plane[1];
@@ -80,9 +71,11 @@ struct SourceRows {
 // Calls each(y, weight of the source row below) for the output rows of a row of cells.
 template <typename Each>
 void each_output_row(const Bcl& call, int64_t row, Each each) {
-  const int64_t in = call.logits.height, out = call.target.height, end = first_output(row + 1, in, out);
-  for (int64_t y = first_output(row, in, out); y < end; ++y)
-    each(y, below(call, row) != row ? lerp_weight(y, row, in, out) : 0.0f);
+  const int64_t in = call.logits.height, out = call.target.height;
+  const bool aligned = call.options.align_corners;
+  const int64_t end = first_output(row + 1, in, out, aligned);
+  for (int64_t y = first_output(row, in, out, aligned); y < end; ++y)
+    each(y, below(call, row) != row ? lerp_weight(y, row, in, out, aligned) : 0.0f);
 }
 
 // Gradient of the corners of a row of cells, [classes, pitch] each.
@@ -92,7 +85,7 @@ struct Corners {
   float *top_left, *top_right, *bottom_left, *bottom_right;
   float *sum, *right;  // [classes, kLanes]: of the row in hand, over the columns of a cell: all, and times weight_x
 
-  Corners(const Bcl& call, int64_t pitch, Arena& arena) : call(call), classes(call.logits.channels), pitch(pitch) {
+  Corners(const Bcl& call, int64_t pitch, Arena& arena) : call(call), classes(classes_of(call)), pitch(pitch) {
     for (float** piece : {&top_left, &top_right, &bottom_left, &bottom_right})
       *piece = arena.take<float>(classes * pitch);
     for (float** piece : {&sum, &right}) *piece = arena.take<float>(classes * kLanes);
@@ -107,6 +100,7 @@ struct Corners {
   }
 
   // Add pixels at the same place of kLanes cells to the row in hand.
+  template <typename Gradient>
   void add_position(const Gradient& gradient, Float weight_x) {
     for (int64_t c = 0; c < classes; ++c) {
       const Float g = gradient(c);
@@ -127,6 +121,7 @@ struct Corners {
   }
 
   // Add pixels anywhere in kLanes cells.
+  template <typename Gradient>
   void add_pixels(const Gradient& gradient, int64_t cell, Float weight_x, Float weight_y) {
     for (int64_t c = 0; c < classes; ++c) {
       const Float g = gradient(c), b = weight_x * g, a = g - b;
@@ -150,10 +145,11 @@ struct Corners {
 
   // Write what a row of cells gives to the source rows around it, or add it to what is there.
   void write(int64_t image, int64_t row, bool adds, float* gradient, float* lower) const {
-    const int64_t width = call.logits.width, height = call.logits.height;
-    for (int64_t c = 0; c < classes; ++c) {
-      write(top_left, top_right, c, adds, gradient + ((image * classes + c) * height + row) * width);
-      write(bottom_left, bottom_right, c, adds, lower + ((image * height + row) * classes + c) * width);
+    const int64_t width = call.logits.width, height = call.logits.height, channels = call.logits.channels;
+    for (int64_t channel = 0; channel < channels; ++channel) {
+      const int64_t c = classes - channels + channel;
+      write(top_left, top_right, c, adds, gradient + ((image * channels + channel) * height + row) * width);
+      write(bottom_left, bottom_right, c, adds, lower + ((image * height + row) * channels + channel) * width);
     }
   }
 };
@@ -170,6 +166,7 @@ struct Selected {
   int32_t* count;              // [pitch]: pixels of a cell
   int32_t *own, *others;       // [listed, pitch]: Labels
   float *weight_x, *weight_y;  // [listed, pitch]: of the source pixels to the right and below
+  float* weight;               // [listed, pitch]: of the pixel, where not all have 1
 
   Selected(const Run& run, Arena& arena)
       : call(run.call), columns(run.columns), maps(run.maps),
@@ -177,12 +174,15 @@ struct Selected {
     const int64_t size = listed_rows(columns) * columns.positions();
     for (int32_t** piece : {&own, &others}) *piece = arena.take<int32_t>(size);
     for (float** piece : {&weight_x, &weight_y}) *piece = arena.take<float>(size);
+    weight = arena.take<float>(call.pixel_weight.data ? size : 0);
   }
 
   void clear() { std::memset(count, 0, columns.pitch * sizeof(int32_t)); }
 
-  void add_row(int64_t image, int64_t y, float weight) {
+  void add_row(int64_t image, int64_t y, float below) {
     const BclOptions& options = call.options;
+    const View& weights = call.pixel_weight;
+    const float* given = weights.data ? static_cast<const float*>(weights.data) + offset_of(weights, image, 0, y) : nullptr;
     const int64_t width = call.target.width, height = call.target.height, row = image * height + y;
     const int64_t other = flipped(y, height, options.step[0], options.offset[0], options.mirror);
     const int16_t* labels = maps.labels + row * width;
@@ -192,11 +192,12 @@ struct Selected {
       const int64_t at = count[cell]++ * columns.pitch + cell;
       own[at] = (labels[x] + 1) | 1 << Labels::kSelected;
       if (flips) others[at] = Labels::pack_others(labels[x] + 1, rows[x] + 1, labels[columns.flipped[x]] + 1);
-      weight_x[at] = columns.weight[position], weight_y[at] = weight;
+      weight_x[at] = columns.weight[position], weight_y[at] = below;
+      if (given) weight[at] = given[x * weights.column_stride];
     });
   }
 
-  // Calls each(cell, labels, weight_x, weight_y) for one pixel of each of kLanes cells, as long as one has any left.
+  // Calls each(cell, labels, pixel weight, weight_x, weight_y) for one pixel of each of kLanes cells, as long as one has any left.
   template <typename Each>
   void each_vector(Each each) const {
     const Int none = fill(0);
@@ -207,82 +208,106 @@ struct Selected {
       for (int32_t i = 0; any(counts > i); ++i, at += columns.pitch) {
         const Int listed = counts > i, own_label = listed ? load<Int>(own + at) : none;
         const Labels labels{own_label, flips ? (listed ? load<Int>(others + at) : none) : none};
-        each(cell, labels, listed ? load<Float>(weight_x + at) : zero, listed ? load<Float>(weight_y + at) : zero);
+        const auto of_listed = [&](const float* numbers) { return listed ? load<Float>(numbers + at) : zero; };
+        const Float pixel_weight = call.pixel_weight.data ? of_listed(weight) : fill(1.0f);
+        each(cell, labels, pixel_weight, of_listed(weight_x), of_listed(weight_y));
       }
     }
   }
 };
 
-}  // namespace
-
-void score_upsampled(const Run& run, float* gradient) {
+// Goes through all pixels: to score them, and where it `differentiates` for the gradient; or, where their scores are
+// known, for the gradient alone, which is then complete.
+template <bool kTerms, bool kScores>
+void walk(const Run& run, bool differentiates, float* gradient) {
   const Bcl& call = run.call;
   const Columns& columns = run.columns;
-  const bool differentiates = gradient && call.options.ce_weight != 0;
+  const View& of_teacher = distills(call) ? call.teacher : call.logits;
   Arena needed{nullptr};
-  Line(run, needed), SourceRows(call, needed), Corners(call, columns.pitch, needed);
+  Line(run, needed), SourceRows(call, call.logits, needed), Corners(call, columns.pitch, needed);
+  if (kTerms) SourceRows(call, of_teacher, needed);
   run.parallel_units(needed.bytes, [&](int64_t begin, int64_t end, void* scratch) {
-    Arena arena{static_cast<char*>(scratch)};
+    Arena arena{static_cast<char*>(scratch)}, none{nullptr};
     Line line(run, arena);
-    SourceRows source(call, arena);
+    SourceRows source(call, call.logits, arena);
     Corners corners(call, columns.pitch, arena);
+    SourceRows teacher(call, of_teacher, kTerms ? arena : none);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t image = unit / call.logits.height, row = unit % call.logits.height;
       RowStats& stats = run.by_unit[unit];
       source.read_pair(image, row);
+      if (kTerms && distills(call)) teacher.read_pair(image, row);
+      if (kTerms && kScores) line.begin_unit();
       if (gradient) corners.clear();
       each_output_row(call, row, [&](int64_t y, float weight_y) {
-        line.read_labels(image, y, false);
+        line.read_labels(image, y, !kScores && selects(call));
         for (int64_t cell = 0; cell < columns.pitch; cell += kLanes) {
-          Float ce = fill(0.0f);
+          TermSums sums;
           source.interpolate(cell, fill(weight_y));
+          if (kTerms && distills(call)) teacher.interpolate(cell, fill(weight_y));
           if (differentiates) corners.clear_row();
           for (int64_t at = cell; at < columns.positions(); at += columns.pitch) {
-            if (!any(line.labels(at).own)) {  // nothing counts, such as in the half cells at the sides
-              store(line.score + at, fill(0), kLanes);
+            if (!line.any_counts<kTerms>(at)) {  // such as in the half cells at the sides
+              if (kScores) store(line.score + at, fill(0), kLanes);
               continue;
             }
             const Float weight_x = load<Float>(columns.weight + at);
-            const Between logits{source.left, source.step, weight_x};
-            if (differentiates) {
-              line.evaluate<true>(logits, at, stats, ce);
-              corners.add_position({line.pixels, line.labels(at), amounts_of(call, line.labels(at), 1, 0)}, weight_x);
+            const Between logits{source.left, source.step, weight_x}, others{teacher.left, teacher.step, weight_x};
+            const auto gradient_of = [&] {
+              const Labels label = line.labels(at);
+              if constexpr (kTerms) {
+                return TermGradient(
+                    run, line.pixels, line.distillation, label, line.weights(at), run.slopes_of(image));
+              } else {
+                constexpr TermFactors factors{1, 0, 0, 0, 0};
+                return Gradient(line.pixels, label, amounts_of<false>(line.pixels, label, fill(1.0f), factors));
+              }
+            };
+            if (!kScores) {
+              line.evaluate_again(logits, others, at, sums);
+            } else if (kTerms || differentiates) {
+              line.evaluate<true, kTerms>(logits, others, at, unit, stats, sums);
             } else {
-              line.evaluate<false>(logits, at, stats, ce);
+              line.evaluate<false, kTerms>(logits, others, at, unit, stats, sums);
             }
+            if (differentiates) corners.add_position(gradient_of(), weight_x);
           }
           if (differentiates) corners.add_row(cell, weight_y);
-          stats.ce += sum_of(ce);
+          sums.add_to<kTerms>(stats);
         }
-        line.write_maps();
+        if (kScores) line.write_maps();
       });
+      if (kTerms && kScores) line.end_unit(unit);
       if (gradient) corners.write(image, row, false, gradient, run.lower);
     }
   });
 }
 
-void add_selected(const Run& run, float factor, float* gradient) {
+template <bool kTerms>
+void add_boundary(const Run& run, const TermFactors& factors, float* gradient) {
   const Bcl& call = run.call;
   Arena needed{nullptr};
-  Selected(run, needed), SourceRows(call, needed), Pixels(call, needed), Corners(call, run.columns.pitch, needed);
+  Selected(run, needed), SourceRows(call, call.logits, needed), Pixels(call, needed);
+  Corners(call, run.columns.pitch, needed);
   run.parallel_units(needed.bytes, [&](int64_t begin, int64_t end, void* scratch) {
     Arena arena{static_cast<char*>(scratch)};
     Selected selected(run, arena);
-    SourceRows source(call, arena);
+    SourceRows source(call, call.logits, arena);
     Pixels pixels(call, arena);
     Corners corners(call, run.columns.pitch, arena);
     selected.clear();
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t image = unit / call.logits.height, row = unit % call.logits.height;
       Float boundary;
-      const auto evaluate = [&](int64_t cell, const Labels& labels, Float weight_x, Float weight_y) {
+      const auto evaluate = [&](int64_t cell, const Labels& labels, Float pixel_weight, Float weight_x, Float weight_y) {
         source.interpolate(cell, weight_y);
         pixels.evaluate<true>(Between{source.left, source.step, weight_x});
-        const Float weight = class_weights(call, labels(0));
-        const Float terms = pixels.sum_of(call.options.terms, labels, pixels.cross_entropy(labels(0)));
+        const Float weight = class_weights(call, labels(0)) * pixel_weight;
+        const Float terms = boundary_term(pixels, labels, pixels.cross_entropy(labels(0)));
         boundary += weight != 0.0f ? weight * terms : fill(0.0f);
         if (!gradient) return;
-        corners.add_pixels({pixels, labels, amounts_of(call, labels, 0, factor)}, cell, weight_x, weight_y);
+        const Amounts<Float> amounts = amounts_of<kTerms>(pixels, labels, pixel_weight, factors);
+        corners.add_pixels(Gradient(pixels, labels, amounts), cell, weight_x, weight_y);
       };
       source.read_pair(image, row);
       if (gradient) corners.clear();
@@ -303,18 +328,39 @@ void add_selected(const Run& run, float factor, float* gradient) {
   });
 }
 
+}  // namespace
+
+void score_upsampled(const Run& run, float* gradient) {
+  const TermFactors& factors = run.factors;
+  if (!has_terms(run.call)) return walk<false, true>(run, gradient && run.call.options.ce_weight != 0, gradient);
+  const bool dense = factors.ce != 0 || factors.focal != 0 || factors.spread != 0 || factors.distillation != 0;
+  walk<true, true>(run, gradient && dense, gradient);
+}
+
+void differentiate_upsampled(const Run& run, float* gradient) { walk<true, false>(run, true, gradient); }
+
+void add_selected(const Run& run, float factor, float* gradient) {
+  const TermFactors factors{0, factor, 0, 0, 0};
+  if (has_terms(run.call)) {
+    add_boundary<true>(run, factors, gradient);
+  } else {
+    add_boundary<false>(run, factors, gradient);
+  }
+}
+
 // Makes `gradient` what it is to be: `factor` times the sum of what the cells above and below a source row add.
 void add_lower(const Run& run, float factor, float* gradient) {
-  const int64_t classes = run.call.logits.channels, height = run.call.logits.height, width = run.call.logits.width;
-  parallel_tasks(run.parallel, run.units, classes * width, 0, [&](int64_t begin, int64_t end, void*) {
+  const int64_t channels = run.call.logits.channels, height = run.call.logits.height, width = run.call.logits.width;
+  const bool constant = classes_of(run.call) == 1;
+  parallel_tasks(run.parallel, run.units, channels * width, 0, [&](int64_t begin, int64_t end, void*) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t image = unit / height, row = unit % height;
       const bool adds = row > 0 && below(run.call, row - 1) != row - 1;
-      for (int64_t c = 0; c < classes; ++c) {
-        float* to = gradient + ((image * classes + c) * height + row) * width;
-        const float* from = run.lower + ((unit - 1) * classes + c) * width;
+      for (int64_t c = 0; c < channels; ++c) {
+        float* to = gradient + ((image * channels + c) * height + row) * width;
+        const float* from = run.lower + ((unit - 1) * channels + c) * width;
         for (int64_t x = 0; x < width; ++x)
-          to[x] = classes == 1 ? 0.0f : factor * (to[x] + (adds ? from[x] : 0.0f));
+          to[x] = constant ? 0.0f : factor * (to[x] + (adds ? from[x] : 0.0f));
       }
     }
   });
