@@ -74,24 +74,30 @@ void take_forward(Run& run, bool saves, Arena& arena) {
 }
 
 // A pixel of weight 0 has no label.
-template <typename T>
+template <bool kWeights, typename T>
 RowStats read_labels(const Bcl& call, const T* from, const float* weights, int16_t* to) {
   const BclOptions& options = call.options;
   const int64_t width = call.target.width, classes = classes_of(call);
   RowStats row{};
   for (int64_t x = 0; x < width; ++x) {
     const int64_t label = from[x * call.target.column_stride];
-    const float weight = weights ? weights[x * call.pixel_weight.column_stride] : 1.0f;
+    const float weight = kWeights ? weights[x * call.pixel_weight.column_stride] : 1.0f;
     const bool valid = label != options.ignore_index && weight != 0, known = label >= 0 && label < classes;
     to[x] = valid && known ? static_cast<int16_t>(label) : -1;
     row.valid += valid;
     row.wrong_label |= valid && !known;
     if (call.class_weight && valid && known) row.weight += weight * call.class_weight[label];
-    if (weights) row.all += weight, row.plain += valid ? weight : 0.0f;
+    if (kWeights) row.all += weight, row.plain += valid ? weight : 0.0f;
   }
-  if (!weights) row.all = static_cast<double>(width), row.plain = static_cast<double>(row.valid);
+  if (!kWeights) row.all = static_cast<double>(width), row.plain = static_cast<double>(row.valid);
   if (!call.class_weight) row.weight = row.plain;
   return row;
+}
+
+template <typename T>
+RowStats read_labels(const Bcl& call, const void* data, int64_t at, const float* weights, int16_t* to) {
+  const T* from = static_cast<const T*>(data) + at;
+  return weights ? read_labels<true>(call, from, weights, to) : read_labels<false>(call, from, weights, to);
 }
 
 RowStats read_labels(const Bcl& call, int64_t image, int64_t y, int16_t* to) {
@@ -100,10 +106,10 @@ RowStats read_labels(const Bcl& call, int64_t image, int64_t y, int16_t* to) {
   const float* given = static_cast<const float*>(call.pixel_weight.data);
   const float* weights = given ? given + offset_of(call.pixel_weight, image, 0, y) : nullptr;
   switch (target.dtype) {
-    case DType::kUInt8: return read_labels(call, static_cast<const uint8_t*>(target.data) + at, weights, to);
-    case DType::kInt16: return read_labels(call, static_cast<const int16_t*>(target.data) + at, weights, to);
-    case DType::kInt32: return read_labels(call, static_cast<const int32_t*>(target.data) + at, weights, to);
-    default: return read_labels(call, static_cast<const int64_t*>(target.data) + at, weights, to);
+    case DType::kUInt8: return read_labels<uint8_t>(call, target.data, at, weights, to);
+    case DType::kInt16: return read_labels<int16_t>(call, target.data, at, weights, to);
+    case DType::kInt32: return read_labels<int32_t>(call, target.data, at, weights, to);
+    default: return read_labels<int64_t>(call, target.data, at, weights, to);
   }
 }
 

@@ -88,7 +88,7 @@ void score(const Run& run) {
 void differentiate(const Line& line, int64_t position, float* planes) {
   const Planes logits{planes};
   const Labels labels = line.labels(position);
-  const Amounts<Float> amounts = amounts_of<false>(line.pixels, labels, fill(1.0f), line.run.factors);
+  const Amounts<Float> amounts = amounts_of<false>(line.pixels, labels, fill(1.0f), {}, line.run.factors);
   const Taking taking(line.call, labels, amounts, amounts.total != 0.0f);
   const int64_t classes = line.pixels.classes;
   const Float best = largest(logits, classes), factor = amounts.total * exp(-read_lse(line, position));
@@ -97,11 +97,11 @@ void differentiate(const Line& line, int64_t position, float* planes) {
 }
 
 void differentiate_terms(Line& line, const Planes& teacher, int64_t position, int64_t image, float* planes) {
-  line.pixels.evaluate<true>(Planes{planes});
-  if (distills(line.call)) line.distillation.evaluate(teacher, line.pixels);
-  const TermGradient gradient(
-      line.run, line.pixels, line.distillation, line.labels(position), line.weights(position), line.run.slopes_of(image));
-  for (int64_t c = 0; c < line.pixels.classes; ++c) store(planes + c * kChunk, gradient(c), kLanes);
+  TermSums known;
+  line.evaluate_again(Planes{planes}, teacher, position, known);
+  line.gradient(position, image).use([&](const auto& gradient) {
+    for (int64_t c = 0; c < line.pixels.classes; ++c) store(planes + c * kChunk, gradient(c), kLanes);
+  });
 }
 
 }  // namespace

@@ -34,6 +34,7 @@ struct Line {
   const bool counts_everywhere, has_weights;
   float *weight, *weight_by_column;           // of pixels, where not all have 1
   Pixels pixels;                              // at the positions in hand
+  Focal focal;
   Distillation distillation;
   OverlapSums overlap;
 
@@ -46,6 +47,7 @@ struct Line {
     for (float** piece : {&term, &lse}) *piece = arena.take<float>(columns.positions());
     for (int32_t** piece : {&own_by_column, &others_by_column})
       *piece = arena.take<int32_t>(call.target.width + kLanes);
+    if (others && !selects(call)) std::memset(others, 0, columns.positions() * sizeof(int32_t));
     weight = arena.take<float>(has_weights ? columns.positions() : 0);
     weight_by_column = arena.take<float>(has_weights ? call.target.width + kLanes : 0);
   }
@@ -64,6 +66,9 @@ struct Line {
   // What the gradient of all terms takes, where the sums of a first pass are known, and the boundary term.
   template <typename Logits>
   void evaluate_again(const Logits& logits, const Logits& teacher, int64_t position, TermSums& sums);
+  TermGradient gradient(int64_t position, int64_t image) const {
+    return {run, pixels, focal, distillation, labels(position), weights(position), run.slopes_of(image)};
+  }
   void write_maps() const;
   void begin_unit() {
     if (has_overlap(call.options)) overlap.clear();
@@ -73,6 +78,7 @@ struct Line {
   }
 
  private:
+  void read_others(int64_t image, int64_t y);
   void read_weights(int64_t image, int64_t y);
   template <typename Logits>
   void add_terms(const Logits& teacher, const Labels& label, Float ce, int64_t position, int64_t unit, TermSums& sums);
@@ -90,25 +96,30 @@ inline void Line::read_weights(int64_t image, int64_t y) {
 }
 
 inline void Line::read_labels(int64_t image, int64_t y, bool selected) {
-  const BclOptions& options = call.options;
-  const int64_t width = call.target.width, height = call.target.height, first = image * height;
-  row = first + y;
+  const int64_t width = call.target.width;
+  row = image * call.target.height + y;
   if (has_weights) read_weights(image, y);
   const int16_t* labels = maps.labels + row * width;
-  const int64_t other = flipped(y, height, options.step[0], options.offset[0], options.mirror);
-  const int16_t* other_labels = maps.labels + (first + other) * width;
   for (int64_t x = 0; x < width; ++x) own_by_column[x] = labels[x] + 1;
-  for (int64_t x = 0; x < width; ++x)
-    others_by_column[x] =
-        Labels::pack_others(own_by_column[x], other_labels[x] + 1, own_by_column[columns.flipped[x]]);
+  if (selects(call)) read_others(image, y);
   if (selected)
     for (int64_t x = 0; x < width; ++x) own_by_column[x] |= maps.mask[row * width + x] << Labels::kSelected;
-  own_by_column[width] = others_by_column[width] = 0;
-  for (int64_t p = 0; p < columns.positions(); p += kLanes) {
-    const Int column = load<Int>(columns.column + p);
-    store(own + p, gather(own_by_column, column), kLanes);
-    store(others + p, gather(others_by_column, column), kLanes);
-  }
+  own_by_column[width] = 0;
+  for (int64_t p = 0; p < columns.positions(); p += kLanes)
+    store(own + p, gather(own_by_column, load<Int>(columns.column + p)), kLanes);
+}
+
+// The flipped labels; without a selection they stay 0.
+inline void Line::read_others(int64_t image, int64_t y) {
+  const BclOptions& options = call.options;
+  const int64_t width = call.target.width, height = call.target.height;
+  const int64_t other = flipped(y, height, options.step[0], options.offset[0], options.mirror);
+  const int16_t* rows = maps.labels + (image * height + other) * width;
+  for (int64_t x = 0; x < width; ++x)
+    others_by_column[x] = Labels::pack_others(own_by_column[x], rows[x] + 1, own_by_column[columns.flipped[x]]);
+  others_by_column[width] = 0;
+  for (int64_t p = 0; p < columns.positions(); p += kLanes)
+    store(others + p, gather(others_by_column, load<Int>(columns.column + p)), kLanes);
 }
 
 template <bool kKeeps, bool kTerms, typename Logits>
@@ -129,7 +140,7 @@ void Line::evaluate(
   stats.nan |= any(s != s);
   store(score + position, __builtin_convertvector(on_grid(s), Int), kLanes);
   if (!maps.term) return;
-  store(term + position, counts ? weight * boundary_term(pixels, label, ce) : fill(0.0f), kLanes);
+  store(term + position, counts ? weight * boundary_term<kTerms>(pixels, label, ce) : fill(0.0f), kLanes);
 }
 
 template <typename Logits>
@@ -138,8 +149,10 @@ void Line::add_terms(
   const BclOptions& options = call.options;
   const Float pixel_weight = weights(position), valid = label(0) >= 0 ? pixel_weight : fill(0.0f);
   const auto add = [](Float& sum, Float weight, Float value) { sum += weight != 0.0f ? weight * value : fill(0.0f); };
-  if (options.focal_weight != 0)
-    add(sums.focal, class_weights(call, label(0)) * pixel_weight, Focal(options.gamma, ce).loss);
+  if (options.focal_weight != 0) {
+    focal = Focal(options.gamma, ce);
+    add(sums.focal, class_weights(call, label(0)) * pixel_weight, focal.loss);
+  }
   if (options.smoothing != 0) add(sums.spread, valid, spread_of(pixels, run.spread_weights, run.spread_weight));
   if (has_overlap(options))
     overlap.add(pixels, label(0), valid, run.overlap_sums + unit * 3 * overlap.classes);
@@ -153,9 +166,10 @@ void Line::evaluate_again(const Logits& logits, const Logits& teacher, int64_t p
   pixels.evaluate<true>(logits);
   if (distills(call)) distillation.evaluate(teacher, pixels);
   const Labels label = labels(position);
+  if (call.options.focal_weight != 0) focal = Focal(call.options.gamma, pixels.cross_entropy(label(0)));
   if (!any(label.selected())) return;
   const Float weight = label.selected() != 0 ? class_weights(call, label(0)) * weights(position) : fill(0.0f);
-  const Float term = boundary_term(pixels, label, pixels.cross_entropy(label(0)));
+  const Float term = boundary_term<true>(pixels, label, pixels.cross_entropy(label(0)));
   sums.boundary += weight != 0.0f ? weight * term : fill(0.0f);
 }
 

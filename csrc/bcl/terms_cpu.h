@@ -9,12 +9,13 @@ namespace {
 
 // The focal loss (1 - p)^gamma ce of a cross-entropy, and its derivative with respect to that.
 struct Focal {
-  Float loss, slope;
+  Float loss = fill(0.0f), slope = fill(1.0f);
 
-  Focal(float gamma, Float ce) : loss(ce), slope(fill(1.0f)) {
+  Focal() = default;
+  Focal(float gamma, Float ce) : loss(ce) {
     if (gamma == 0) return;
     const Float p = exp(-ce);
-    const Float series = 1.0f - ce / 2.0f * (1.0f - ce / 3.0f * (1.0f - ce / 4.0f * (1.0f - ce / 5.0f)));
+    const Float series = (((ce * (1 / 120.0f) - 1 / 24.0f) * ce + 1 / 6.0f) * ce - 0.5f) * ce + 1.0f;  // of (1 - p) / ce
     const Float miss = ce < 0.125f ? ce * series : 1.0f - p;
     const Float power = gamma == 2 ? miss : exp((gamma - 1) * log(miss));  // (1 - p)^(gamma - 1)
     const Int certain = miss <= 0.0f;
@@ -24,18 +25,21 @@ struct Focal {
 };
 
 // The boundary term: the sum of the cross-entropies, or focal losses, that have a coefficient. The first ce is known.
-inline Float boundary_term(const Pixels& pixels, const Labels& label, Float own) {
+template <bool kTerms>
+Float boundary_term(const Pixels& pixels, const Labels& label, Float own) {
   const BclOptions& options = pixels.call.options;
-  if (!options.focal_boundary) return pixels.sum_of(options.terms, label, own);
+  if (!kTerms || !options.focal_boundary) return pixels.sum_of(options.terms, label, own);
   const auto focal = [&](int which) { return Focal(options.gamma, pixels.cross_entropy(label(which))).loss; };
   return weighted(options.terms, focal(0), focal(1), focal(2));
 }
 
-// What smoothing sums up: sum_c w[c] (-log p[c]). A class of weight 0 is left out.
+// What smoothing sums up: sum_c w[c] (-log p[c]), of weights with the sum `weight`. A class of weight 0 is left out.
 inline Float spread_of(const Pixels& pixels, const float* weights, float weight) {
   Float sum = fill(0.0f);
-  for (int64_t c = 0; c < pixels.classes; ++c)
-    if (weights[c] != 0) sum += weights[c] * load<Float>(pixels.below + c * kLanes);
+  for (int64_t c = 0; c < pixels.classes; ++c) {
+    const Float some = load<Float>(pixels.below + c * kLanes);
+    sum += weights[c] * (weights[c] != 0 ? some : fill(0.0f));
+  }
   return weight * pixels.log_sum - sum;
 }
 
@@ -64,9 +68,12 @@ struct OverlapSums {
       float* const at = predicted + c * kLanes;
       store(at, load<Float>(at) + (counts ? factor * load<Float>(pixels.exps + c * kLanes) : fill(0.0f)), kLanes);
     }
-    const Int place = (counts ? label : fill(0)) * kLanes + lane;
-    const Float hit = counts ? weight * pixels.probability(label) : fill(0.0f);
-    for (int i = 0; i < kLanes; ++i) hits[place[i]] += hit[i], labelled[place[i]] += weight[i];
+    alignas(64) int32_t place[kLanes];
+    alignas(64) float hit[kLanes], share[kLanes];
+    store(place, (counts ? label : fill(0)) * kLanes + lane, kLanes);
+    store(hit, counts ? weight * pixels.probability(label) : fill(0.0f), kLanes);
+    store(share, weight, kLanes);
+    for (int i = 0; i < kLanes; ++i) hits[place[i]] += hit[i], labelled[place[i]] += share[i];
     if (++held == kHeld) move(to);
   }
 
@@ -111,18 +118,20 @@ struct Distillation {
   }
 };
 
-// What the gradient of cross-entropy, focal and boundary term takes from each label of pixels that have these weights.
+// What the gradient of cross-entropy, focal and boundary term takes from each label of pixels that have these weights;
+// `focal` is that of their own labels.
 template <bool kTerms>
-Amounts<Float> amounts_of(const Pixels& pixels, const Labels& label, Float pixel_weight, const TermFactors& factors) {
+Amounts<Float> amounts_of(
+    const Pixels& pixels, const Labels& label, Float pixel_weight, const Focal& focal, const TermFactors& factors) {
   const BclOptions& options = pixels.call.options;
   const Float weight = class_weights(pixels.call, label(0)) * pixel_weight;
   const Float hard = label.selected() != 0 ? weight * factors.boundary : fill(0.0f);
   const Int has_rows = label(1) >= 0, has_columns = label(2) >= 0;
   Float own = weight * factors.ce;
+  if (kTerms && factors.focal != 0) own += weight != 0.0f ? weight * factors.focal * focal.slope : fill(0.0f);
   const auto slope = [&](int which, Float amount) {
     return amount != 0.0f ? amount * Focal(options.gamma, pixels.cross_entropy(label(which))).slope : fill(0.0f);
   };
-  if (kTerms && factors.focal != 0) own += slope(0, weight * factors.focal);
   if (!kTerms || !options.focal_boundary || factors.boundary == 0)
     return bcmfnet::amounts_of(options.terms, own, hard, has_rows, has_columns);
   const Float each[3] = {slope(0, hard), slope(1, hard), slope(2, hard)};
@@ -167,50 +176,72 @@ struct Gradient {
 // The gradient of all terms: p (total + of_predicted P') - teacher - spread w - what labels take. `total` is what is the
 // same for all classes, of overlap too: p (g - sum p g) with g = P' + I' e[y].
 struct TermGradient {
-  const float *exps, *of_predicted = nullptr, *teacher = nullptr, *student = nullptr, *spread_weights = nullptr;
-  Float factor, overlap = fill(0.0f), of_teacher = fill(0.0f), of_student = fill(0.0f), spread = fill(0.0f);
-  Taking taking{};
+  enum Part { kOverlap = 1, kSpread = 2, kTeacher = 4, kStudent = 8, kAll = 15 };  // that differ by class
+  const float *exps, *of_predicted, *spread_weights, *teacher, *student;
+  Float factor, overlap, spread, of_teacher, of_student;
+  Taking taking;
+  int parts = 0;
 
   // Pixels of these weights; `slopes` of their image, or null.
   TermGradient(
-      const Run& run, const Pixels& pixels, const Distillation& distillation, const Labels& label, Float pixel_weight,
-      const float* slopes)
-      : exps(pixels.exps) {
-    Amounts<Float> amounts = amounts_of<true>(pixels, label, pixel_weight, run.factors);
+      const Run& run, const Pixels& pixels, const Focal& focal, const Distillation& distillation, const Labels& label,
+      Float pixel_weight, const float* slopes)
+      : exps(pixels.exps), of_predicted(slopes), spread_weights(run.spread_weights), teacher(distillation.teacher),
+        student(distillation.student) {
+    Amounts<Float> amounts = amounts_of<true>(pixels, label, pixel_weight, focal, run.factors);
     const Float valid = label(0) >= 0 ? pixel_weight : fill(0.0f);
     Float total = amounts.total;
     Int counts = total != 0.0f;
     if (run.factors.spread != 0) {
-      spread = valid * run.factors.spread, spread_weights = run.spread_weights;
-      total += spread * run.spread_weight, counts |= spread != 0.0f;
+      parts |= kSpread, spread = valid * run.factors.spread, counts |= spread != 0.0f;
+      total += spread * run.spread_weight;
     }
     if (slopes) {
       Float sum = fill(0.0f);
       for (int64_t c = 0; c < pixels.classes; ++c) sum += slopes[c] * load<Float>(exps + c * kLanes);
       const Int known = label(0) >= 0 ? label(0) : fill(0);
       const Float of_hits = gather(slopes + pixels.classes, known) * pixels.probability(label(0));
-      of_predicted = slopes, overlap = valid / pixels.sum, counts |= valid != 0.0f;
+      parts |= kOverlap, overlap = valid / pixels.sum, counts |= valid != 0.0f;
       total -= overlap * sum + valid * of_hits, amounts.own -= valid * of_hits;
     }
     if (distills(run.call)) {
       const Float amount = (run.call.options.everywhere ? pixel_weight : valid) * run.factors.distillation;
-      teacher = distillation.teacher, of_teacher = amount * distillation.of_teacher, counts |= amount != 0.0f;
-      if (distillation.temperature == 1) {
-        total += amount;
-      } else {
-        student = distillation.student, of_student = amount * distillation.of_student;
-      }
+      const bool same = distillation.temperature == 1;
+      parts |= same ? kTeacher : kTeacher | kStudent, counts |= amount != 0.0f;
+      of_teacher = amount * distillation.of_teacher, of_student = amount * distillation.of_student;
+      total += same ? amount : fill(0.0f);
     }
     factor = total / pixels.sum;
     taking = Taking(pixels.call, label, amounts, counts);
   }
 
-  Float operator()(int64_t c) const {
-    Float g = (of_predicted ? factor + overlap * of_predicted[c] : factor) * load<Float>(exps + c * kLanes);
-    if (student) g += of_student * load<Float>(student + c * kLanes);
-    if (teacher) g -= of_teacher * load<Float>(teacher + c * kLanes);
-    if (spread_weights) g -= spread * spread_weights[c];
-    return taking(c, g);
+  // The gradient as a function of the class, of those parts that `kParts` allows.
+  template <int kParts>
+  struct Of {
+    const TermGradient& all;
+
+    Float operator()(int64_t c) const {
+      const auto has = [&](Part part) { return kParts == kAll ? (all.parts & part) != 0 : (kParts & part) != 0; };
+      const Float factor = has(kOverlap) ? all.factor + all.overlap * all.of_predicted[c] : all.factor;
+      Float g = factor * load<Float>(all.exps + c * kLanes);
+      if (has(kStudent)) g += all.of_student * load<Float>(all.student + c * kLanes);
+      if (has(kTeacher)) g -= all.of_teacher * load<Float>(all.teacher + c * kLanes);
+      if (has(kSpread)) g -= all.spread * all.spread_weights[c];
+      return all.taking(c, g);
+    }
+  };
+
+  // Calls use(gradient) with a loop of its own for each part alone.
+  template <typename Use>
+  void use(Use use) const {
+    switch (parts) {
+      case 0: return use(Of<0>{*this});
+      case kOverlap: return use(Of<kOverlap>{*this});
+      case kSpread: return use(Of<kSpread>{*this});
+      case kTeacher: return use(Of<kTeacher>{*this});
+      case kTeacher | kStudent: return use(Of<kTeacher | kStudent>{*this});
+      default: return use(Of<kAll>{*this});
+    }
   }
 };
 

@@ -68,6 +68,56 @@ struct SourceRows {
   }
 };
 
+// The softmax of pixels that follow each other in kLanes cells, whose logits have equal steps: each exponential is the
+// one before times a ratio. For a gradient alone, since a cross-entropy would lose digits.
+struct Progression {
+  static constexpr int64_t kSteps = 8;     // so many pixels share one exponential
+  static constexpr float kLargest = 30.0f;  // difference of a class across a cell: what underflows before stays nothing
+  const int64_t classes;
+  const bool pays;
+  const float spacing;  // of the weights
+  float* ratio;         // [classes, kLanes]
+  Float bound;          // of the logits in each cell
+  bool steady = false;
+  int64_t next = 0;
+
+  Progression(const Run& run, Arena& arena)
+      : classes(classes_of(run.call)),
+        pays(run.columns.phases > 2 && !selects(run.call) && !distills(run.call) && run.factors.focal == 0),
+        spacing(spacing_of(run.call)), ratio(arena.take<float>(classes * kLanes)) {}
+
+  static float spacing_of(const Bcl& call) {
+    const Positions columns = positions_of(call.logits.width, call.target.width, call.options.align_corners);
+    return static_cast<float>(columns.step) / static_cast<float>(columns.divisor);
+  }
+
+  void begin(const SourceRows& source) {
+    Float reach = fill(0.0f);
+    bound = load<Float>(source.left);
+    for (int64_t c = 0; pays && c < classes; ++c) {
+      const Float left = load<Float>(source.left + c * kLanes), step = load<Float>(source.step + c * kLanes);
+      reach = larger(reach, larger(step, -step)), bound = larger(bound, larger(left, left + step));
+      store(ratio + c * kLanes, exp(step * spacing), kLanes);
+    }
+    steady = pays && !any(reach > kLargest), next = 0;
+  }
+
+  // False where the pixels of a phase are to be evaluated for themselves.
+  bool evaluate(Pixels& pixels, const Between& logits, int64_t phase) {
+    if (!steady) return false;
+    const bool follows = phase == next && phase % kSteps != 0;
+    Float sum = fill(0.0f);
+    for (int64_t c = 0; c < classes; ++c) {
+      float* const at = pixels.exps + c * kLanes;
+      const Float e = follows ? load<Float>(at) * load<Float>(ratio + c * kLanes) : exp(logits(c) - bound);
+      store(at, e, kLanes);
+      sum += e;
+    }
+    pixels.sum = sum, next = phase + 1;
+    return true;
+  }
+};
+
 // Calls each(y, weight of the source row below) for the output rows of a row of cells.
 template <typename Each>
 void each_output_row(const Bcl& call, int64_t row, Each each) {
@@ -225,13 +275,14 @@ void walk(const Run& run, bool differentiates, float* gradient) {
   const View& of_teacher = distills(call) ? call.teacher : call.logits;
   Arena needed{nullptr};
   Line(run, needed), SourceRows(call, call.logits, needed), Corners(call, columns.pitch, needed);
-  if (kTerms) SourceRows(call, of_teacher, needed);
+  if (kTerms) SourceRows(call, of_teacher, needed), Progression(run, needed);
   run.parallel_units(needed.bytes, [&](int64_t begin, int64_t end, void* scratch) {
     Arena arena{static_cast<char*>(scratch)}, none{nullptr};
     Line line(run, arena);
     SourceRows source(call, call.logits, arena);
     Corners corners(call, columns.pitch, arena);
     SourceRows teacher(call, of_teacher, kTerms ? arena : none);
+    Progression progression(run, kTerms ? arena : none);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t image = unit / call.logits.height, row = unit % call.logits.height;
       RowStats& stats = run.by_unit[unit];
@@ -245,6 +296,7 @@ void walk(const Run& run, bool differentiates, float* gradient) {
           TermSums sums;
           source.interpolate(cell, fill(weight_y));
           if (kTerms && distills(call)) teacher.interpolate(cell, fill(weight_y));
+          if (!kScores) progression.begin(source);
           if (differentiates) corners.clear_row();
           for (int64_t at = cell; at < columns.positions(); at += columns.pitch) {
             if (!line.any_counts<kTerms>(at)) {  // such as in the half cells at the sides
@@ -253,24 +305,23 @@ void walk(const Run& run, bool differentiates, float* gradient) {
             }
             const Float weight_x = load<Float>(columns.weight + at);
             const Between logits{source.left, source.step, weight_x}, others{teacher.left, teacher.step, weight_x};
-            const auto gradient_of = [&] {
-              const Labels label = line.labels(at);
-              if constexpr (kTerms) {
-                return TermGradient(
-                    run, line.pixels, line.distillation, label, line.weights(at), run.slopes_of(image));
-              } else {
-                constexpr TermFactors factors{1, 0, 0, 0, 0};
-                return Gradient(line.pixels, label, amounts_of<false>(line.pixels, label, fill(1.0f), factors));
-              }
-            };
             if (!kScores) {
-              line.evaluate_again(logits, others, at, sums);
+              const bool known = progression.evaluate(line.pixels, logits, at / columns.pitch);
+              if (!known) line.evaluate_again(logits, others, at, sums);
             } else if (kTerms || differentiates) {
               line.evaluate<true, kTerms>(logits, others, at, unit, stats, sums);
             } else {
               line.evaluate<false, kTerms>(logits, others, at, unit, stats, sums);
             }
-            if (differentiates) corners.add_position(gradient_of(), weight_x);
+            if (!differentiates) continue;
+            if constexpr (kTerms) {
+              line.gradient(at, image).use([&](const auto& g) { corners.add_position(g, weight_x); });
+            } else {
+              constexpr TermFactors factors{1, 0, 0, 0, 0};
+              const Labels label = line.labels(at);
+              const Amounts<Float> amounts = amounts_of<false>(line.pixels, label, fill(1.0f), {}, factors);
+              corners.add_position(Gradient(line.pixels, label, amounts), weight_x);
+            }
           }
           if (differentiates) corners.add_row(cell, weight_y);
           sums.add_to<kTerms>(stats);
@@ -303,10 +354,10 @@ void add_boundary(const Run& run, const TermFactors& factors, float* gradient) {
         source.interpolate(cell, weight_y);
         pixels.evaluate<true>(Between{source.left, source.step, weight_x});
         const Float weight = class_weights(call, labels(0)) * pixel_weight;
-        const Float terms = boundary_term(pixels, labels, pixels.cross_entropy(labels(0)));
+        const Float terms = boundary_term<kTerms>(pixels, labels, pixels.cross_entropy(labels(0)));
         boundary += weight != 0.0f ? weight * terms : fill(0.0f);
         if (!gradient) return;
-        const Amounts<Float> amounts = amounts_of<kTerms>(pixels, labels, pixel_weight, factors);
+        const Amounts<Float> amounts = amounts_of<kTerms>(pixels, labels, pixel_weight, {}, factors);
         corners.add_pixels(Gradient(pixels, labels, amounts), cell, weight_x, weight_y);
       };
       source.read_pair(image, row);
