@@ -50,8 +50,8 @@ void fill_columns(const Bcl& call, const Columns& columns) {
 // What a forward and a backward need.
 Run take_run(const Bcl& call, Arena& arena, Parallel parallel) {
   const int64_t rows = call.target.batch * call.target.height, units = call.logits.batch * call.logits.height;
-  Run run{call, parallel, rows, units, take_columns(call, arena), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
-  run.spread_weights = arena.take<float>(classes_of(call));
+  Run run{call, parallel, rows, units, take_columns(call, arena), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+  for (float** piece : {&run.spread.of_class, &run.spread.least}) *piece = arena.take<float>(classes_of(call));
   run.maps.labels = arena.take<int16_t>(rows * call.target.width);
   run.by_row = arena.take<RowStats>(rows);
   return run;
@@ -160,10 +160,11 @@ Bcl weighted(const Bcl& call, float (&weights)[2]) {
   return result;
 }
 
-void fill_spread_weights(Run& run) {
+void fill_spread(Run& run) {
   for (int64_t c = 0; c < classes_of(run.call); ++c) {
-    run.spread_weights[c] = run.call.class_weight ? run.call.class_weight[c] : 1.0f;
-    run.spread_weight += run.spread_weights[c];
+    const float weight = run.call.class_weight ? run.call.class_weight[c] : 1.0f;
+    run.spread.of_class[c] = weight, run.spread.least[c] = weight != 0 ? -__builtin_inff() : 0.0f;
+    run.spread.sum += weight;
   }
 }
 
@@ -195,7 +196,7 @@ bool bcl_forward_cpu(const Bcl& given, const BclOutputs& outputs, bool saves, vo
   std::memset(run.by_unit, 0, run.units * sizeof(RowStats));
   if (overlaps) std::memset(run.overlap_sums, 0, run.units * 3 * classes * sizeof(double));
   fill_columns(call, run.columns);
-  fill_spread_weights(run);
+  fill_spread(run);
   if (!read_labels(run)) return false;
   RowStats sum = sum_of_rows(run);
   run.factors = term_factors_of(options, classes, divisors_of(run, sum).inverse, sum.weight > 0);
@@ -253,7 +254,7 @@ void bcl_backward_cpu(
   Arena arena{static_cast<char*>(scratch)};
   Run run = take_run(call, arena, parallel);
   fill_columns(call, run.columns);
-  fill_spread_weights(run);
+  fill_spread(run);
   read_labels(run);
   run.maps.lse = const_cast<float*>(saved.lse), run.maps.mask = const_cast<uint8_t*>(saved.mask);
   run.slopes = saved.slopes;

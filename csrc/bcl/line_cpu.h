@@ -81,7 +81,7 @@ struct Line {
   void read_others(int64_t image, int64_t y);
   void read_weights(int64_t image, int64_t y);
   template <typename Logits>
-  void add_terms(const Logits& teacher, const Labels& label, Float ce, int64_t position, int64_t unit, TermSums& sums);
+  void add_terms(const Logits& teacher, const Labels& label, int64_t position, int64_t unit, TermSums& sums);
 };
 
 // Weights of the pixels, whatever their labels are; 0 at positions without a column.
@@ -126,14 +126,18 @@ template <bool kKeeps, bool kTerms, typename Logits>
 void Line::evaluate(
     const Logits& logits, const Logits& teacher, int64_t position, int64_t unit, RowStats& stats, TermSums& sums) {
   const BclOptions& options = call.options;
-  pixels.evaluate<kKeeps>(logits);
+  if (kTerms && options.smoothing != 0) {
+    pixels.evaluate<true, true>(logits, run.spread);
+  } else {
+    pixels.evaluate<kKeeps>(logits);
+  }
   const Labels label = labels(position);
   Float weight = class_weights(call, label(0));
   if (kTerms) weight *= weights(position);
   const Float ce = pixels.cross_entropy(label(0));
   const Int counts = weight != 0.0f;
   sums.ce += counts ? weight * ce : fill(0.0f);
-  if (kTerms) add_terms(teacher, label, ce, position, unit, sums);
+  if (kTerms) add_terms(teacher, label, position, unit, sums);
   if (maps.lse) store(lse + position, pixels.log_sum, kLanes);
   if (!selects(call)) return;
   const Float s = pixels.sum_of(options.score, label, ce);
@@ -145,15 +149,15 @@ void Line::evaluate(
 
 template <typename Logits>
 void Line::add_terms(
-    const Logits& teacher, const Labels& label, Float ce, int64_t position, int64_t unit, TermSums& sums) {
+    const Logits& teacher, const Labels& label, int64_t position, int64_t unit, TermSums& sums) {
   const BclOptions& options = call.options;
   const Float pixel_weight = weights(position), valid = label(0) >= 0 ? pixel_weight : fill(0.0f);
   const auto add = [](Float& sum, Float weight, Float value) { sum += weight != 0.0f ? weight * value : fill(0.0f); };
   if (options.focal_weight != 0) {
-    focal = Focal(options.gamma, ce);
+    focal = Focal(pixels, label(0));
     add(sums.focal, class_weights(call, label(0)) * pixel_weight, focal.loss);
   }
-  if (options.smoothing != 0) add(sums.spread, valid, spread_of(pixels, run.spread_weights, run.spread_weight));
+  if (options.smoothing != 0) add(sums.spread, valid, run.spread.sum * pixels.log_sum - pixels.spread);
   if (has_overlap(options))
     overlap.add(pixels, label(0), valid, run.overlap_sums + unit * 3 * overlap.classes);
   if (!distills(call)) return;
@@ -166,7 +170,7 @@ void Line::evaluate_again(const Logits& logits, const Logits& teacher, int64_t p
   pixels.evaluate<true>(logits);
   if (distills(call)) distillation.evaluate(teacher, pixels);
   const Labels label = labels(position);
-  if (call.options.focal_weight != 0) focal = Focal(call.options.gamma, pixels.cross_entropy(label(0)));
+  if (call.options.focal_weight != 0) focal = Focal(pixels, label(0));
   if (!any(label.selected())) return;
   const Float weight = label.selected() != 0 ? class_weights(call, label(0)) * weights(position) : fill(0.0f);
   const Float term = boundary_term<true>(pixels, label, pixels.cross_entropy(label(0)));

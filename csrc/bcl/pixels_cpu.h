@@ -36,7 +36,7 @@ inline float sum_of(Float value) {
 
 // Four chains: one alone would wait for its own comparisons.
 template <typename Logits>
-Float largest(const Logits& logits, int64_t classes) {
+__attribute__((always_inline)) inline Float largest(const Logits& logits, int64_t classes) {
   constexpr int kChains = 4;
   Float best[kChains];
 #pragma GCC unroll 4
@@ -64,23 +64,26 @@ struct Pixels {
   const Int lane = lane_numbers();
   float *below, *exps;  // [classes, kLanes]: z - max z, and its exponential where it is kept
   Float sum, log_sum;   // of the exponentials
+  Float spread;         // sum_c w[c] (z - max z) for smoothing, see SpreadWeights
 
   Pixels(const Bcl& call, Arena& arena)
       : call(call), classes(classes_of(call)), below(arena.take<float>(classes * kLanes)),
         exps(arena.take<float>(classes * kLanes)) {}
 
-  template <bool kKeeps, typename Logits>
-  void evaluate(const Logits& logits) {
+  template <bool kKeeps, bool kSpreads = false, typename Logits>
+  __attribute__((always_inline)) void evaluate(const Logits& logits, const SpreadWeights& weights = {}) {
     const Float best = largest(logits, classes);
     float *to_below = below, *to_exps = exps;
-    Float total = fill(0.0f);
+    Float total = fill(0.0f), all = total;
     for (int64_t c = 0; c < classes; ++c) {
       const Float difference = logits(c) - best, e = exp(difference);
       store(to_below + c * kLanes, difference, kLanes);
       if (kKeeps) store(to_exps + c * kLanes, e, kLanes);
       total += e;
+      if (kSpreads) all += weights.of_class[c] * larger(difference, fill(weights.least[c]));
     }
     sum = total, log_sum = log(total);
+    if (kSpreads) spread = all;
   }
 
   // 0 where the label does not count.

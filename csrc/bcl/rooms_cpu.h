@@ -51,6 +51,12 @@ struct RowStats {
   bool wrong_label, nan;
 };
 
+// Weights of the classes that smoothing spreads over [classes], and their sum. The least that a class of weight 0 reads
+// is 0: it is left out.
+struct SpreadWeights {
+  float *of_class, *least, sum;
+};
+
 // A call with its memory. A unit of work of scores and gradients is a row of logits: a row of pixels, or with
 // upsampling a row of cells.
 struct Run {
@@ -63,8 +69,7 @@ struct Run {
   int32_t* thresholds;         // one, or one for each image
   uint32_t* histogram;         // [thresholds, kScores]
   float* lower;                // [units, channels, w]: what a row of cells adds to the source row below it
-  float* spread_weights;       // [classes]: weights of the classes that smoothing spreads over, and their sum
-  float spread_weight;
+  SpreadWeights spread;
   double* overlap_sums;        // [units, 3, classes]: I, P and Y
   float* own_slopes;           // where they are not saved
   const float* slopes;         // [groups, 2, classes]: derivatives of the overlap terms by P and I

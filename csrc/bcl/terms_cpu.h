@@ -7,16 +7,15 @@
 namespace bcmfnet::BCM_ISA {
 namespace {
 
-// The focal loss (1 - p)^gamma ce of a cross-entropy, and its derivative with respect to that.
+// The focal loss (1 - p)^gamma ce of labels, and its derivative with respect to their cross-entropy.
 struct Focal {
   Float loss = fill(0.0f), slope = fill(1.0f);
 
   Focal() = default;
-  Focal(float gamma, Float ce) : loss(ce) {
+  Focal(const Pixels& pixels, Int label) : loss(pixels.cross_entropy(label)) {
+    const float gamma = pixels.call.options.gamma;
     if (gamma == 0) return;
-    const Float p = exp(-ce);
-    const Float series = (((ce * (1 / 120.0f) - 1 / 24.0f) * ce + 1 / 6.0f) * ce - 0.5f) * ce + 1.0f;  // of (1 - p) / ce
-    const Float miss = ce < 0.125f ? ce * series : 1.0f - p;
+    const Float ce = loss, p = pixels.probability(label), miss = 1.0f - p;
     const Float power = gamma == 2 ? miss : exp((gamma - 1) * log(miss));  // (1 - p)^(gamma - 1)
     const Int certain = miss <= 0.0f;
     loss = certain ? fill(0.0f) : power * miss * ce;
@@ -29,18 +28,8 @@ template <bool kTerms>
 Float boundary_term(const Pixels& pixels, const Labels& label, Float own) {
   const BclOptions& options = pixels.call.options;
   if (!kTerms || !options.focal_boundary) return pixels.sum_of(options.terms, label, own);
-  const auto focal = [&](int which) { return Focal(options.gamma, pixels.cross_entropy(label(which))).loss; };
+  const auto focal = [&](int which) { return Focal(pixels, label(which)).loss; };
   return weighted(options.terms, focal(0), focal(1), focal(2));
-}
-
-// What smoothing sums up: sum_c w[c] (-log p[c]), of weights with the sum `weight`. A class of weight 0 is left out.
-inline Float spread_of(const Pixels& pixels, const float* weights, float weight) {
-  Float sum = fill(0.0f);
-  for (int64_t c = 0; c < pixels.classes; ++c) {
-    const Float some = load<Float>(pixels.below + c * kLanes);
-    sum += weights[c] * (weights[c] != 0 ? some : fill(0.0f));
-  }
-  return weight * pixels.log_sum - sum;
 }
 
 // Sums of the classes: I, P and Y of overlap.
@@ -130,7 +119,7 @@ Amounts<Float> amounts_of(
   Float own = weight * factors.ce;
   if (kTerms && factors.focal != 0) own += weight != 0.0f ? weight * factors.focal * focal.slope : fill(0.0f);
   const auto slope = [&](int which, Float amount) {
-    return amount != 0.0f ? amount * Focal(options.gamma, pixels.cross_entropy(label(which))).slope : fill(0.0f);
+    return amount != 0.0f ? amount * Focal(pixels, label(which)).slope : fill(0.0f);
   };
   if (!kTerms || !options.focal_boundary || factors.boundary == 0)
     return bcmfnet::amounts_of(options.terms, own, hard, has_rows, has_columns);
@@ -186,7 +175,7 @@ struct TermGradient {
   TermGradient(
       const Run& run, const Pixels& pixels, const Focal& focal, const Distillation& distillation, const Labels& label,
       Float pixel_weight, const float* slopes)
-      : exps(pixels.exps), of_predicted(slopes), spread_weights(run.spread_weights), teacher(distillation.teacher),
+      : exps(pixels.exps), of_predicted(slopes), spread_weights(run.spread.of_class), teacher(distillation.teacher),
         student(distillation.student) {
     Amounts<Float> amounts = amounts_of<true>(pixels, label, pixel_weight, focal, run.factors);
     const Float valid = label(0) >= 0 ? pixel_weight : fill(0.0f);
@@ -194,7 +183,7 @@ struct TermGradient {
     Int counts = total != 0.0f;
     if (run.factors.spread != 0) {
       parts |= kSpread, spread = valid * run.factors.spread, counts |= spread != 0.0f;
-      total += spread * run.spread_weight;
+      total += spread * run.spread.sum;
     }
     if (slopes) {
       Float sum = fill(0.0f);

@@ -256,6 +256,9 @@ def test_threads_and_layouts_give_equal_bits(device, name, grid):
     try:
         torch.set_num_threads(3)
         assert_equal_bits(evaluated(device, logits, target, tensors, options), expected)
+        if backends.choose(OP, device)[0] == "cpp":
+            other = logits.contiguous(memory_format=torch.channels_last), target.mT.contiguous().mT
+            assert_equal_bits(evaluated(device, *other, tensors, options), expected)
     finally:
         torch.set_num_threads(threads)
 
