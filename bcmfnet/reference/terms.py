@@ -41,7 +41,11 @@ def smoothed_part(log_p: Tensor, class_weight: Tensor | None, smoothing: float) 
 
 def focal(ce: Tensor, gamma: float) -> Tensor:
     """(1 - p)^gamma * ce [N, H, W] with p = exp(-ce); gamma 0 is the cross-entropy."""
-    return ce if gamma == 0 else (-torch.expm1(-ce)) ** gamma * ce
+    if gamma == 0:
+        return ce
+    miss = -torch.expm1(-ce)
+    certain = miss == 0  # where a power below 1 has no finite derivative
+    return torch.where(certain, 0.0, torch.where(certain, 1.0, miss) ** gamma * ce)
 
 
 def focal_slope(ce: Tensor, gamma: float) -> Tensor:

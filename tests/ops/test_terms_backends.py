@@ -310,6 +310,28 @@ def test_shared_slopes_take_the_place_of_those_of_the_sums(device, per_image, gr
     assert_close(gradient.cpu(), expected, "gradient", 1e-5)
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("level", ["plain", "v3", "v4"])
+def test_every_level_of_instruction_sets(at_level, level):
+    code = """
+from test_terms_backends import agrees, draw
+assert sum(agrees("cpu", *draw(seed), f"case {seed}") for seed in range(60)) > 30
+"""
+    at_level(level, OP, code)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("factor", [2, 8, 21])
+def test_steep_logits_between_their_pixels(device, factor, aligned):
+    """Sums over pixels and gradients, where a class rises by more than a float's exponent between two columns."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = (1, 3, 20 // factor + 1, 160 // factor)
+    logits = torch.tensor([0.0, 3.0, 28.0, 95.0])[torch.randint(0, 4, coarse, generator=generator)]
+    target = torch.randint(0, 3, (1, 20, 160), generator=generator)
+    options = {"dice": 1.0, "label_smoothing": 0.1, "align_corners": aligned}
+    assert agrees(device, logits, target, {}, options, f"{factor} pixels of a cell")
+
+
 @pytest.fixture
 def deterministic():
     """torch.empty of C++ fills its memory."""
