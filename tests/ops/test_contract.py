@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,10 +16,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcmfnet.nn import LMFM
-from bcmfnet.ops import backends, boundary_corrected_loss, lmfm, pyramid_pool, upsample_add_relu, upsample_argmax
-from bcmfnet.ops._loss_options import pack
+from bcmfnet.ops import (
+    backends,
+    boundary_corrected_loss,
+    lmfm,
+    pyramid_pool,
+    segmentation_loss,
+    upsample_add_relu,
+    upsample_argmax,
+)
+from bcmfnet.ops._loss_options import checked_options, pack, term_options
 from bcmfnet.ops._op import LIBRARY
-from bcmfnet.reference.bcl import make_options
 from bcmfnet.reference.pyramid_pool import flat
 
 POOLS = ((5, 2, 2), (9, 4, 4), (17, 8, 8))
@@ -49,29 +57,38 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def bcl(*grid: int) -> Example:
-    options = {"mode": "paper0", "nms": 3, "ratio": 1 / 16, "ignore_index": 3, "per_image": True}
-    packed, nothing = pack(make_options(**options)), (None, None)  # no weights of pixels, no teacher
+def loss(*grid: int, **terms: Any) -> Example:
+    """The Boundary Corrected Loss, or with terms their sum, with weights of pixels and a teacher."""
+    options = {"mode": "paper0", "nms": 3, "ratio": 1 / 16, "ignore_index": 3, "per_image": True} | terms
+    packed = pack(term_options(boundary=1.0, **options) if terms else checked_options(**options))
+    compute = partial(segmentation_loss, boundary=1.0) if terms else boundary_corrected_loss
 
-    def call(logits: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-        loss, stats = boundary_corrected_loss(logits, target, weight=weight, return_stats=True, **options)
+    def call(logits: Tensor, target: Tensor, weight: Tensor, **others: Tensor) -> tuple[Tensor, ...]:
+        loss, stats = compute(logits, target, weight=weight, return_stats=True, **others, **options)
         return loss, *stats
 
     def tensors(batch: int) -> Tensors:
         target = torch.randint(0, 4, (batch, 8, 22), generator=torch.Generator().manual_seed(1))
-        return {"logits": normal(batch, 4, *grid), "target": target, "weight": torch.tensor([1.0, 0.5, 2.0, 1.5])}
+        given = {"logits": normal(batch, 4, *grid), "target": target, "weight": torch.tensor([1.0, 0.5, 2.0, 1.5])}
+        if not terms:
+            return given
+        return given | {"pixel_weight": normal(batch, 8, 22, seed=2).abs(), "teacher": normal(batch, 4, *grid, seed=3)}
+
+    def inputs(logits: Tensor, *others: Tensor) -> tuple[Any, ...]:
+        return (logits, *others, *[None] * (4 - len(others)))
 
     def backward(logits: Tensor, *others: Tensor) -> tuple[Any, ...]:
-        saved = torch.ops.bcmfnet.bcl_forward(logits.detach(), *others, *nothing, None, *packed, False)[5:]
-        return torch.tensor(2.0, device=logits.device), logits.detach(), *others, *nothing, *packed, *saved
+        given = inputs(logits.detach(), *others)
+        saved = torch.ops.bcmfnet.bcl_forward(*given, None, *packed, False)[5:]
+        return torch.tensor(2.0, device=logits.device), *given, *packed, *saved
 
     torch_ops: dict[str, Arguments] = {
-        "bcl": lambda logits, *others: (logits.detach(), *others, *nothing, None, *packed),
-        "bcl_forward": lambda *inputs: (*inputs, *nothing, None, *packed, False),
+        "bcl": lambda logits, *others: (*inputs(logits.detach(), *others), None, *packed),
+        "bcl_forward": lambda *tensors: (*inputs(*tensors), None, *packed, False),
         "bcl_backward": backward,
     }
     if grid == (8, 22):
-        torch_ops["bcl_backward_"] = lambda *inputs: backward(*inputs)[:-1]
+        torch_ops["bcl_backward_"] = lambda *tensors: backward(*tensors)[:-1]
     return Example("bcl", call, tensors, torch_ops, ("logits",))
 
 
@@ -123,9 +140,15 @@ def labels(classes: int, confidence: bool) -> Example:
     )
 
 
+TERMS = {
+    "focal": 0.5, "dice": 1.0, "tversky": 0.3, "distillation": 0.7, "label_smoothing": 0.1, "overlap_per_image": True,
+    "distillation_temperature": 2.0, "distillation_where": "all",
+}  # fmt: skip
 EXAMPLES = {
-    "bcl": bcl(8, 22),
-    "bcl, upsampled": bcl(4, 11),
+    "bcl": loss(8, 22),
+    "bcl, upsampled": loss(4, 11),
+    "bcl, terms": loss(8, 22, **TERMS),
+    "bcl, terms, upsampled": loss(4, 11, **TERMS, align_corners=True),
     "lmfm": context(),
     "pyramid_pool": pools(),
     "upsample_add_relu": Example(
@@ -239,7 +262,7 @@ STRIDED: dict[str, Callable[[Tensor], Tensor]] = {
 def test_any_strides(device, example, layout):
     """Of one map, beside others of a layout; weights are contiguous."""
     tensors = in_layout(tensors_of(example, device), layout)
-    for name in {"x", "high", "low", "logits", "target"} & tensors.keys():
+    for name in {"x", "high", "low", "logits", "target", "pixel_weight", "teacher"} & tensors.keys():
         for strided in STRIDED.values():
             other = strided(tensors[name])
             actual = run(example, tensors | {name: other})
