@@ -234,6 +234,10 @@ _FLAGS = ("per_image", "focal_boundary", "log", "overlap_per_image", "everywhere
 
 def pack(options: BclOptions) -> tuple[list[float], Integers]:
     """Options as the native kernels take them."""
+    return _packed(options) if torch.compiler.is_compiling() else _packed_once(options)
+
+
+def _packed(options: BclOptions) -> tuple[list[float], Integers]:
     reals = [*options.score, *options.terms, *(getattr(options, name) for name in _PLAIN_REALS)]
     tau = math.floor(min(reference.Q_SCALE * options.threshold + 0.5, reference.Q_MAX))
     max_kept = -1 if options.max_kept is None else options.max_kept
@@ -243,6 +247,9 @@ def pack(options: BclOptions) -> tuple[list[float], Integers]:
         int(options.focal_boundary), int(options.log), _ABSENT.index(options.absent), int(options.overlap_per_image),
         int(options.everywhere), int(options.binary), int(options.align_corners),
     )  # fmt: skip
+
+
+_packed_once = lru_cache(_packed)
 
 
 def unpack(reals: Sequence[float], integers: Sequence[int]) -> BclOptions:
