@@ -28,6 +28,8 @@ class Table:
     columns: dict[str, str]
     """Heading -> case."""
     providers: dict[str, tuple[str | None, ...]]
+    memory: bool = False
+    """Say the peak memory beyond inputs and outputs, too."""
 
 
 LOSSES = {
@@ -36,6 +38,13 @@ LOSSES = {
     "the paper's, 1/8": "2x19x64x128-512x1024-smooth-paper",
     "the paper's, full": "2x19x512x1024-512x1024-smooth-paper",
 }
+TERMS = {
+    "cross-entropy + Dice": "ce+dice-2x19x64x128-512x1024",
+    "focal": "focal-2x19x64x128-512x1024",
+    "distillation": "distillation-2x19x64x128-512x1024",
+    "150 classes, cross-entropy + Dice": "ce+dice-2x150x128x128-512x512",
+}
+SEGFORMER = "2x3x512x512-"
 NETWORK, ARGMAX = "bcmfnet-1x3x1024x2048", "1x19x128x256-1024x2048-float32"
 TABLES = [
     Table("network", 2, {"float32": NETWORK, "bfloat16": NETWORK}, {
@@ -60,6 +69,19 @@ TABLES = [
         "eager, three cross-entropies and a sort": ("naive",) * 4,
         "plain cross-entropy": ("cross_entropy",) * 4,
     }),
+    Table("terms", 1, TERMS, {
+        "`SegmentationLoss`, C++": ("cpp",) * 4,
+        "our cross-entropy alone": ("ours_ce",) * 4,
+        "eager, the best form": ("eager_best",) * 4,
+        "torch.compile of that": ("compile",) * 4,
+        "eager, as toolkits write it": ("usual",) * 4,
+        "cross-entropy, and segmentation_models_pytorch's Dice": ("smp", None, None, "smp"),
+    }, memory=True),
+    Table("segformer", 1, {"float32": SEGFORMER + "float32", "bfloat16": SEGFORMER + "bfloat16"}, {
+        "SegFormer-B0, its own loss": ("eager_best",) * 2,
+        "with `use_loss(model)`": ("ours",) * 2,
+        "with `use_loss(model, SegmentationLoss(ce=1, dice=1))`": ("ours_ce+dice",) * 2,
+    }, memory=True),
 ]  # fmt: skip
 
 
@@ -87,16 +109,18 @@ def lines(table: Table, machines: dict[str, Rows]) -> Iterator[str]:
             (table.benchmark, case, provider, str(table.threads))
             for case, provider in zip(table.columns.values(), providers, strict=True)
         ]
-        yield f"| {' | '.join([label, *(cell(rows.get(key)) for rows in machines.values() for key in keys)])} |"
+        cells = (cell(rows.get(key), table.memory) for rows in machines.values() for key in keys)
+        yield f"| {' | '.join([label, *cells])} |"
 
 
-def cell(row: dict[str, str] | None) -> str:
-    """Milliseconds, and how many times faster than the best eager form where that was measured beside it."""
+def cell(row: dict[str, str] | None, memory: bool = False) -> str:
+    """Milliseconds, how many times faster than the best eager form where that was measured beside it, and memory."""
     if row is None:
         return MISSING
     time = f"{float(row['time_us_50']) / 1000:.3g} ms"
     beside = row["baseline"].startswith("eager_best") and row["speedup"] and row["provider"] != row["baseline"]
-    return f"{time} ({float(row['speedup']):.2g}x)" if beside else time
+    time += f" ({float(row['speedup']):.2g}x)" if beside else ""
+    return f"{time}, {float(row['extra_bytes']) / 1e6:.3g} MB" if memory and row["extra_bytes"] else time
 
 
 def redrawn(text: str, table: Table, machines: dict[str, Rows]) -> str:

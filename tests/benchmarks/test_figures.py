@@ -26,6 +26,11 @@ def test_cells(value, expected):
     assert figures.cell(value) == expected
 
 
+def test_a_cell_with_memory():
+    assert figures.cell(row() | {"extra_bytes": "4915200"}, memory=True) == "4.4 ms (37x), 4.92 MB"
+    assert figures.cell(row() | {"extra_bytes": ""}, memory=True) == "4.4 ms (37x)"
+
+
 def test_a_table_has_the_machines_side_by_side():
     table = figures.Table("bcl", 1, {"a": "one", "b": "two"}, {"ours": ("cpp", None)})
     other = {("bcl", "two", "cpp", "2"): row()}  # another number of threads is no part of the table
