@@ -215,7 +215,7 @@ def _differentiate(ctx: Any, grad: Tensor | None, *others: None) -> tuple[Tensor
     nothing = (None,) * _ARGUMENTS
     if grad is None:
         return (None, *nothing)
-    refuse_forward_mode("boundary_corrected_loss", grad=grad)
+    refuse_forward_mode("loss", grad=grad)
     *tensors, lse, mask, scales, slopes, gradient = ctx.saved_tensors
     arguments = (grad, *tensors, *ctx.options, lse, mask, scales, slopes)
     if ctx.overwritten:  # autograd says so itself, but not of tensors that went through saved_tensors_hooks
@@ -229,7 +229,7 @@ def _differentiate(ctx: Any, grad: Tensor | None, *others: None) -> tuple[Tensor
 
 
 def _refuse(ctx: Any, *grads: Any) -> None:
-    raise RuntimeError("boundary_corrected_loss: expected a first derivative, its selection has no second one")
+    raise RuntimeError("loss: expected a first derivative, its selection has no second one")
 
 
 _TENSORS = "Tensor target, Tensor? weight, Tensor? pixel_weight, Tensor? teacher"

@@ -262,7 +262,7 @@ def segmentation_loss(
         boundary: weight of the boundary term of `boundary_corrected_loss`, lambda.
         distillation: weight of T^2 KL(softmax(teacher / T) || softmax(logits / T)), the mean over the valid pixels, or
             with distillation_where="all" over all, weighted by u.
-        teacher: float [N, C, h, w] for `distillation`, of a resolution of its own; gets no gradient.
+        teacher: float [N, C, h, w] for `distillation`, of a resolution of its own, detached.
         overlap_log: -log(score) in place of 1 - score.
         overlap_absent: a class that no pixel has is left out of the mean (skip), counts as 0 in it (zero, as in
             segmentation_models_pytorch) or as any other (count).
@@ -292,7 +292,7 @@ def segmentation_loss(
         pos_weight=pos_weight, boundary_term=boundary_term, **selection,
     )  # fmt: skip
     _check_terms(logits, weight, teacher, options)
-    teacher = teacher.detach() if teacher is not None and options.distillation_weight != 0 else None
+    teacher = teacher if options.distillation_weight != 0 else None
     return _call(
         Inputs(logits, target, weight, pixel_weight, teacher), options, size, ignore_index, jitter, inplace_grad,
         validate, process_group, return_stats,
@@ -307,6 +307,7 @@ def _call(
     inplace_grad, validate = _options.boolean("inplace_grad", inplace_grad), _options.boolean("validate", validate)
     return_stats = _options.boolean("return_stats", return_stats)
     _check_tensors(logits, target, size, weight, options.binary)
+    refuse_forward_mode("loss", logits=logits, weight=weight, pixel_weight=pixel_weight, teacher=inputs.teacher)
     if pixel_weight is not None:
         _check_pixel_weight(pixel_weight, target, validate)
     _limits.check_default_ignore_index(ignore_index, logits.shape[1])
@@ -315,7 +316,6 @@ def _call(
     if validate:
         labels = target.long()
         reference.check_labels(labels, labels != options.ignore_index, 2 if options.binary else logits.shape[1])
-    refuse_forward_mode("boundary_corrected_loss", logits=logits, weight=weight)
     needs_grad = asks_for_gradient(logits)
     if inplace_grad and needs_grad:
         _check_overwritable(logits, target)
@@ -370,8 +370,9 @@ def _check_pixel_weight(pixel_weight: Tensor, target: Tensor, validate: bool) ->
         )
     if pixel_weight.device != target.device:
         raise ValueError(f"pixel_weight: expected it on the target's device {target.device}, got {pixel_weight.device}")
-    if torch.compiler.is_compiling() or not (validate or pixel_weight.is_cpu):
-        return  # to look at it would wait for the device
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if transformed or not (validate or pixel_weight.is_cpu):
+        return  # to look at it would wait for the device, or cannot be done
     if not ((pixel_weight >= 0) & pixel_weight.isfinite()).all():
         raise ValueError("pixel_weight: expected finite numbers >= 0, got others among them")
 
@@ -386,7 +387,8 @@ def _check_terms(logits: Tensor, weight: Tensor | None, teacher: Tensor | None, 
     if options.binary and weight is not None:
         raise ValueError("weight: expected None with binary, got a tensor; pos_weight weighs the foreground")
     if teacher is not None:
-        check_dtype("teacher", _options.tensor("teacher", teacher))
+        refuse_gradient(teacher=_options.tensor("teacher", teacher))
+        check_dtype("teacher", teacher)
         if teacher.ndim != 4 or teacher.shape[:2] != logits.shape[:2]:
             raise ValueError(
                 f"teacher: expected [N, C, h, w] with N, C = {list(logits.shape[:2])}, got {list(teacher.shape)}"

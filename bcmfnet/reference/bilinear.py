@@ -43,7 +43,7 @@ def interpolation_matrix(size: int, out: int, align_corners: bool = False) -> Te
     return matrix
 
 
-def _source(size: int, out: int, align_corners: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _source(size: int, out: int, align_corners: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Lower and upper source index, and the weight of the upper one, of each of `out` positions."""
     position = torch.arange(out, dtype=torch.float64)
     if align_corners:

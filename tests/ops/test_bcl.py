@@ -238,7 +238,7 @@ def test_second_derivative_is_refused():
     logits, target = inputs()
     value = boundary_corrected_loss(logits, target)
     (first,) = torch.autograd.grad(value, logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="boundary_corrected_loss: expected a first derivative"):
+    with pytest.raises(RuntimeError, match="loss: expected a first derivative"):
         first.sum().backward()
 
 

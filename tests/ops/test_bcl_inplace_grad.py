@@ -146,7 +146,7 @@ def test_with_create_graph_nothing_is_overwritten(cpp):
     value = boundary_corrected_loss(logits, target, inplace_grad=True)
     (gradient,) = torch.autograd.grad(value, logits, create_graph=True)
     assert torch.equal(logits, before)
-    with pytest.raises(RuntimeError, match="boundary_corrected_loss: expected a first derivative"):
+    with pytest.raises(RuntimeError, match="loss: expected a first derivative"):
         gradient.sum().backward()
 
 

@@ -21,6 +21,7 @@ from bcmfnet.ops import (
     boundary_corrected_loss,
     lmfm,
     pyramid_pool,
+    segmentation_loss,
     upsample_add_relu,
     upsample_argmax,
 )
@@ -38,8 +39,11 @@ def packed_lmfm(x: torch.Tensor, **tensors: torch.Tensor) -> torch.Tensor:
 
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, torch.Tensor]]] = {
     "bcl_forward": (
-        lambda logits, target, weight: boundary_corrected_loss(logits, target.long(), weight=weight),
-        {"logits": torch.randn(2, 3, 4, 6), "target": TARGET, "weight": torch.ones(3)},
+        lambda logits, target, **tensors: segmentation_loss(logits, target.long(), dice=1, distillation=1, **tensors),
+        {
+            "logits": torch.randn(2, 3, 4, 6), "target": TARGET, "weight": torch.ones(3),
+            "pixel_weight": torch.ones(2, 8, 12), "teacher": torch.randn(2, 3, 4, 6),
+        },
     ),
     "lmfm": (packed_lmfm, {"x": torch.randn(1, 4, 5, 6)} | dict(zip(PACKED._fields[:5], PACKED[:5], strict=True))),
     "pyramid_pool": (lambda x: pyramid_pool(x, [(3, 2, 1)])[0], {"x": torch.randn(1, 2, 5, 6)}),
@@ -56,7 +60,7 @@ ARGUMENTS = [
     (op, argument.name)
     for op in CALLS
     for argument in getattr(torch.ops.bcmfnet, op).default._schema.arguments
-    if "Tensor" in str(argument.type) and argument.name != "target"  # integers have no derivative
+    if "Tensor" in str(argument.type) and argument.name not in ("target", "shared_slopes")  # integers; ours alone
 ]
 
 
@@ -112,7 +116,7 @@ def test_forward_mode_is_refused(op, name, way):
     call, tensor = of_one(op, name)
     with pytest.raises((NotImplementedError, ValueError)) as caught:  # ValueError: reverse mode asks first
         FORWARD[way](call, tensor)
-    public = op.replace("bcl_forward", "boundary_corrected_loss")
+    public = op.replace("bcl_forward", "loss")
     forward = f"{public}: expected derivatives in reverse mode, got forward mode for {name} "
     assert str(caught.value).startswith(forward) or ("grad" in way or way == "hessian") and name in str(caught.value)
 
@@ -153,7 +157,7 @@ def test_gradients_through_vmap_are_those_of_the_calls(size):
 OPTIONS = [
     name
     for name, option in inspect.signature(boundary_corrected_loss).parameters.items()
-    if name not in ("logits", "target", "weight")
+    if name not in ("logits", "target", "weight", "pixel_weight")
 ]
 
 
