@@ -43,24 +43,38 @@ def lerp(a, b, weight):
 
 
 @triton.jit
-def lerp_weight(position, low, size, out):
-    """Weight of the upper source position: exact in integers, rounded once."""
-    numerator = tl.maximum((2 * position + 1) * size - out, 0) - 2 * out * low
-    return tl.div_rn(numerator.to(tl.float32), (2 * out).to(tl.float32))
+def lerp_weight(position, low, size, out, ALIGNED: tl.constexpr = False):
+    """Weight of the upper source position: exact in integers, rounded once; ALIGNED is align_corners."""
+    if ALIGNED:
+        numerator, denominator = position * (size - 1) - low * (out - 1), tl.maximum(out - 1, 1)
+    else:
+        numerator, denominator = tl.maximum((2 * position + 1) * size - out, 0) - 2 * out * low, 2 * out
+    return tl.div_rn(numerator.to(tl.float32), denominator.to(tl.float32))
 
 
 @triton.jit
-def cell_source(cell, size, out):
-    """Lower and upper source position of a cell along one axis, and its first output position."""
+def cell_source(cell, size, out, ALIGNED: tl.constexpr = False):
+    """Lower and upper source position of a cell along one axis, and its first output position.
+
+    ALIGNED the first cell is empty, and the last one has the last position alone.
+    """
     low = tl.maximum(cell - 1, 0)
     high = tl.minimum(low + (out > size).to(cell.dtype), size - 1)
-    return low, high, tl.maximum(out * (2 * cell - 1) + size - 1, 0) // (2 * size)
+    if ALIGNED:
+        first = tl.cdiv(low * (out - 1), tl.maximum(size - 1, 1))
+    else:
+        first = tl.maximum(out * (2 * cell - 1) + size - 1, 0) // (2 * size)
+    return low, high, first
 
 
 @triton.jit
-def in_cell(position, cell, size, out):
+def in_cell(position, cell, size, out, ALIGNED: tl.constexpr = False):
     """Whether an output position, from the cell's first one on, still belongs to the cell."""
-    return (position < out) & ((2 * position + 1) * size - out < 2 * out * cell)
+    if ALIGNED:
+        belongs = position * (size - 1) < tl.maximum(out - 1, 1) * cell
+    else:
+        belongs = (2 * position + 1) * size - out < 2 * out * cell
+    return (position < out) & belongs
 
 
 @triton.jit

@@ -126,26 +126,19 @@ def _run_and_save(kernel: Kernel, *arguments: Any) -> None:
     _write(kernel, inputs, True, *outputs)
 
 
-def _serves(inputs: tuple[Any, ...]) -> bool:
-    """Whether the backends compute a call; plain PyTorch computes the others."""
-    logits, _, _, pixel_weight, teacher, shared_slopes, reals, integers = inputs
-    backend, _ = backends.choose("bcl", logits.device.type)
-    if backend == "cpp":  # all terms, but a teacher of another size
-        return teacher is None or (teacher.shape == logits.shape and teacher.dtype != torch.float64)
-    plain = pack(BclOptions((0, 0, 0), (0, 0, 0)))
-    return (
-        pixel_weight is None
-        and teacher is None
-        and list(reals[9:]) == plain[0][9:]
-        and tuple(integers[12:]) == plain[1][12:]
-    )
+def _kernel_for(kernel: Kernel, name: str, inputs: tuple[Any, ...]) -> Kernel:
+    """The backend's kernel, but for a teacher of another size, which only CUDA C++ upsamples by itself."""
+    logits, _, _, _, teacher, *_ = inputs
+    if teacher is None or teacher.shape == logits.shape or backends.choose("bcl", logits.device.type)[0] == "cuda":
+        return kernel
+    return _OP.reference(name)
 
 
 def _write(kernel: Kernel, inputs: tuple[Any, ...], saves: bool, *outputs: Tensor) -> None:
     """Call a kernel of the loss, which returns False where it found a label that is no class (on a CPU)."""
     logits, target, *_, integers = inputs
     packed = Integers(*integers)
-    kernel = kernel if _serves(inputs) else _OP.reference("bcl_forward")
+    kernel = _kernel_for(kernel, "bcl_forward", inputs)
     classes = 2 if packed.binary else logits.shape[1]
     if classes > _limits.MAX_LOSS_CLASSES and logits.dtype != torch.float64:
         if backends.choose("bcl", logits.device.type)[0] in ("cpp", "cuda"):
@@ -156,11 +149,13 @@ def _write(kernel: Kernel, inputs: tuple[Any, ...], saves: bool, *outputs: Tenso
 
 
 def _converted(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A kernel's arguments: float tensors beside the logits and the teacher in the dtype of its arithmetic."""
-    logits, target, weight, pixel_weight, *others = inputs
+    """A kernel's arguments: weights in the dtype of its arithmetic, a teacher of float64 too."""
+    logits, target, weight, pixel_weight, teacher, *others = inputs
     dtype = _computed(logits)
     weight = None if weight is None else weight.to(dtype).contiguous()
-    return logits, target, weight, None if pixel_weight is None else pixel_weight.to(dtype), *others
+    pixel_weight = None if pixel_weight is None else pixel_weight.to(dtype)
+    teacher = teacher.to(dtype) if teacher is not None and teacher.dtype == torch.float64 else teacher
+    return logits, target, weight, pixel_weight, teacher, *others
 
 
 def _run_backward(kernel: Kernel, grad: Tensor, *arguments: Any) -> None:
@@ -168,18 +163,13 @@ def _run_backward(kernel: Kernel, grad: Tensor, *arguments: Any) -> None:
     if gradient.numel():
         torch.mul(gradient, grad, out=result)
     else:
-        if not _serves((*inputs_and_saved[:5], None, *inputs_and_saved[5:7])):
-            kernel = _OP.reference("bcl_backward")
+        kernel = _kernel_for(kernel, "bcl_backward", tuple(inputs_and_saved))
         kernel(grad, *_converted(tuple(inputs_and_saved)), result)
 
 
 def _overwrite(grad: Tensor, logits: Tensor, *others: Any) -> None:
     """Write the gradient over the logits: all classes of a pixel are read before its gradient is written."""
-    kernel = (
-        _OP.kernel("bcl_backward", logits)
-        if _serves((logits, *others[:4], None, *others[4:6]))
-        else _OP.reference("bcl_backward")
-    )
+    kernel = _kernel_for(_OP.kernel("bcl_backward", logits), "bcl_backward", (logits, *others))
     kernel(grad, *_converted((logits, *others)), logits)
     torch.autograd.graph.increment_version(logits)
 

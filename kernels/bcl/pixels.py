@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from bcmfnet.kernels._common import INTERPRETED, lerp, load_corners
+from bcmfnet.kernels._common import INTERPRETED, lerp, load_corners, scratch
+from bcmfnet.kernels.bcl import terms as tm
+from bcmfnet.kernels.bcl.terms import _exp
 
 PIXELS = 2**14 if INTERPRETED.value else 512  # of a program; a lane has one where it reads logits
 HELD = 32  # A lane holds so many classes; of more the gradient reads the others twice.
 
 Q_MAX = tl.constexpr(65535)
-LOG2_E = tl.constexpr(1.4426950408889634)
 Q_SCALE = tl.constexpr(1024.0)
 INF = tl.constexpr(float("inf"))
 NAN = tl.constexpr(float("nan"))
 SIZES = ["batch", "h", "w", "H", "W", "count", "plane", "programs", "selections"]
 OPTIONS = ["ignore", "offset_y", "offset_x", "tau", "ratio", "min_kept", "max_kept", "parity_y", "parity_x"]
-STRIDES = [f"{name}_{axis}" for name in ("stride", "result", "target") for axis in "nchw"]
+STRIDES = [f"{name}_{axis}" for name in ("stride", "result", "target", "teacher") for axis in "nchw"]
 ANY_NUMBERS = {"do_not_specialize": SIZES + OPTIONS, "do_not_specialize_on_alignment": [*STRIDES, "step_y", "step_x"]}
-
-
-@triton.jit
-def _exp(x):
-    if INTERPRETED:
-        return tl.exp(x)
-    else:  # tl.exp spends four more operations on subnormal results
-        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * LOG2_E], tl.float32, True, 1)
 
 
 @triton.jit
@@ -51,34 +46,47 @@ def _flipped(position, length, step, offset, MIRROR: tl.constexpr):
 
 @triton.jit
 def _label(labels, image, y, x, mask, CLASSES: tl.constexpr):
-    """Labels, -1 where they are masked or ignored, -2 where they are no class; `labels` are target, strides, ignore."""
-    target, strides, ignore = labels
+    """Labels, -1 where they are masked or ignored, or weigh nothing, -2 where they are no class; `labels` are target,
+    strides, ignore, weights of pixels and the size of their map."""
+    target, strides, ignore, pixel_weight, size = labels
     label = tl.load(target + (image * strides[0] + y * strides[1] + x * strides[2]))
     label = label if label.dtype == tl.int64 else label.to(tl.int32)
     known = tl.where((label >= 0) & (label < CLASSES), label, -2)
+    if pixel_weight is not None:
+        mask &= tl.load(pixel_weight + ((image * size[0] + y) * size[1] + x)) != 0
     return tl.where(mask & (label != ignore), known, -1).to(tl.int32)
 
 
 @triton.jit
-def _row_flipped(labels, place, size, flip, mask, CLASSES: tl.constexpr, MIRROR: tl.constexpr):
+def _row_flipped(labels, place, flip, mask, CLASSES: tl.constexpr, MIRROR: tl.constexpr):
     """Labels that the row flip reads; `flip` is steps of rows and columns, then their offsets."""
     image, y, x = place
-    return _label(labels, image, _flipped(y, size[0], flip[0], flip[2], MIRROR), x, mask, CLASSES)
+    return _label(labels, image, _flipped(y, labels[4][0], flip[0], flip[2], MIRROR), x, mask, CLASSES)
 
 
 @triton.jit
-def _column_flipped(labels, place, size, flip, mask, CLASSES: tl.constexpr, MIRROR: tl.constexpr):
+def _column_flipped(labels, place, flip, mask, CLASSES: tl.constexpr, MIRROR: tl.constexpr):
     image, y, x = place
-    return _label(labels, image, y, _flipped(x, size[1], flip[1], flip[3], MIRROR), mask, CLASSES)
+    return _label(labels, image, y, _flipped(x, labels[4][1], flip[1], flip[3], MIRROR), mask, CLASSES)
 
 
 @triton.jit
-def _class_weights(weight, label):
-    """Class weights of labels, 0 of those that do not count."""
-    if weight is None:
-        return (label >= 0).to(tl.float32)
+def _pixel_weights(labels, pixel, inside):
+    if labels[3] is None:
+        return tl.where(inside, 1.0, 0.0)
     else:  # the compiler reads on after a return
-        return tl.where(label >= 0, tl.load(weight + tl.maximum(label, 0)), 0.0)
+        return tl.load(labels[3] + pixel, inside, 0.0)
+
+
+@triton.jit
+def _weights(weight, labels, label, pixel):
+    """Of pixels by the classes of their labels and their own, 0 where a label does not count."""
+    counts = label >= 0
+    of_pixels = _pixel_weights(labels, pixel, counts)
+    if weight is not None:
+        each = tl.load(weight + tl.maximum(label, 0))
+        of_pixels = tl.where(counts, each if labels[3] is None else each * of_pixels, 0.0)
+    return of_pixels
 
 
 @triton.jit
@@ -94,12 +102,14 @@ def _between(logits, corners, corner_weights):
 
 
 @triton.jit
-def _cross_entropy(logits, label, stride_c, corners, corner_weights, best, log_sum):
-    at = tl.maximum(label, 0) * stride_c
+def _cross_entropy(logits, label, stride_c, corners, corner_weights, best, log_sum, FIRST: tl.constexpr):
+    at = tl.maximum(label - FIRST, 0) * stride_c
     if corner_weights is None:
         z = tl.load(logits + (at + corners[0])).to(tl.float32)
     else:
         z = _between(logits, (at + corners[0], at + corners[1], at + corners[2], at + corners[3]), corner_weights)
+    if FIRST:
+        z = tl.where(label < FIRST, 0.0, z)
     value = log_sum - (z - best)
     return tl.where(label >= 0, tl.where(value < 0, 0.0, value), 0.0)  # below 0 is a rounding
 
@@ -112,34 +122,51 @@ def _sum(values):
 
 @triton.jit
 def _record(
-    logits, stride_c, corners, corner_weights, best, total, pixel, place, inside, size, labels, flip, weight,
-    lse, scores, terms, partials, program, programs, score_factors, term_factors,
-    CLASSES: tl.constexpr, SCORE: tl.constexpr, TERMS: tl.constexpr, MIRROR: tl.constexpr,
+    logits, stride_c, corners, corner_weights, best, total, sums, pixel, place, inside, labels, flip, weight,
+    lse, scores, terms, partials, program, programs, score_factors, term_factors, smoothing, gamma, temperature,
+    CLASSES: tl.constexpr, FIRST: tl.constexpr, SCORE: tl.constexpr, TERMS: tl.constexpr, MIRROR: tl.constexpr,
+    KINDS: tl.constexpr,
 ):  # fmt: skip
     """Maps of pixels, from max z and sum exp(z - max z); and their sums: weighted cross-entropy, weight (NaN with a
-    label that is no class), valid pixels, and a NaN where the selection meets one, which it cannot see."""
+    label that is no class), valid pixels, and a NaN where the selection meets one, which it cannot see; then what
+    smoothing adds, focal loss, divergence and its weights."""
     image, y, x = place
     log_sum = tl.log(total)
     if lse is not None:
         tl.store(lse + pixel, log_sum, inside)
     own = _label(labels, image, y, x, inside, CLASSES)
-    ce = _cross_entropy(logits, own, stride_c, corners, corner_weights, best, log_sum)
+    ce = _cross_entropy(logits, own, stride_c, corners, corner_weights, best, log_sum, FIRST)
     partials += program
     tl.store(partials + 2 * programs, tl.sum((own != -1).to(tl.int32)))
-    w = _class_weights(weight, own)
+    w = _weights(weight, labels, own, pixel)
     tl.store(partials, _sum(tl.where(w != 0, w * ce, 0.0)))
-    tl.store(partials + programs, _sum(tl.where(own == -2, NAN, w)))
+    divisor = _pixel_weights(labels, pixel, own >= 0) if FIRST else w  # pos_weight is in no divisor
+    tl.store(partials + programs, _sum(tl.where(own == -2, NAN, divisor)))
+    if tm.SMOOTHED & KINDS:
+        u = _pixel_weights(labels, pixel, own >= 0)
+        part = smoothing / CLASSES * (tm._sum_of_weights(weight, CLASSES) * log_sum + sums[0])
+        tl.store(partials + 4 * programs, _sum(tl.where(u != 0, u * part, 0.0)))
+    if tm.FOCAL & KINDS:
+        tl.store(partials + 5 * programs, _sum(tl.where(w != 0, w * tm._focal(ce, gamma), 0.0)))
+    if tm.DISTILLED & KINDS:
+        u = _pixel_weights(labels, pixel, inside if tm.EVERYWHERE & KINDS else own >= 0)
+        divergence = tm._divergence(sums, log_sum, temperature, KINDS)
+        tl.store(partials + 6 * programs, _sum(tl.where(u != 0, u * divergence, 0.0)))
+        tl.store(partials + 7 * programs, _sum(u))
     hazard = tl.zeros_like(ce)
     if scores is not None:
-        score, term = _plus(hazard, score_factors[0], ce, SCORE & 1), _plus(hazard, term_factors[0], ce, TERMS & 1)
+        hard = tm._focal(ce, gamma) if tm.FOCAL_BOUNDARY & KINDS else ce
+        score, term = _plus(hazard, score_factors[0], ce, SCORE & 1), _plus(hazard, term_factors[0], hard, TERMS & 1)
         if (SCORE | TERMS) & 2:
-            label = _row_flipped(labels, place, size, flip, own >= 0, CLASSES, MIRROR)
-            ce = _cross_entropy(logits, label, stride_c, corners, corner_weights, best, log_sum)
-            score, term = _plus(score, score_factors[1], ce, SCORE & 2), _plus(term, term_factors[1], ce, TERMS & 2)
+            label = _row_flipped(labels, place, flip, own >= 0, CLASSES, MIRROR)
+            ce = _cross_entropy(logits, label, stride_c, corners, corner_weights, best, log_sum, FIRST)
+            hard = tm._focal(ce, gamma) if tm.FOCAL_BOUNDARY & KINDS else ce
+            score, term = _plus(score, score_factors[1], ce, SCORE & 2), _plus(term, term_factors[1], hard, TERMS & 2)
         if (SCORE | TERMS) & 4:
-            label = _column_flipped(labels, place, size, flip, own >= 0, CLASSES, MIRROR)
-            ce = _cross_entropy(logits, label, stride_c, corners, corner_weights, best, log_sum)
-            score, term = _plus(score, score_factors[2], ce, SCORE & 4), _plus(term, term_factors[2], ce, TERMS & 4)
+            label = _column_flipped(labels, place, flip, own >= 0, CLASSES, MIRROR)
+            ce = _cross_entropy(logits, label, stride_c, corners, corner_weights, best, log_sum, FIRST)
+            hard = tm._focal(ce, gamma) if tm.FOCAL_BOUNDARY & KINDS else ce
+            score, term = _plus(score, score_factors[2], ce, SCORE & 4), _plus(term, term_factors[2], hard, TERMS & 4)
         hazard = tl.where(score == score, 0.0, NAN)
         steps = tl.where(score == score, score * Q_SCALE + 0.5, 0.0)
         tl.store(scores + pixel, tl.where(steps > Q_MAX, Q_MAX, steps).to(tl.int32).to(tl.uint16), inside)
@@ -149,25 +176,45 @@ def _record(
 
 @triton.jit
 def _amounts(
-    pixel, place, inside, size, labels, flip, weight, lse, mask, scales, ce_weight, boundary_weight, term_factors,
-    CLASSES: tl.constexpr, TERMS: tl.constexpr, MIRROR: tl.constexpr,
+    logits, stride_c, corners, corner_weights, best, pixel, place, inside, labels, flip, weight, lse, mask, scales,
+    ce_weight, boundary_weight, term_factors, smoothing, focal_weight, gamma,
+    CLASSES: tl.constexpr, FIRST: tl.constexpr, TERMS: tl.constexpr, MIRROR: tl.constexpr, KINDS: tl.constexpr,
 ):  # fmt: skip
     """Labels of pixels and what the gradient takes there; and the factor of exp(z - max z), which spreads their sum."""
     image, y, x = place
     own = _label(labels, image, y, x, inside, CLASSES)
-    w = _class_weights(weight, own)
+    w = _weights(weight, labels, own, pixel)
     boundary = tl.zeros_like(w)
     if mask is not None:
         selected = tl.load(mask + pixel, inside, 0) != 0
         boundary = tl.where(selected, w * (boundary_weight * tl.load(scales + 1)), 0.0)
-    of_own = tl.where(ce_weight != 0, w * (ce_weight * tl.load(scales)), 0.0) + term_factors[0] * boundary
+    if tm.SMOOTHED & KINDS:
+        ce_weight *= 1 - smoothing
+    of_own = tl.where(ce_weight != 0, w * (ce_weight * tl.load(scales)), 0.0)
+    at_own = term_factors[0] * boundary
     rows, columns, of_rows, of_columns = own, own, tl.zeros_like(w), tl.zeros_like(w)
+    if (tm.FOCAL | tm.FOCAL_BOUNDARY) & KINDS:
+        log_sum = tl.load(lse + pixel, inside, 0.0)
+        slope = tm._focal_slope(
+            _cross_entropy(logits, own, stride_c, corners, corner_weights, best, log_sum, FIRST), gamma
+        )
+        if tm.FOCAL & KINDS:
+            of_own += slope * (w * (focal_weight * tl.load(scales)))
+        if tm.FOCAL_BOUNDARY & KINDS:
+            at_own *= slope
+    of_own += at_own
     if TERMS & 2:
-        rows = _row_flipped(labels, place, size, flip, own >= 0, CLASSES, MIRROR)
+        rows = _row_flipped(labels, place, flip, own >= 0, CLASSES, MIRROR)
         of_rows = tl.where(rows >= 0, term_factors[1] * boundary, 0.0)
+        if tm.FOCAL_BOUNDARY & KINDS:
+            ce = _cross_entropy(logits, rows, stride_c, corners, corner_weights, best, log_sum, FIRST)
+            of_rows *= tm._focal_slope(ce, gamma)
     if TERMS & 4:
-        columns = _column_flipped(labels, place, size, flip, own >= 0, CLASSES, MIRROR)
+        columns = _column_flipped(labels, place, flip, own >= 0, CLASSES, MIRROR)
         of_columns = tl.where(columns >= 0, term_factors[2] * boundary, 0.0)
+        if tm.FOCAL_BOUNDARY & KINDS:
+            ce = _cross_entropy(logits, columns, stride_c, corners, corner_weights, best, log_sum, FIRST)
+            of_columns *= tm._focal_slope(ce, gamma)
     total = of_own + of_rows + of_columns
     factor = tl.where(total != 0, total * _exp(-tl.load(lse + pixel, inside, 0.0)), 0.0)
     return (own, rows, columns), (of_own, of_rows, of_columns), factor
@@ -184,12 +231,49 @@ def _gradient(z, best, classes, labels, amounts, factor, CLASSES: tl.constexpr, 
     return tl.zeros_like(z) if CLASSES == 1 else factor * _exp(z - best) - taken
 
 
+class Inputs(NamedTuple):
+    """Tensors of a call as the kernels take them; what is None has no part in it."""
+
+    logits: Tensor
+    target: Tensor
+    weight: Tensor | None
+    pixel_weight: Tensor | None
+    teacher: Tensor | None
+
+
+def make_inputs(
+    logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, teacher: Tensor | None,
+    options: Any,
+) -> Inputs:  # fmt: skip
+    """Weights of pixels in memory order; those of binary logits' two classes, made without a wait for the device."""
+    if options.binary and options.pos_weight != 1:
+        weight = torch.ones(2, dtype=torch.float32, device=logits.device)
+        weight[1:].fill_(options.pos_weight)
+    pixel_weight = None if pixel_weight is None else pixel_weight.contiguous()
+    return Inputs(logits, target, weight, pixel_weight, teacher if options.distillation_weight != 0 else None)
+
+
+def _classes(logits: Tensor, options: Any) -> dict[str, int]:
+    """CLASSES, and FIRST, the first one that has a channel: binary logits have one, that of the second class."""
+    return {"CLASSES": logits.shape[1] + options.binary, "FIRST": int(options.binary)}
+
+
 def _labels(options: Any) -> tuple[int, ...]:
     return (options.ignore_index, *options.step, *options.offset)
 
 
 def _floats(options: Any) -> tuple[float, ...]:
     return tuple(map(float, (options.ce_weight, options.boundary_weight, *options.terms)))
+
+
+def _partials(like: Tensor, programs: int, kinds: int, classes: int) -> tuple[Tensor, Tensor | None]:
+    """Memory of a score kernel's sums: see `_record`; and of those of overlap, I, P and Y of each class."""
+    partials = scratch(like, torch.float64, 8 if kinds & tm.OF_PIXELS.value else 4, programs)
+    return partials, scratch(like, torch.float32, programs, 3, classes) if kinds & tm.OVERLAP.value else None
+
+
+def _strides(teacher: Tensor | None) -> tuple[int, ...]:
+    return (0, 0, 0, 0) if teacher is None else teacher.stride()
 
 
 def _present(options: Any, coefficients: tuple[float, ...]) -> int:
@@ -199,6 +283,10 @@ def _present(options: Any, coefficients: tuple[float, ...]) -> int:
 
 def _flip(options: Any) -> dict[str, Any]:
     return {"TERMS": _present(options, options.terms), "MIRROR": options.flip == "mirror"}
+
+
+def _term_floats(options: Any) -> tuple[float, ...]:
+    return tuple(map(float, (options.smoothing, options.gamma, options.temperature)))
 
 
 def _tau(options: Any) -> int:
