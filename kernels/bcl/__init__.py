@@ -29,7 +29,7 @@ from bcmfnet.kernels.autotune import AotCase
 from bcmfnet.kernels.bcl import full, overlap, selection, upsampled
 from bcmfnet.kernels.bcl import pixels as px
 from bcmfnet.kernels.bcl import terms as tm
-from bcmfnet.kernels.bcl.pixels import ANY_NUMBERS, HELD, INF, NAN, OPTIONS, PIXELS, SIZES
+from bcmfnet.kernels.bcl.pixels import ANY_NUMBERS, INF, NAN, OPTIONS, PIXELS, SIZES
 
 
 @triton.jit(**ANY_NUMBERS)
@@ -190,8 +190,9 @@ def aot_cases() -> Iterator[AotCase]:
     kinds += [("w", rich), ("c", rich | {"logits": "bf16"}), ("w", rich | {"CLASSES": 150, "KINDS": 255})]
     kinds += [("w", rich | {"KINDS": 64, "teacher": None}), ("w", usual | {"CLASSES": 2, "FIRST": 1, "ALIGNED": True})]
     for unit, kind in kinds:
-        constants = kind | {f"stride_{unit}": 1, "CHUNK": min(triton.next_power_of_2(kind["CLASSES"]), HELD)}
-        yield case(full.score_pixels_kernel, 16, **constants, PIXELS=PIXELS)
+        constants = kind | {f"stride_{unit}": 1, "CHUNK": full.held_at_once(kind["CLASSES"], kind["KINDS"])}
+        pixels = full.scored_at_once(kind["KINDS"])
+        yield case(full.score_pixels_kernel, pixels // 32, **constants, PIXELS=pixels)
         yield case(full.gradient_pixels_kernel, 8, **constants | {f"result_{unit}": 1}, PIXELS=PIXELS // 2)
         for side in (2, 8) if kind == kinds[0][1] else (8,):
             cells = constants | {"LANES": upsampled.LANES, "SIDE": side, "ROWS": side, "PIECES_Y": 1, "PIECES_X": 1}

@@ -56,9 +56,9 @@ def _of_classes(
     first, of_teacher, teacher_c, best_of_teacher, weight, slopes,
     CLASSES: tl.constexpr, FIRST: tl.constexpr, KINDS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """What terms read of a chunk of classes: the teacher's logits, class weights, slopes; None where they are not."""
+    """What terms read of a chunk of classes: the teacher's logits, class weights, slopes; 0 where they are not."""
     classes = first + tl.arange(0, CHUNK)[None]
-    t, class_weight, slope = None, None, None
+    t, class_weight, slope = 0.0, 0.0, 0.0
     if tm.DISTILLED & KINDS:
         t = _load_classes(of_teacher, first, teacher_c, CLASSES, FIRST, CHUNK) - best_of_teacher
     if tm.SMOOTHED & KINDS:
@@ -211,17 +211,22 @@ def score_pixels(
     """Write the maps of pixels at full resolution; sums float64 [8, programs], and of overlap [programs, 3, C]."""
     logits, target, *others = inputs
     kinds, classes = tm.kinds(options, inputs.teacher), px._classes(logits, options)
-    images = max(target.shape[0], 1) if kinds & tm.BY_IMAGE.value else 1
-    programs = images * triton.cdiv(target.numel() // images, PIXELS)
+    images, pixels = max(target.shape[0], 1) if kinds & tm.BY_IMAGE.value else 1, scored_at_once(kinds)
+    programs = images * triton.cdiv(target.numel() // images, pixels)
     partials, sums = px._partials(target, programs, kinds, classes["CLASSES"])
     score_pixels_kernel[(programs,)](
         target.numel(), *target.shape[1:], *logits.stride(), *target.stride(), *px._strides(inputs.teacher),
         logits, target, *others, lse, scores, terms, partials, sums,
         *px._labels(options), *map(float, options.score), *map(float, options.terms), *px._term_floats(options),
         SCORE=px._present(options, options.score), KINDS=kinds, **px._flip(options), **classes,
-        **_pixels(PIXELS, classes["CLASSES"], target, logits, *_present(inputs.teacher)),
+        **_pixels(pixels, classes["CLASSES"], kinds, target, logits, *_present(inputs.teacher)),
     )  # fmt: skip
     return partials, sums
+
+
+def scored_at_once(kinds: int) -> int:
+    """Pixels of a program: with terms of all classes a thread needs the registers of two."""
+    return PIXELS // 2 if kinds & tm.OF_CLASSES.value else PIXELS
 
 
 def write_gradient(
@@ -230,14 +235,14 @@ def write_gradient(
 ) -> None:  # fmt: skip
     pixels = PIXELS // 2  # of 512 the channels_last ones spill
     logits, target, *others = inputs
-    classes = px._classes(logits, options)
+    classes, kinds = px._classes(logits, options), tm.kinds(options, inputs.teacher)
     gradient_pixels_kernel[(triton.cdiv(target.numel(), pixels),)](
         target.numel(), *target.shape[1:], *logits.stride(), *result.stride(), *target.stride(),
         *px._strides(inputs.teacher), grad, logits, target, *others, lse, mask, scales,
         slopes if options.has_overlap else None, result, *px._labels(options), *px._floats(options),
         *px._term_floats(options), float(options.focal_weight), float(options.distillation_weight),
-        KINDS=tm.kinds(options, inputs.teacher), **px._flip(options), **classes,
-        **_pixels(pixels, classes["CLASSES"], target, logits, result, *_present(inputs.teacher)),
+        KINDS=kinds, **px._flip(options), **classes,
+        **_pixels(pixels, classes["CLASSES"], kinds, target, logits, result, *_present(inputs.teacher)),
     )  # fmt: skip
 
 
@@ -245,9 +250,15 @@ def _present(*tensors: Tensor | None) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
 
 
-def _pixels(pixels: int, classes: int, *tensors: Tensor) -> dict[str, Any]:
+def held_at_once(classes: int, kinds: int) -> int:
+    """Classes of a pixel that a thread holds."""
+    many = kinds & (tm.SMOOTHED.value | tm.DISTILLED.value)  # registers for what they take of a class
+    return min(triton.next_power_of_2(classes), HELD // 2 if many else HELD)
+
+
+def _pixels(pixels: int, classes: int, kinds: int, *tensors: Tensor) -> dict[str, Any]:
     """Constants of a kernel over pixels at full resolution: of the target, and of maps with channels."""
     return {
-        "CHUNK": min(triton.next_power_of_2(classes), HELD), "PIXELS": pixels,
+        "CHUNK": held_at_once(classes, kinds), "PIXELS": pixels,
         "INDEX": index_type(max(tensors[0].numel() + PIXELS, extent(*tensors))), "num_warps": max(pixels // 32, 1),
     }  # fmt: skip

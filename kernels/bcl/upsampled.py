@@ -80,7 +80,7 @@ def _of_class(
 ):
     """What terms read of a class: the teacher's logits less the largest, the weight, the slope; None where they are
     not. `teacher` is its logits, their stride, corners and largest ones."""
-    t, class_weight, slope = None, None, None
+    t, class_weight, slope = 0.0, 0.0, 0.0
     if tm.DISTILLED & KINDS:
         t = _class(teacher[0], c, teacher[1], teacher[2], corner_weights, FIRST) - teacher[3]
     if tm.SMOOTHED & KINDS:
