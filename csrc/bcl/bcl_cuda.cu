@@ -11,24 +11,47 @@
 //   gather      with upsampling: the cells' gradients to the low-resolution logits
 //   finish      the loss
 //
+// A call with more terms than cross-entropy and boundary term has kernels of its own for the pixels:
+//
+//   score       the losses and the score of each pixel, and the sums of overlap; no gradient
+//   overlap     the sums of all blocks, and the slopes that follow
+//   cells       with upsampling: the gradient of all terms
+//
 // A block adds what its threads found in a fixed order and writes it where no other does, so that every run gives the
 // same bits. Atomics count integers alone.
 #include "bcl/bcl_cuda.h"
 
-#include "bcl/pixels_cuda.h"
+#include "bcl/terms_cuda.h"
 #include "common/arena.h"
 
 namespace bcmfnet {
 namespace {
 
+void lay_out_terms(const Bcl& call, bool saves, Arena& arena, Scratch& scratch) {
+  const int64_t pixels = call.logits.batch * call.target.height * call.target.width, classes = classes_of(call);
+  scratch.labelled_terms = arena.take<TermSums>(scratch.labelled_blocks);
+  scratch.scored_terms = arena.take<TermSums>(scratch.scored_blocks);
+  const bool maps = is_upsampled(call) && is_wide(call) && saves;
+  if (has_overlap(call.options)) {
+    scratch.overlap = arena.take<float>(3 * scratch.scored_blocks * classes);
+    scratch.sums = arena.take<float>(3 * overlap_groups(call) * classes);
+    scratch.slopes = arena.take<float>(2 * overlap_groups(call) * classes);
+    if (maps) scratch.inner = arena.take<float>(pixels);
+  }
+  if (maps && distills(call)) {
+    scratch.student_lse = arena.take<float>(pixels);
+    scratch.teacher_best = arena.take<float>(pixels), scratch.teacher_lse = arena.take<float>(pixels);
+  }
+}
+
 Scratch lay_out(const Bcl& call, bool saves, Arena& arena) {
   Scratch scratch{};
-  const bool up = is_upsampled(call), wide = is_wide(call);
+  const bool up = is_upsampled(call), wide = is_wide(call), terms = has_terms(call);
   const int64_t rows = call.logits.batch * call.target.height, pixels = rows * call.target.width;
   scratch.groups = call.options.per_image ? call.logits.batch : 1;
   scratch.labelled_blocks = count_of(pixel_grid(call));
   scratch.scored_blocks = count_of(up && !wide ? cell_grid(call) : pixel_grid(call));
-  scratch.boundary_blocks = count_of(up ? cell_grid(call) : pixel_grid(call));
+  scratch.boundary_blocks = count_of(up && !terms ? cell_grid(call) : pixel_grid(call));
   if (up && call.logits.dtype != DType::kFloat32)
     scratch.logits = arena.take<float>(units_of(call) * call.logits.channels * call.logits.width);
   scratch.score_pitch = round_up(call.target.width, 2);
@@ -39,9 +62,10 @@ Scratch lay_out(const Bcl& call, bool saves, Arena& arena) {
     scratch.candidates = arena.take<uint32_t>(rows * scratch.words);
     scratch.histogram = arena.take<Histogram>(scratch.groups);
     scratch.boundary = arena.take<double>(scratch.boundary_blocks);
-    if (!up) scratch.term = arena.take<float>(pixels);
+    if (!up || terms) scratch.term = arena.take<float>(pixels);
   }
-  if (up && wide) scratch.best = arena.take<float>(pixels), scratch.lse = arena.take<float>(pixels);
+  if ((up || terms) && wide) scratch.best = arena.take<float>(pixels), scratch.lse = arena.take<float>(pixels);
+  if (terms) lay_out_terms(call, saves, arena, scratch);
   if (up && saves) {
     const int64_t nodes = units_of(call) * segments_of(call) * call.logits.channels * kNodes;
     scratch.upper = arena.take<float>(nodes), scratch.lower = arena.take<float>(nodes);
@@ -53,14 +77,15 @@ Scratch lay_out(const Bcl& call, bool saves, Arena& arena) {
 }
 
 // The three labels of each pixel, in one word.
+template <bool kTerms>
 __global__ void __launch_bounds__(kThreads, 4) labels_kernel(const Bcl call, const Scratch scratch) {
   const Patch patch(call);
-  const Target target{call, patch.image};
+  const TargetOf<kTerms> target{call, patch.image};
   const BclOptions& options = call.options;
   const bool needs_rows = selects(call) && (options.score[1] != 0 || options.terms[1] != 0);
   const bool needs_columns = selects(call) && (options.score[2] != 0 || options.terms[2] != 0);
   const int other_x = patch.inside ? target.flip(1, patch.x) : 0;
-  float weight = 0;
+  float weight = 0, labelled = 0, distilled = 0;
   int valid = 0;
   unsigned flags = 0;
   for (int y = patch.begin; patch.inside && y < patch.end; ++y) {
@@ -69,9 +94,14 @@ __global__ void __launch_bounds__(kThreads, 4) labels_kernel(const Bcl call, con
     Labels labels{target.known(label), -1, -1};
     valid += counts, flags |= counts && labels.own < 0 ? kWrong : 0;
     if (labels.own >= 0) {
-      weight += class_weight_of(call, labels.own);
+      weight += kTerms ? target.weight(y, patch.x) * weight_of_class(call, labels.own)
+                       : class_weight_of(call, labels.own);
       if (needs_rows) labels.rows = target.known(target.read(target.flip(0, y), patch.x));
       if (needs_columns) labels.columns = target.known(target.read(y, other_x));
+    }
+    if constexpr (kTerms) {
+      const float u = target.weight(y, patch.x);
+      labelled += counts ? u : 0.0f, distilled += counts || options.everywhere ? u : 0.0f;
     }
     const int64_t at = (patch.image * call.target.height + y) * scratch.score_pitch + patch.x;
     if (is_wide(call)) {
@@ -81,9 +111,47 @@ __global__ void __launch_bounds__(kThreads, 4) labels_kernel(const Bcl call, con
     }
   }
   write_partial(weight, 0, valid, flags, scratch.labelled + block_number());
+  if constexpr (kTerms) write_terms({labelled, distilled, 0, 0, 0}, scratch.labelled_terms + block_number());
+}
+
+// The means of other terms, and the factors that they add.
+__device__ void resolve_terms(
+    const Bcl& call, const Scratch& scratch, double ce, double weight, int64_t valid, int64_t selected, unsigned flags) {
+  __shared__ double doubles[kThreads / 32];
+  TermSums sum{};
+  const auto add = [&](const TermSums* parts, int64_t blocks) {
+    for (int64_t i = threadIdx.x; i < blocks; i += kThreads) {
+      sum.labelled += parts[i].labelled, sum.distilled += parts[i].distilled, sum.spread += parts[i].spread;
+      sum.focal += parts[i].focal, sum.distillation += parts[i].distillation;
+    }
+  };
+  add(scratch.labelled_terms, scratch.labelled_blocks);
+  add(scratch.scored_terms, scratch.scored_blocks);
+  const double labelled = sum_of_block(sum.labelled, doubles), distilled = sum_of_block(sum.distilled, doubles);
+  const double spread = sum_of_block(sum.spread, doubles), focal = sum_of_block(sum.focal, doubles);
+  const double distillation = sum_of_block(sum.distillation, doubles);
+  if (threadIdx.x != 0) return;
+  const BclOptions& options = call.options;
+  Factors& factors = *scratch.factors;
+  factors.divisors = divisors_of(
+      options, !(flags & kWrong), options.binary ? labelled : weight, valid, selected, distilled);
+  factors.divisors.scale = 1;
+  const double* const inverse = factors.divisors.inverse;
+  const bool smooths = options.smoothing != 0, weighs = weight != 0;  // NaN does
+  if (smooths) {
+    const double spreads = weighs ? spread * options.smoothing / static_cast<double>(classes_of(call)) : 0;
+    ce = (1 - double(options.smoothing)) * ce + spreads;
+  }
+  for (double& mean : factors.means) mean = 0;
+  factors.means[kCe] = ce * inverse[0], factors.means[kFocal] = focal * inverse[0];
+  factors.means[kDistillation] = distillation * options.temperature * options.temperature * inverse[2];
+  for (int i = 0; i < 3; ++i) factors.scales[i] = static_cast<float>(inverse[i]);
+  // Where no label has a weight nothing is smoothed either, and all else that this scale is for has the weight 0.
+  if (smooths && !weighs) factors.scales[0] = 0;
 }
 
 // One block: thresholds by its warps, sums of all blocks of `score`, and the factors that follow.
+template <bool kTerms>
 __global__ void __launch_bounds__(kThreads, 1) resolve_kernel(
     const Bcl call, const Scratch scratch, const BclOutputs outputs) {
   __shared__ double doubles[kThreads / 32];
@@ -113,20 +181,33 @@ __global__ void __launch_bounds__(kThreads, 1) resolve_kernel(
   const double weight = sum_of_block(sum.weight, doubles), ce = sum_of_block(sum.ce, doubles);
   const int64_t valid = sum_of_block(sum.valid, integers);
   unsigned flags = flags_of_block(sum.flags);
+  if constexpr (kTerms) {
+    if (!isfinite(weight)) flags |= kWrong;  // known by the first thread
+    resolve_terms(call, scratch, ce, weight, valid, selected, flags);
+  }
   if (threadIdx.x != 0) return;
-  if (!isfinite(weight)) flags |= kWrong;
-  factors.divisors = divisors_of(options, !(flags & kWrong), weight, valid, selected);
-  factors.ce = ce * factors.divisors.inverse[0], factors.selected = selected;
-  factors.flags = flags;
+  if constexpr (!kTerms) {
+    if (!isfinite(weight)) flags |= kWrong;
+    factors.divisors = divisors_of(options, !(flags & kWrong), weight, valid, selected);
+    factors.means[kCe] = ce * factors.divisors.inverse[0];
+  }
+  factors.selected = selected, factors.flags = flags;
   for (int i = 0; i < kValues; ++i) outputs.values[i] = 0;
-  outputs.values[kCe] = static_cast<float>(factors.ce);
+  outputs.values[kCe] = static_cast<float>(factors.means[kCe]);
   outputs.counts[0] = selected, outputs.counts[1] = valid;
-  for (int i = 0; outputs.scales && i < 2; ++i)
-    outputs.scales[i] = static_cast<float>(factors.divisors.inverse[i]);
-  if (outputs.scales) outputs.scales[2] = 0;
+  if constexpr (kTerms) {
+    outputs.values[kFocal] = static_cast<float>(factors.means[kFocal]);
+    outputs.values[kDistillation] = static_cast<float>(factors.means[kDistillation]);
+    for (int i = 0; outputs.scales && i < 3; ++i) outputs.scales[i] = factors.scales[i];
+  } else {
+    for (int i = 0; outputs.scales && i < 2; ++i)
+      outputs.scales[i] = static_cast<float>(factors.divisors.inverse[i]);
+    if (outputs.scales) outputs.scales[2] = 0;
+  }
 }
 
 // One block: the loss.
+template <bool kTerms>
 __global__ void __launch_bounds__(kThreads) finish_kernel(
     const Bcl call, const Scratch scratch, const BclOutputs outputs) {
   __shared__ double doubles[kThreads / 32];
@@ -137,7 +218,14 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(
   if (threadIdx.x != 0) return;
   const bool nan = (factors.flags & kNan) && selects(call);
   const double boundary = nan ? __builtin_nan("") : sum * factors.divisors.inverse[1];
-  const double loss = loss_of(call.options, factors.ce, boundary);
+  double loss;
+  if constexpr (kTerms) {
+    double means[kValues];
+    for (int i = 0; i < kValues; ++i) means[i] = i == kBoundary ? boundary : factors.means[i];
+    loss = loss_of(call.options, means);
+  } else {
+    loss = loss_of(call.options, factors.means[kCe], boundary);
+  }
   outputs.values[kBoundary] = static_cast<float>(boundary);
   *outputs.loss = static_cast<float>(factors.flags & kWrong ? __builtin_nan("") : loss);
 }
@@ -153,12 +241,31 @@ Bcl widened(const Bcl& call, const Scratch& scratch) {
   return wide;
 }
 
-int forward_full(const Bcl& call, Scratch scratch, const BclOutputs& outputs, void* stream) {
-  scratch.lse = outputs.lse;
-  BCM_LAUNCH(labels_kernel, pixel_grid(call), kThreads, 0, stream, call, scratch);
-  BCM_TRY(launch_full_scores(call, scratch, stream));
+int resolve(const Bcl& call, const Scratch& scratch, const BclOutputs& outputs, bool terms, void* stream) {
+  if (terms) {
+    BCM_LAUNCH(resolve_kernel<true>, 1, kThreads, 0, stream, call, scratch, outputs);
+    if (has_overlap(call.options)) BCM_TRY(launch_overlap(call, scratch, outputs, stream));
+  } else {
+    BCM_LAUNCH(resolve_kernel<false>, 1, kThreads, 0, stream, call, scratch, outputs);
+  }
+  return cudaGetLastError();
+}
+
+int label(const Bcl& call, const Scratch& scratch, bool terms, void* stream) {
+  if (terms) {
+    BCM_LAUNCH(labels_kernel<true>, pixel_grid(call), kThreads, 0, stream, call, scratch);
+  } else {
+    BCM_LAUNCH(labels_kernel<false>, pixel_grid(call), kThreads, 0, stream, call, scratch);
+  }
+  return cudaGetLastError();
+}
+
+int forward_full(const Bcl& call, Scratch scratch, const BclOutputs& outputs, bool terms, void* stream) {
+  if (outputs.lse) scratch.lse = outputs.lse;
+  BCM_TRY(label(call, scratch, terms, stream));
+  BCM_TRY((terms ? launch_term_scores : launch_full_scores)(call, scratch, stream));
   if (selects(call)) BCM_TRY(launch_candidates(call, scratch, stream));
-  BCM_LAUNCH(resolve_kernel, 1, kThreads, 0, stream, call, scratch, outputs);
+  BCM_TRY(resolve(call, scratch, outputs, terms, stream));
   if (selects(call)) {
     BCM_TRY(launch_selection(call, scratch, outputs.mask, stream));
   } else if (outputs.mask) {
@@ -168,15 +275,25 @@ int forward_full(const Bcl& call, Scratch scratch, const BclOutputs& outputs, vo
   return cudaGetLastError();
 }
 
-int forward_upsampled(const Bcl& given, const Scratch& scratch, const BclOutputs& outputs, void* stream) {
+int forward_upsampled(
+    const Bcl& given, const Scratch& scratch, const BclOutputs& outputs, bool terms, void* stream) {
   if (scratch.logits) BCM_TRY(widen(given, scratch, stream));
   const Bcl call = scratch.logits ? widened(given, scratch) : given;
   const bool gradient = outputs.gradient != nullptr;
-  BCM_LAUNCH(labels_kernel, pixel_grid(call), kThreads, 0, stream, call, scratch);
-  BCM_TRY(launch_upsampled_scores(call, scratch, gradient, stream));
+  BCM_TRY(label(call, scratch, terms, stream));
+  if (terms) {
+    BCM_TRY(launch_cell_scores(call, scratch, stream));
+  } else {
+    BCM_TRY(launch_upsampled_scores(call, scratch, gradient, stream));
+  }
   if (selects(call)) BCM_TRY(launch_candidates(call, scratch, stream));
-  BCM_LAUNCH(resolve_kernel, 1, kThreads, 0, stream, call, scratch, outputs);
-  BCM_TRY(launch_selected(call, scratch, gradient, stream));
+  BCM_TRY(resolve(call, scratch, outputs, terms, stream));
+  if (!terms) {
+    BCM_TRY(launch_selected(call, scratch, gradient, stream));
+  } else {
+    if (selects(call)) BCM_TRY(launch_selection(call, scratch, outputs.mask, stream));
+    if (gradient) BCM_TRY(launch_cell_gradient(call, scratch, stream));
+  }
   if (gradient) BCM_TRY(gather_gradient(call, scratch, outputs.gradient, stream));
   return cudaGetLastError();
 }
@@ -195,15 +312,22 @@ extern "C" int bcl_forward_cuda(
   using namespace bcmfnet;
   Arena arena{static_cast<char*>(memory)};
   Bcl shown = *call;
-  const Scratch scratch = lay_out(shown, saves, arena);
+  const bool terms = has_terms(shown);
+  Scratch scratch = lay_out(shown, saves, arena);
+  if (outputs->sums) scratch.sums = outputs->sums;
+  if (outputs->slopes) scratch.slopes = outputs->slopes;
   if (shown.logits.batch == 0) {
     shown.options.boundary_weight = 0;  // no image, no block: nothing has been counted
-    BCM_LAUNCH(resolve_kernel, 1, kThreads, 0, stream, shown, scratch, *outputs);
+    BCM_TRY(resolve(shown, scratch, *outputs, terms, stream));
   } else if (is_upsampled(shown)) {
-    BCM_TRY(forward_upsampled(shown, scratch, *outputs, stream));
+    BCM_TRY(forward_upsampled(shown, scratch, *outputs, terms, stream));
   } else {
-    BCM_TRY(forward_full(shown, scratch, *outputs, stream));
+    BCM_TRY(forward_full(shown, scratch, *outputs, terms, stream));
   }
-  BCM_LAUNCH(finish_kernel, 1, kThreads, 0, stream, shown, scratch, *outputs);
+  if (terms) {
+    BCM_LAUNCH(finish_kernel<true>, 1, kThreads, 0, stream, shown, scratch, *outputs);
+  } else {
+    BCM_LAUNCH(finish_kernel<false>, 1, kThreads, 0, stream, shown, scratch, *outputs);
+  }
   return cudaGetLastError();
 }

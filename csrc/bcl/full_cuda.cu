@@ -91,6 +91,7 @@ extern "C" int bcl_backward_cuda(
     const bcmfnet::Bcl* call, const bcmfnet::BclSaved* saved, const bcmfnet::View* gradient, void* stream) {
   using namespace bcmfnet;
   if (call->logits.batch == 0) return cudaSuccess;
+  if (has_terms(*call)) return launch_term_gradient(*call, *saved, *gradient, stream);
   return dispatch_float(call->logits.dtype, [&](auto zero) {
     return by_classes(call->logits.channels, [&](auto k) {
       BCM_LAUNCH(

@@ -45,12 +45,20 @@ using Narrow = Packing<uint16_t, 5>;
 using Wide = Packing<uint64_t, 13>;
 static_assert(kMostClasses <= Narrow::kMask && kMaxClasses <= Wide::kMask, "a label + 1 must fit its bits");
 
-// Reads labels of one image.
-struct Target {
+// Reads labels of one image. With kTerms the call may be binary, and have weights of pixels: one of 0 makes a label one
+// that is ignored.
+template <bool kTerms>
+struct TargetOf {
   const Bcl& call;
   const int image;
 
+  __device__ float weight(int y, int x) const {
+    const View& weights = call.pixel_weight;
+    if (weights.data == nullptr) return 1.0f;
+    return static_cast<const float*>(weights.data)[offset_of(weights, image, 0, y, x)];
+  }
   __device__ int64_t read(int y, int x) const {
+    if (kTerms && weight(y, x) == 0) return call.options.ignore_index;
     const View& target = call.target;
     const int64_t at = image * target.batch_stride + y * target.row_stride + x * target.column_stride;
     switch (target.dtype) {
@@ -61,7 +69,8 @@ struct Target {
     }
   }
   __device__ int known(int64_t label) const {
-    const bool counts = label != call.options.ignore_index && label >= 0 && label < call.logits.channels;
+    const bool counts = label != call.options.ignore_index && label >= 0 &&
+                        label < (kTerms ? classes_of(call) : call.logits.channels);
     return counts ? static_cast<int>(label) : -1;
   }
   // The row or column that the flip reads.
@@ -79,6 +88,7 @@ struct Target {
     return {own, terms[1] != 0 ? known(read(flip(0, y), x)) : -1, terms[2] != 0 ? known(read(y, flip(1, x))) : -1};
   }
 };
+using Target = TargetOf<false>;
 
 __device__ inline float class_weight_of(const Bcl& call, int label) {
   return call.class_weight ? call.class_weight[label] : 1.0f;

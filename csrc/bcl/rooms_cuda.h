@@ -27,10 +27,17 @@ struct Partial {
 constexpr unsigned kNan = 1;    // a score is NaN
 constexpr unsigned kWrong = 2;  // a label is neither a class nor ignore_index, or its class weight is not finite
 
+// What a block adds up for terms beside cross-entropy and boundary term: weights of pixels that have a label and of those
+// that distillation is over, and losses.
+struct TermSums {
+  double labelled, distilled, spread, focal, distillation;
+};
+
 // What the pixels' gradient waits for.
 struct Factors {
   Divisors divisors;
-  double ce;
+  double means[kValues];  // of the terms; that of the boundary term is not known yet
+  float scales[3];        // inverse divisors, as a gradient takes them
   int64_t selected;
   unsigned flags;
   int threshold[1];  // of each histogram
@@ -44,13 +51,27 @@ struct Scratch {
   uint32_t* candidates;  // rows of `words`, a bit for each pixel
   float* term;           // the boundary term, weighted; at full resolution
   float *best, *lse;     // max z, log sum exp(z - max z); with upsampling from more than kMostClasses
+  float* inner;          // of more than kMostClasses with upsampling: sum of p by the slopes of overlap
+  float *student_lse, *teacher_best, *teacher_lse;  // the same, for distillation: of logits over the temperature
   Histogram* histogram;  // for the batch or for each image
   Partial *labelled, *scored;  // of the blocks of `labels` and of `score`
+  TermSums *labelled_terms, *scored_terms;
+  float* overlap;              // [blocks, 3, classes]: I, P and Y of the blocks of `score`
+  float *sums, *slopes;        // [groups, 3, classes], [groups, 2, classes]
   double* boundary;            // sums of boundary terms, of the blocks of `select` or `cells`
   float *upper, *lower;  // [units, segments, classes, kNodes]: gradients of the source rows around a row of cells
   Factors* factors;
   int64_t score_pitch, words, groups, labelled_blocks, scored_blocks, boundary_blocks;
 };
+
+// Whether a call has more than cross-entropy and boundary term of logits that are upsampled with align_corners=False:
+// it goes a way of its own (terms_cuda.h), where the scores have no gradient and one pass then adds that of all terms.
+BCM_HD bool has_terms(const Bcl& call) {
+  const BclOptions& options = call.options;
+  return options.smoothing != 0 || options.focal_weight != 0 || options.focal_boundary || has_overlap(options) ||
+         distills(call) || options.binary || call.pixel_weight.data != nullptr ||
+         (options.align_corners && is_upsampled(call));
+}
 
 BCM_HD bool is_wide(const Bcl& call) { return call.logits.channels > kMostClasses; }
 
@@ -77,6 +98,19 @@ int by_classes(int64_t classes, Launch launch) {
   return launch(std::integral_constant<int, kMostClasses>());
 }
 
+// The grid of the scores of a call with terms.
+inline dim3 scored_grid(const Bcl& call) {
+  return is_upsampled(call) && !is_wide(call) ? cell_grid(call) : pixel_grid(call);
+}
+
+// The same for calls with terms, of which there are fewer kernels.
+template <typename Launch>
+int by_classes_of_terms(const Bcl& call, Launch launch) {
+  if (is_wide(call)) return launch(std::integral_constant<int, kMostClasses>(), std::true_type());
+  if (classes_of(call) <= 19) return launch(std::integral_constant<int, 19>(), std::false_type());
+  return launch(std::integral_constant<int, kMostClasses>(), std::false_type());
+}
+
 // full: logits of the target's size.
 int launch_full_scores(const Bcl& call, const Scratch& scratch, void* stream);
 
@@ -85,6 +119,14 @@ int widen(const Bcl& call, const Scratch& scratch, void* stream);
 int launch_upsampled_scores(const Bcl& call, const Scratch& scratch, bool gradient, void* stream);
 int launch_selected(const Bcl& call, const Scratch& scratch, bool gradient, void* stream);
 int gather_gradient(const Bcl& call, const Scratch& scratch, float* gradient, void* stream);
+
+// terms: of pixels, of cells, of classes. The gradient of cells is written as launch_selected does.
+int launch_term_scores(const Bcl& call, const Scratch& scratch, void* stream);
+int launch_cell_scores(const Bcl& call, const Scratch& scratch, void* stream);
+int launch_cell_gradient(const Bcl& call, const Scratch& scratch, void* stream);
+int launch_overlap(const Bcl& call, const Scratch& scratch, const BclOutputs& outputs, void* stream);
+int launch_term_gradient(const Bcl& call, const BclSaved& saved, const View& gradient, void* stream);
+int launch_inner(const Bcl& call, const Scratch& scratch, void* stream);
 
 // selection.
 int launch_candidates(const Bcl& call, const Scratch& scratch, void* stream);
