@@ -345,7 +345,7 @@ def test_compiled(model):
     [
         pytest.param("onnxruntime", torch.float32, marks=pytest.mark.exhaustive),
         pytest.param("openvino", torch.float32, marks=pytest.mark.exhaustive),
-        ("openvino", torch.bfloat16),
+        pytest.param("openvino", torch.bfloat16, marks=pytest.mark.exhaustive),
     ],
 )
 def test_engines(model, runtime, dtype):

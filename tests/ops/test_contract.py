@@ -160,7 +160,12 @@ EXAMPLES = {
     "upsample_argmax": labels(5, confidence=True),
     "upsample_argmax, int16": labels(300, confidence=False),
 }
-EVERY = pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
+EXHAUSTIVE = {"bcl, terms"}
+"""Examples that hardly differ from another one."""
+EVERY = pytest.mark.parametrize("example", [
+    pytest.param(example, id=name, marks=[pytest.mark.exhaustive] if name in EXHAUSTIVE else [])
+    for name, example in EXAMPLES.items()
+])  # fmt: skip
 
 
 def tensors_of(example: Example, device: str, dtype: torch.dtype = torch.float32, batch: int = 2) -> Tensors:
