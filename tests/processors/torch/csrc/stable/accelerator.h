@@ -1,0 +1,2 @@
+// Stands in for torch's header of this name, of which only CUDA code needs anything.
+#pragma once
