@@ -23,10 +23,9 @@ from bcmfnet.ops import backends
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 NOT_FINITE = (float("nan"), float("inf"), -float("inf"))
-NATIVE = [pytest.param(name, marks=pytest.mark.exhaustive) for name in PROCESSORS if name != "aarch64"]
 
 
-@pytest.fixture(scope="module", params=["aarch64", *NATIVE])
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.exhaustive) for name in PROCESSORS])
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Driver:
     processor = PROCESSORS[request.param]
     reason = missing(processor)
