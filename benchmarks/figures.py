@@ -71,11 +71,9 @@ TABLES = [
     }),
     Table("terms", 1, TERMS, {
         "`SegmentationLoss`, C++": ("cpp",) * 4,
-        "our cross-entropy alone": ("ours_ce",) * 4,
         "eager, the best form": ("eager_best",) * 4,
         "torch.compile of that": ("compile",) * 4,
         "eager, as toolkits write it": ("usual",) * 4,
-        "cross-entropy, and segmentation_models_pytorch's Dice": ("smp", None, None, "smp"),
     }, memory=True),
     Table("segformer", 1, {"float32": SEGFORMER + "float32", "bfloat16": SEGFORMER + "bfloat16"}, {
         "SegFormer-B0, its own loss": ("eager_best",) * 2,
@@ -117,10 +115,14 @@ def cell(row: dict[str, str] | None, memory: bool = False) -> str:
     """Milliseconds, how many times faster than the best eager form where that was measured beside it, and memory."""
     if row is None:
         return MISSING
-    time = f"{float(row['time_us_50']) / 1000:.3g} ms"
+    time = f"{_number(float(row['time_us_50']) / 1000)} ms"
     beside = row["baseline"].startswith("eager_best") and row["speedup"] and row["provider"] != row["baseline"]
     time += f" ({float(row['speedup']):.2g}x)" if beside else ""
-    return f"{time}, {float(row['extra_bytes']) / 1e6:.3g} MB" if memory and row["extra_bytes"] else time
+    return f"{time}, {_number(float(row['extra_bytes']) / 1e6)} MB" if memory and row["extra_bytes"] else time
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def redrawn(text: str, table: Table, machines: dict[str, Rows]) -> str:

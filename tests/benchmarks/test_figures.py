@@ -29,6 +29,8 @@ def test_cells(value, expected):
 def test_a_cell_with_memory():
     assert figures.cell(row() | {"extra_bytes": "4915200"}, memory=True) == "4.4 ms (37x), 4.92 MB"
     assert figures.cell(row() | {"extra_bytes": ""}, memory=True) == "4.4 ms (37x)"
+    large = {"time_us_50": "1410000", "extra_bytes": "2512000000"}
+    assert figures.cell(row() | large, memory=True) == "1,410 ms (37x), 2,512 MB"
 
 
 def test_a_table_has_the_machines_side_by_side():
