@@ -33,7 +33,7 @@ def wheel(tmp_path_factory) -> Path:
     return next(folder.glob("bcmfnet-*.whl"))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_editable_install_without_compiler(tmp_path):
     """Also over a library of an earlier build, which must not stay beside the new record."""
     tree = tmp_path / "tree"

@@ -395,10 +395,8 @@ def test_the_preset_of_a_file_names_the_run(bcmfnet, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "runs" / "train").iterdir()] == ["paper"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.exhaustive), (signal.SIGTERM, 143)]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_leaves_a_checkpoint_to_resume(tmp_path, number, code):
     """With loader processes, as a user's terminal would deliver it: to the whole process group."""
     folder = tmp_path / "run"

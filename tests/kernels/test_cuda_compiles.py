@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PRESSURE = ROOT / "tests/cuda_on_cpu/kernels/pressure.cu"  # takes 202 registers
 SOURCES = [*sorted(ROOT.glob("csrc/*/*.cu")), PRESSURE]
+LONG = {"terms_cuda", "term_cells_cuda"}  # take half a minute to compile
 ARCHITECTURES = (80, 90, 100)
 EACH = [90, pytest.param(80, marks=pytest.mark.exhaustive), pytest.param(100, marks=pytest.mark.exhaustive)]
 
@@ -49,7 +50,9 @@ def compile_for(architectures: Sequence[int], source: Path, folder: Path, *optio
 
 
 @pytest.mark.parametrize("architecture", EACH)
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("source", [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.exhaustive] if path.stem in LONG else []) for path in SOURCES
+])  # fmt: skip
 def test_no_kernel_spills(source, architecture, tmp_path):
     usages = compile_for([architecture], source, tmp_path)
     if "__global__" in source.read_text():

@@ -257,7 +257,8 @@ def test_autocast_bfloat16():
     assert error < 0.03
 
 
-@pytest.mark.parametrize("training", [pytest.param(True, marks=pytest.mark.exhaustive), False])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("training", [True, False])
 def test_compiles_as_one_graph(training):
     model = create_model("bcmfnet", num_classes=7, aux=True).train(training).double()
     images = small_batch(size=(65, 127)).double()  # statistics over few pixels multiply a rounding

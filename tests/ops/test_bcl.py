@@ -132,7 +132,7 @@ def test_compile_traces_the_whole_call(dynamic):
     compiled_agrees("aot_eager", dynamic)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler")
 def test_compile_with_inductor():
     compiled_agrees("inductor", True)

@@ -196,9 +196,8 @@ def test_an_image_does_not_depend_on_its_batch(device):
     assert_close(lmfm(x, weights)[1:2], lmfm(x[1:2], weights))
 
 
-@pytest.mark.parametrize(
-    "level", ["v3", *(pytest.param(level, marks=pytest.mark.exhaustive) for level in ("plain", "v4", "amx"))]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("level", ["v3", "plain", "v4", "amx"])
 def test_every_level_of_instruction_sets(at_level, level):
     code = """
 import torch
