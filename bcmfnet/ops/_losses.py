@@ -262,7 +262,7 @@ def segmentation_loss(
         boundary: weight of the boundary term of `boundary_corrected_loss`, lambda.
         distillation: weight of T^2 KL(softmax(teacher / T) || softmax(logits / T)), the mean over the valid pixels, or
             with distillation_where="all" over all, weighted by u.
-        teacher: float [N, C, h, w] for `distillation`, of a resolution of its own, detached.
+        teacher: float [N, C, h, w] for `distillation`, of a resolution of its own up to the target's, detached.
         overlap_log: -log(score) in place of 1 - score.
         overlap_absent: a class that no pixel has is left out of the mean (skip), counts as 0 in it (zero, as in
             segmentation_models_pytorch) or as any other (count).
@@ -291,7 +291,7 @@ def segmentation_loss(
         distillation_temperature=distillation_temperature, distillation_where=distillation_where, binary=binary,
         pos_weight=pos_weight, boundary_term=boundary_term, **selection,
     )  # fmt: skip
-    _check_terms(logits, weight, teacher, options)
+    _check_terms(logits, target, weight, teacher, options)
     teacher = teacher if options.distillation_weight != 0 else None
     return _call(
         Inputs(logits, target, weight, pixel_weight, teacher), options, size, ignore_index, jitter, inplace_grad,
@@ -377,8 +377,11 @@ def _check_pixel_weight(pixel_weight: Tensor, target: Tensor, validate: bool) ->
         raise ValueError("pixel_weight: expected finite numbers >= 0, got others among them")
 
 
-def _check_terms(logits: Tensor, weight: Tensor | None, teacher: Tensor | None, options: BclOptions) -> None:
+def _check_terms(
+    logits: Tensor, target: Tensor, weight: Tensor | None, teacher: Tensor | None, options: BclOptions
+) -> None:
     _options.tensor("logits", logits)
+    _options.tensor("target", target)
     classes = logits.shape[1] if logits.ndim == 4 else 2
     if options.binary and classes != 1:
         raise ValueError(f"logits: expected one class with binary, got {classes}")
@@ -393,6 +396,9 @@ def _check_terms(logits: Tensor, weight: Tensor | None, teacher: Tensor | None, 
             raise ValueError(
                 f"teacher: expected [N, C, h, w] with N, C = {list(logits.shape[:2])}, got {list(teacher.shape)}"
             )
+        low, full = list(teacher.shape[2:]), list(target.shape[1:])
+        if min(low) < 1 or len(full) == 2 and (low[0] > full[0] or low[1] > full[1]):
+            raise ValueError(f"teacher: expected one pixel and at most the target's {full}, got {low}")
         if teacher.device != logits.device:
             raise ValueError(f"teacher: expected it on the logits' device {logits.device}, got {teacher.device}")
     elif options.distillation_weight != 0:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from bcmfnet.ops._bcl import Inputs, evaluate
-from bcmfnet.reference import terms
-from bcmfnet.reference.bcl import Q_MAX, Q_SCALE, BclOptions, BclStats, quantise
+from bcmfnet.reference.bcl import Q_MAX, Q_SCALE, BclOptions, BclStats, OverlapTerms, overlap_terms, quantise
+from bcmfnet.reference.terms import Sums
 
 
 def synced_loss(
@@ -61,7 +61,7 @@ def synced_loss(
     share_of_each = (ce, boundary, ce, overlap, overlap, overlap, distillation)
     values = _total(result.values * result.values.new_tensor(share_of_each), group)
     if shared is not None:
-        values[3:6] = shared.values
+        values[3:6] = torch.stack(shared.values)
     counts = _total(result.counts, group)
     weight_of_each = (
         options.ce_weight, options.boundary_weight, options.focal_weight, options.dice_weight, options.jaccard_weight,
@@ -93,22 +93,11 @@ def _weights(inputs: Inputs, options: BclOptions) -> tuple[Tensor, Tensor]:
     return torch.where(valid, each, 0.0), valid
 
 
-class _Overlap(NamedTuple):
-    """Values of the three terms, and the slopes of their sum, of the batch of all processes."""
-
-    values: Tensor
-    slopes: Tensor
-
-
-def _shared_overlap(group: dist.ProcessGroup, inputs: Inputs, options: BclOptions) -> _Overlap:
+def _shared_overlap(group: dist.ProcessGroup, inputs: Inputs, options: BclOptions) -> OverlapTerms:
+    """The overlap terms of the batch of all processes."""
     alone = options._replace(ce_weight=0.0, boundary_weight=0.0, focal_weight=0.0, distillation_weight=0.0)
-    sums = terms.Sums(*_total(evaluate(inputs, alone, False, False).sums, group).unbind(1))
-    how = terms.OverlapOptions(options.smooth, options.log, options.absent)
-    losses = [terms.overlap_loss(sums, score, how, inputs.weight, int(options.binary)) for score, _ in options.overlaps]
-    weights = [weight for _, weight in options.overlaps]
-    slopes = torch.stack([weight * torch.stack(loss[1:], 1) for weight, loss in zip(weights, losses, strict=True)])
-    values = torch.stack([loss.value * (weight != 0) for weight, loss in zip(weights, losses, strict=True)])
-    return _Overlap(values, slopes.sum(0))
+    sums = _total(evaluate(inputs, alone, False, False).sums, group)
+    return overlap_terms(Sums(*sums.unbind(1)), options, inputs.weight)
 
 
 def _total(values: Tensor, group: dist.ProcessGroup) -> Tensor:

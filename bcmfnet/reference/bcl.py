@@ -161,7 +161,7 @@ def loss(
     z = _upsampled(logits, target, options)
     unused = ~labels.valid if not options.everywhere or teacher is None else labels.weight == 0
     log_p = F.log_softmax(z.masked_fill(unused[:, None], 0.0), 1)  # an ignored NaN would reach the gradient
-    total, stats, maps, _ = _loss(log_p, labels, options, weight, _log_teacher(teacher, target, options), selected)
+    total, stats, maps, *_ = _loss(log_p, labels, options, weight, _log_teacher(teacher, target, options), selected)
     return total, stats, maps
 
 
@@ -179,18 +179,18 @@ def forward(
     """
     log_p, log_t = _log_softmax(logits, target, options), _log_teacher(teacher, target, options)
     labels = _labels(target, options, logits.shape[1], pixel_weight)
-    value, stats, maps, overlap = _loss(log_p, labels, options, weight, log_t, None)
+    value, stats, maps, overlap, sums = _loss(log_p, labels, options, weight, log_t, None)
     empty = log_p.new_empty
     if not needs_grad:
-        return value, stats, overlap.sums, empty(0), empty(0, dtype=torch.uint8), empty(0), empty(0), empty(0)
+        return value, stats, sums, empty(0), empty(0, dtype=torch.uint8), empty(0), empty(0), empty(0)
     mask = maps.selected.byte()
     scales = _scales(labels, options, weight, mask, log_p.dtype)
     slopes = overlap.slopes if slopes is None else slopes
     if logits.shape[2:] == target.shape[1:]:
-        return value, stats, overlap.sums, -log_p.amax(1), mask, scales, slopes, empty(0)
+        return value, stats, sums, -log_p.amax(1), mask, scales, slopes, empty(0)
     full = _gradient(log_p, labels, options, weight, log_t, mask, scales, slopes)
     gradient = downsample(full, logits.shape[2:], options.align_corners)
-    return value, stats, overlap.sums, empty(0), empty(0, dtype=torch.uint8), empty(0), empty(0), gradient
+    return value, stats, sums, empty(0), empty(0, dtype=torch.uint8), empty(0), empty(0), gradient
 
 
 def backward(
@@ -285,35 +285,39 @@ def _log_teacher(teacher: Tensor | None, target: Tensor, options: BclOptions) ->
     return F.log_softmax(_upsampled(teacher.detach(), target, options) / options.temperature, 1)
 
 
-class _OverlapTerms(NamedTuple):
-    """Values of the terms, their weighted sum, sums of the classes [groups, 3, C] and slopes [groups, 2, C]."""
+class OverlapTerms(NamedTuple):
+    """Values of the three terms, 0 where one has no weight; their weighted sum; slopes [groups, 2, C]."""
 
     values: tuple[Tensor, ...]
     total: Tensor
-    sums: Tensor
     slopes: Tensor
 
 
-def _overlap(log_p: Tensor, labels: _Labels, options: BclOptions, weight: Tensor | None) -> _OverlapTerms:
+def overlap_terms(sums: terms.Sums, options: BclOptions, weight: Tensor | None) -> OverlapTerms:
+    """The overlap terms of sums [groups, C]; the total is differentiable by autograd."""
+    how = terms.OverlapOptions(options.smooth, options.log, options.absent, options.overlap_per_image)
+    losses = [terms.overlap_loss(sums, score, how, weight, int(options.binary)) for score, _ in options.overlaps]
+    weights = tuple(amount for _, amount in options.overlaps)
+    values = tuple(loss.value for loss in losses)
+    slopes = torch.stack([amount * torch.stack(loss[1:], 1) for amount, loss in zip(weights, losses, strict=True)])
+    shown = tuple(value.detach() * (amount != 0) for amount, value in zip(weights, values, strict=True))
+    return OverlapTerms(shown, _weighted(weights, values), slopes.detach().sum(0))
+
+
+def _overlap(log_p: Tensor, labels: _Labels, options: BclOptions, weight: Tensor | None) -> tuple[OverlapTerms, Tensor]:
+    """The terms, and the sums of the classes [groups, 3, C]; both without numbers where no term has a weight."""
     zero = log_p.detach().new_zeros(())
     if not options.has_overlap:
-        return _OverlapTerms((zero,) * 3, zero, zero.new_empty(0), zero.new_empty(0))
+        return OverlapTerms((zero,) * 3, zero, zero.new_empty(0)), zero.new_empty(0)
     counted = torch.where(labels.valid, labels.weight.to(log_p), 0.0)
     sums = terms.overlap_sums(log_p.exp(), labels.own, counted, options.overlap_per_image)
-    how = terms.OverlapOptions(options.smooth, options.log, options.absent, options.overlap_per_image)
-    first = int(options.binary)
-    losses = [terms.overlap_loss(sums, score, how, weight, first) for score, _ in options.overlaps]
-    weights = [amount for _, amount in options.overlaps]
-    total = _weighted(tuple(weights), tuple(loss.value for loss in losses))
-    slopes = torch.stack([amount * torch.stack(loss[1:], 1) for amount, loss in zip(weights, losses, strict=True)])
-    values = tuple(loss.value.detach() if amount != 0 else zero for amount, loss in zip(weights, losses, strict=True))
-    return _OverlapTerms(values, total, torch.stack(sums, 1).detach(), slopes.detach().sum(0))
+    return overlap_terms(sums, options, weight), torch.stack(sums, 1).detach()
 
 
 def _loss(
     log_p: Tensor, labels: _Labels, options: BclOptions, weight: Tensor | None, log_t: Tensor | None,
     selected: Tensor | None,
-) -> tuple[Tensor, BclStats, BclMaps, _OverlapTerms]:  # fmt: skip
+) -> tuple[Tensor, BclStats, BclMaps, OverlapTerms, Tensor]:  # fmt: skip
     ce = _cross_entropy(log_p, labels.own, labels.valid)
     ce_r = _cross_entropy(log_p, labels.rows, labels.rows_valid)
     ce_c = _cross_entropy(log_p, labels.columns, labels.columns_valid)
@@ -335,7 +339,7 @@ def _loss(
     boundary = _sum(w * chosen, _weighted(options.terms, hard)) / d
     if options.boundary_weight != 0:
         boundary = torch.where(score.isnan().any(), torch.nan, boundary)  # it selects nothing, and must not pass for 0
-    overlap = _overlap(log_p, labels, options, weight)
+    overlap, sums = _overlap(log_p, labels, options, weight)
     kl = torch.zeros_like(ce) if log_t is None else terms.distillation(log_p, log_t, options.temperature)
     kl_mean = _sum(_distilled(labels, options, ce.dtype), kl) / vd if log_t is not None else torch.zeros_like(vd)
 
@@ -352,7 +356,7 @@ def _loss(
         overlap.values[1], overlap.values[2], others[1],
     )  # fmt: skip
     miss = torch.where(labels.valid, -torch.expm1(-ce), 0.0)
-    return total, stats, BclMaps(ce, ce_r, ce_c, q, candidates, chosen, focal, miss, kl), overlap
+    return total, stats, BclMaps(ce, ce_r, ce_c, q, candidates, chosen, focal, miss, kl), overlap, sums
 
 
 def _cross_entropy(log_p: Tensor, labels: Tensor, counts: Tensor) -> Tensor:

@@ -136,6 +136,8 @@ WRONG = [
     ({"distillation": 1.0}, ValueError, "teacher: expected logits of another network for distillation, got None"),
     ({"teacher": torch.zeros(2, 3, 4, 5)}, ValueError, r"teacher: .* with N, C = \[2, 4\], got \[2, 3, 4, 5\]"),
     ({"teacher": torch.zeros(1, 4, 4, 5)}, ValueError, r"teacher: .* with N, C = \[2, 4\], got \[1, 4, 4, 5\]"),
+    ({"teacher": torch.zeros(2, 4, 9, 5)}, ValueError, r"teacher: .* at most the target's \[8, 10\], got \[9, 5\]"),
+    ({"teacher": torch.zeros(2, 4, 0, 5)}, ValueError, r"teacher: expected one pixel and at most .* got \[0, 5\]"),
     ({"teacher": torch.zeros(2, 4, 4, 5).int()}, TypeError, "teacher: expected .*float.* got int32"),
     ({"pixel_weight": torch.ones(2, 8, 9)}, ValueError, r"pixel_weight: .* shape \[2, 8, 10\], got \[2, 8, 9\]"),
     ({"pixel_weight": torch.ones(2, 8, 10).int()}, TypeError, "pixel_weight: expected .*float.* got int32"),

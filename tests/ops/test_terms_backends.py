@@ -301,6 +301,24 @@ def test_a_gradient_in_the_logits_memory_has_the_same_bits(device, name):
 
 @pytest.mark.tail
 @pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("term", ["ce", "focal"])
+def test_the_boundary_term_has_the_weights_of_pixels_and_classes(device, term, grid):
+    """Without overlap, which has a pass of its own; all pixels are selected, so that no rounding decides."""
+    logits, target, tensors, _ = edge("everything", grid)
+    tensors.pop("teacher")
+    options = {"boundary": 1.0, "boundary_term": term, "mode": "paper0", "threshold": 0.0, "label_smoothing": 0.1}
+    value, stats, gradient = evaluated(device, logits, target, tensors, options)
+    exact = logits.double().requires_grad_()
+    expected, figures, _ = reference.loss(exact, target, term_options(**options), *tensors.values())
+    (exact_gradient,) = torch.autograd.grad(expected, exact)
+    assert stats.selected == figures.selected == stats.valid
+    assert_close(stats.boundary, figures.boundary, "boundary term", 1e-5)
+    assert_close(value, expected.detach(), "loss", 1e-5)
+    assert_close(gradient, exact_gradient, "gradient", 1e-5)
+
+
+@pytest.mark.tail
+@pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("per_image", [False, True])
 def test_shared_slopes_take_the_place_of_those_of_the_sums(device, per_image, grid):
     """The gradient is that of the given slopes; loss and sums stay those of the logits."""
