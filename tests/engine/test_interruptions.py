@@ -132,10 +132,9 @@ def play(context, folder, whole, number, target, phase, rng) -> str:
     return f"exit {code}"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("number", "target", "phase"), [
-    (signal.SIGTERM, "group", "training"),
-    pytest.param(signal.SIGKILL, "worker", "training", marks=pytest.mark.exhaustive),
+    (signal.SIGTERM, "group", "training"), (signal.SIGKILL, "worker", "training"),
 ])  # fmt: skip
 def test_struck_run_resumes_to_the_same_weights(context, whole, tmp_path, number, target, phase):
     play(context, tmp_path, whole, number, target, PHASES.index(phase), random.Random(SEED))

@@ -17,7 +17,7 @@ from bcmfnet.reference.bcl import MODES, make_options
 OP = "bcl"
 # Seeds; each is a shape, labels, options, a dtype and a memory format.
 CASES = [pytest.param(range(100), id="100"), pytest.param(range(100, 1000), id="900", marks=pytest.mark.exhaustive)]
-CASES_TRITON = 12  # of each; interpreted one takes a good part of a second, on a GPU most compile a kernel
+CASES_TRITON = 8  # of each; interpreted one takes a good part of a second, on a GPU most compile a kernel
 INF, NAN = math.inf, math.nan
 
 FULL_AND_UPSAMPLED = [(24, 40), (3, 5), (7, 13)]  # logits of a target [24, 40]
