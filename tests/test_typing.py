@@ -23,7 +23,7 @@ PROGRAM = Path(__file__).with_name("user_of_the_api.py")
 PACKAGES = ("bcmfnet", "bcmfnet.data", "bcmfnet.metrics", "bcmfnet.models", "bcmfnet.nn", "bcmfnet.ops", "bcmfnet.viz")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # and .ci/run's
 def test_mypy_accepts_right_calls_and_reports_wrong_ones():
     """Wrong calls are marked: --strict also reports a mark where there is no error.
 

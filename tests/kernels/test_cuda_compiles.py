@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PRESSURE = ROOT / "tests/cuda_on_cpu/kernels/pressure.cu"  # takes 202 registers
 SOURCES = [*sorted(ROOT.glob("csrc/*/*.cu")), PRESSURE]
-LONG = {"terms_cuda", "term_cells_cuda"}  # take half a minute to compile
+LONG = {"terms_cuda", "term_cells_cuda", "gemm_cuda", "upsampled_cuda", "full_cuda", "pyramid_pool_cuda"}  # to compile
 ARCHITECTURES = (80, 90, 100)
 EACH = [90, pytest.param(80, marks=pytest.mark.exhaustive), pytest.param(100, marks=pytest.mark.exhaustive)]
 

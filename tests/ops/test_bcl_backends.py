@@ -9,6 +9,7 @@ import pytest
 import torch
 from compare import TOLERANCE, assert_close, relative_error
 from gpu_manners import assert_capturable, assert_never_waits, assert_uses_the_current_stream
+from grids import grid
 
 from bcmfnet.ops import boundary_corrected_loss
 from bcmfnet.reference import bcl as reference
@@ -236,9 +237,10 @@ def test_a_pixel_of_minus_infinities_is_nan(device):
     assert run(device, logits, target)[0].isnan()
 
 
-@pytest.mark.parametrize("grid", FULL_AND_UPSAMPLED)
-@pytest.mark.parametrize("value", [NAN, INF])
-@pytest.mark.parametrize("options", [{}, {"ce_weight": 0.0}, {"boundary_weight": 0.0}])
+@grid({
+    "grid": FULL_AND_UPSAMPLED, "value": [NAN, INF],
+    "options": {"both terms": {}, "boundary": {"ce_weight": 0.0}, "cross-entropy": {"boundary_weight": 0.0}},
+}, together=1)  # fmt: skip
 def test_a_class_weight_that_is_not_finite_counts_where_its_class_is(device, options, value, grid):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, *grid, generator=generator)

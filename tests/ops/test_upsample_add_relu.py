@@ -52,7 +52,7 @@ def torchs(high, low):
     return F.relu(high + F.interpolate(low, high.shape[2:], mode="bilinear", align_corners=False))
 
 
-@grid({"planes, low, high": CASES, "dtype": DTYPES, "layouts": LAYOUTS})
+@grid({"planes, low, high": CASES, "dtype": DTYPES, "layouts": LAYOUTS}, together=1)
 @pytest.mark.usefixtures("poisoned")
 def test_values_are_torchs(device, planes, low, high, dtype, layouts):
     x, y = (
