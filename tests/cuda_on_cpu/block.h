@@ -42,6 +42,14 @@ class Block {
     for (unsigned i = 0; i < size_; ++i) threads_[i].index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
   }
 
+  // Takes back the stacks of threads that could not go on.
+  ~Block() {
+    for (const Thread& thread : threads_) {
+      if (thread.fiber != nullptr && thread.state != Thread::kExited) idle_.push_back(thread.fiber);
+    }
+  }
+  Block(const Block&) = delete;
+
   static inline Block* running = nullptr;
 
   // Throws std::runtime_error where no thread can go on.
@@ -182,10 +190,12 @@ class Block {
   std::vector<Thread> threads_;   // to a multiple of 32: absent lanes count as exited
   std::vector<uint64_t> values_;  // of each thread, at its last call within a warp
   uint64_t votes_[2];             // at the block's last barrier: values that were not 0, and threads
-  std::deque<Fiber> fibers_;
-  std::vector<Fiber*> idle_;
   unsigned live_ = 0;
   Thread* thread_ = nullptr;  // the running one
+
+  // Stacks outlive a launch: to map and to touch those of a block takes longer than most launches of a test.
+  static inline std::deque<Fiber> fibers_;
+  static inline std::vector<Fiber*> idle_;
 };
 
 }  // namespace cuda_on_cpu

@@ -84,11 +84,14 @@ class Fiber {
   }
   Fiber(const Fiber&) = delete;
   ~Fiber() {
-    __asan_unpoison_memory_region(stack(), kStack);  // what a function that was left for good had marked
+    unmark();
     munmap(pages_, kGuard + kStack);
   }
 
-  void start(void (*entry)()) { inside_.start(stack(), kStack, entry); }
+  void start(void (*entry)()) {
+    unmark();
+    inside_.start(stack(), kStack, entry);
+  }
 
   void enter() {
     void* fake_stack;
@@ -117,6 +120,7 @@ class Fiber {
   static constexpr size_t kStack = 128 << 10, kGuard = 64 << 10;
 
   char* stack() const { return static_cast<char*>(pages_) + kGuard; }
+  void unmark() { __asan_unpoison_memory_region(stack(), kStack); }  // of a function that was left for good
 
   void* pages_;
   Context inside_, outside_;
