@@ -20,6 +20,11 @@ torch.backends.cudnn.allow_tf32 = False  # the modules that kernels are compared
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is imported
 
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+    from interpreted import skip_what_a_launch_has_done
+
+    skip_what_a_launch_has_done()
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
