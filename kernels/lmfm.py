@@ -115,11 +115,10 @@ def _upsampled(scaled, branch, place, column, mask, batch, MAPS: tl.constexpr, B
 
 @triton.jit
 def _fill(
-    slots, norms, slot, value, pixel, column, mask, pixels, FIRST: tl.constexpr, NORMS: tl.constexpr,
-    BRANCH_CHANNELS: tl.constexpr,
+    slots, norms, slot, value, pixel, column, mask, pixels, NORMS: tl.constexpr, BRANCH_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Write relu(norm(value)) [pixels, columns]; the slots' norms are those from FIRST on."""
-    value = activate(value, norms, FIRST + slot * BRANCH_CHANNELS + column, column < BRANCH_CHANNELS, NORMS)
+    """Write relu(norm(value)) [pixels, columns]."""
+    value = activate(value, norms, slot * BRANCH_CHANNELS + column, column < BRANCH_CHANNELS, NORMS)
     tl.store(slots + ((slot * pixels + pixel) * BRANCH_CHANNELS + column), rounded(value, slots), mask)
 
 
@@ -159,7 +158,7 @@ def scale_kernel(
 def begin_kernel(
     batch, H, W,
     scaled, norms, slots,
-    JOBS: tl.constexpr, MAPS: tl.constexpr, FIRST: tl.constexpr, NORMS: tl.constexpr, BRANCH_CHANNELS: tl.constexpr,
+    JOBS: tl.constexpr, MAPS: tl.constexpr, NORMS: tl.constexpr, BRANCH_CHANNELS: tl.constexpr,
     INDEX: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Program (block of pixels, block of columns, job). Jobs are slots, a branch, and one to be added or -1."""
@@ -171,14 +170,14 @@ def begin_kernel(
     other = pick(JOBS, job, 2)
     if other >= 0:
         value += _upsampled(scaled, other, place, column, mask, batch, MAPS, BRANCH_CHANNELS)
-    _fill(slots, norms, pick(JOBS, job, 0), value, pixel, column, mask, batch * H * W, FIRST, NORMS, BRANCH_CHANNELS)
+    _fill(slots, norms, pick(JOBS, job, 0), value, pixel, column, mask, batch * H * W, NORMS, BRANCH_CHANNELS)
 
 
 @triton.jit(**ANY_NUMBERS)
 def convolve_kernel(
     batch, H, W,
     scaled, norms, process, slots,
-    TASKS: tl.constexpr, JOBS: tl.constexpr, SIDE: tl.constexpr, MAPS: tl.constexpr, FIRST: tl.constexpr,
+    TASKS: tl.constexpr, JOBS: tl.constexpr, SIDE: tl.constexpr, MAPS: tl.constexpr,
     NORMS: tl.constexpr, BRANCH_CHANNELS: tl.constexpr,
     INDEX: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
@@ -211,7 +210,7 @@ def convolve_kernel(
             value = total
             if JOBS[i][2] >= 0:
                 value += _upsampled(scaled, JOBS[i][2], place, column, mask, batch, MAPS, BRANCH_CHANNELS)
-            _fill(slots, norms, JOBS[i][0], value, pixel, column, mask, pixels, FIRST, NORMS, BRANCH_CHANNELS)
+            _fill(slots, norms, JOBS[i][0], value, pixel, column, mask, pixels, NORMS, BRANCH_CHANNELS)
 
 
 @triton.jit(**ANY_NUMBERS)
@@ -245,11 +244,10 @@ compress_products = autotune(CONFIGS, ["BRANCH_CHANNELS", "OUTPUTS", "ROWS", "CO
 
 def lmfm(x: Tensor, weights: Any, out: Tensor) -> None:
     """Write out [N, O, H, W] of x [N, C, H, W], both of any strides; `weights` as in bcmfnet/reference/lmfm.py."""
-    norms, scale, process, compression, shortcut, pools, kernels, receives = weights
+    scale_norms, fusion_norms, scale, process, compression, shortcut, pools, kernels, receives = weights
     (batch, channels, H, W), (branches, _, width), outputs = x.shape, scale.shape, compression.shape[1]
     maps = ((IDENTITY,) if branches == len(pools) + 2 else ()) + (*pools, GLOBAL)
     read = maps if shortcut is None else (*maps, IDENTITY)
-    first_norms = [*range(0, branches * channels, channels), norms.shape[1] - channels][: len(read)]
     rows, pixels, fusing = [batch * h * w for h, w in sizes(H, W, read)], batch * H * W, sum(map(bool, kernels))
     begin, levels = plan(kernels, receives)
 
@@ -258,9 +256,9 @@ def lmfm(x: Tensor, weights: Any, out: Tensor) -> None:
     residual = None if shortcut is None else scratch(x, x.dtype, pixels, outputs)
     largest = max(extent(x, out, pooled, slots, scale, process, compression), 2 * max(H, W) ** 2)
     common = {"BRANCH_CHANNELS": width, "INDEX": index_type(largest + MOST * max(channels, width, outputs))}
-    filling = {"MAPS": maps, "FIRST": branches * channels, "NORMS": norms.shape[1]} | common
+    filling = {"MAPS": maps, "NORMS": fusion_norms[0].numel()} | common
 
-    pool(x, read, True, pooled, norms, first_norms)
+    pool(x, read, True, pooled, scale_norms)
     with torch.cuda.device_of(x):
         size, blocks = tile(rows, max(width, outputs), x.dtype)
         scale_products[sum(triton.cdiv(n, size["ROWS"]) for n in rows), blocks](
@@ -268,11 +266,11 @@ def lmfm(x: Tensor, weights: Any, out: Tensor) -> None:
             OUTPUTS=outputs, BLOCKS=(size["ROWS"],) * len(read), **common, **size,
         )  # fmt: skip
         grid = triton.cdiv(pixels, BEGIN["ROWS"]), triton.cdiv(width, BEGIN["COLUMNS"]), len(begin)
-        begin_kernel[grid](batch, H, W, scaled, norms, slots, JOBS=begin, **filling, **BEGIN)
+        begin_kernel[grid](batch, H, W, scaled, fusion_norms, slots, JOBS=begin, **filling, **BEGIN)
         for side, tasks, jobs in levels:
             size, blocks = tile([pixels] * len(tasks), width, x.dtype)
             convolve_products[triton.cdiv(pixels, size["ROWS"]), blocks, len(tasks)](
-                batch, H, W, scaled, norms, process, slots, TASKS=tasks, JOBS=jobs, SIDE=side, **filling, **size
+                batch, H, W, scaled, fusion_norms, process, slots, TASKS=tasks, JOBS=jobs, SIDE=side, **filling, **size
             )
         size, blocks = tile([pixels], outputs, x.dtype)
         compress_products[triton.cdiv(pixels, size["ROWS"]), blocks](
@@ -319,19 +317,10 @@ def aot_cases() -> Iterator[AotCase]:
     pools = ((5, 2, 2), (9, 4, 4), (17, 8, 8))
     maps = (IDENTITY, *pools, GLOBAL, IDENTITY)
     begin, levels = plan((3, 3, 3, 0, 0), (2, 3, 4, -1, -1))
-    known = {
-        "BRANCH_CHANNELS": 128,
-        "CHANNELS": 512,
-        "OUTPUTS": 128,
-        "BRANCHES": 5,
-        "FUSING": 3,
-        "MAPS": maps,
-        "FIRST": 5 * 512,
-    }
-    known |= {"NORMS": 6 * 512 + 8 * 128, "JOBS": begin} | _strides(128)
+    known = {"BRANCH_CHANNELS": 128, "CHANNELS": 512, "OUTPUTS": 128, "BRANCHES": 5, "FUSING": 3, "MAPS": maps}
+    known |= {"NORMS": 8 * 128, "JOBS": begin} | _strides(128)
     convolving = {"MAPS": maps[:-1]} | dict(zip(("SIDE", "TASKS", "JOBS"), levels[0], strict=True))
-    pooling = windows(maps, [*range(0, 5 * 512, 512), 5 * 512 + 8 * 128]) | _strides(512)
-    pooling |= {"channels": 512, "CHANNELS_LAST": True}
+    pooling = windows(maps) | _strides(512) | {"channels": 512, "CHANNELS_LAST": True, "NORMS": 6 * 512}
 
     def case(function: Any, dtype: str, config: triton.Config, constants: dict[str, Any]) -> AotCase:
         numbers = {"batch": "i32", "H": "i32", "W": "i32", "norms": "*fp32"}

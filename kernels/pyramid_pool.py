@@ -71,7 +71,7 @@ def _pool(
     side = kernel.to(tl.float32)
     mean = tl.sum(total, 0, keep_dims=True) / tl.where(kernel == WHOLE, (H * W).to(tl.float32), side * side)
     if norms is not None:
-        mean = activate(mean, norms, pick(MAPS, number, 4) + channel, channel < channels, NORMS)
+        mean = activate(mean, norms, number * channels + channel, channel < channels, NORMS)
     packed += before * channels
     at = _offset(image, channel, position, channels, h * w, CHANNELS_LAST)
     tl.store(packed + at, rounded(mean, packed), inside)
@@ -156,25 +156,24 @@ def forward(x: Tensor, pools: Sequence[int], channels_last: bool, packed: Tensor
 
 
 def pool(
-    x: Tensor, maps: Sequence[tuple[int, int, int]], channels_last: bool, packed: Tensor,
-    norms: Tensor | None = None, first_norms: Sequence[int] | None = None,
-) -> None:  # fmt: skip
-    """Write maps; with norms [2, ...], relu(norm(map)), of each from its first norm on."""
+    x: Tensor, maps: Sequence[tuple[int, int, int]], channels_last: bool, packed: Tensor, norms: Tensor | None = None
+) -> None:
+    """Write maps; with norms [2, maps, C], relu(norm(map))."""
     batch, channels, H, W = x.shape
-    constants = windows(maps, first_norms or [0] * len(maps))
+    constants = windows(maps)
     counts = [batch * h * w for h, w in sizes(H, W, maps)]
     largest = max(extent(x), packed.numel()) + max(kernel for kernel, _, _ in maps) + LANES * CHANNELS
     with torch.cuda.device_of(x):
         pool_kernel[sum(map(triton.cdiv, counts, constants["BLOCKS"])), triton.cdiv(channels, CHANNELS)](
-            batch, channels, H, W, *x.stride(), x, packed, norms, NORMS=0 if norms is None else norms.shape[1],
+            batch, channels, H, W, *x.stride(), x, packed, norms, NORMS=0 if norms is None else norms[0].numel(),
             CHANNELS_LAST=channels_last, INDEX=index_type(largest), **constants, num_warps=4 if x.stride(1) == 1 else 8,
         )  # fmt: skip
 
 
-def windows(maps: Sequence[tuple[int, int, int]], first_norms: Sequence[int]) -> dict[str, Any]:
-    """Constants of the kernel that pools; it adds to each map how many taps are summed at once, and its first norm."""
+def windows(maps: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
+    """Constants of the kernel that pools; it adds to each map how many taps are summed at once."""
     taps = [1 if kernel == 1 else FEW if kernel**2 <= FEW else MANY for kernel, _, _ in maps]
-    table = tuple((*pool, number, first) for pool, number, first in zip(maps, taps, first_norms, strict=True))
+    table = tuple((*pool, number) for pool, number in zip(maps, taps, strict=True))
     blocks = tuple(LANES // number for number in taps)
     return {"MAPS": table, "BLOCKS": blocks, "TAPS": tuple(sorted(set(taps))), "LANES": LANES, "CHANNELS": CHANNELS}
 
@@ -207,7 +206,7 @@ def _triples(pools: Sequence[int]) -> list[tuple[int, int, int]]:
 def aot_cases() -> Iterator[AotCase]:
     """The network's pools: channels_last in every dtype, contiguous and 64-bit offsets once."""
     pools = ((5, 2, 2), (9, 4, 4), (17, 8, 8))
-    pooling = windows((*pools, GLOBAL), [0] * 4) | {"norms": None, "NORMS": 0}
+    pooling = windows((*pools, GLOBAL)) | {"norms": None, "NORMS": 0}
     gathering = {"POOLS": _holders(16, 32, pools), "PIXELS": PIXELS, "CHANNELS": CHANNELS}
     last = {"channels": 512} | dict(zip(STRIDES, (512 * 512, 1, 512 * 32, 512), strict=True))
     kinds = [(dtype, last, tl.int32) for dtype in ("fp32", "fp16", "bf16")]

@@ -97,7 +97,7 @@ class ContextOp(nn.Module):
 
     def __init__(self, context: PyramidContext, dtype: torch.dtype):
         super().__init__()
-        self.names = PyramidWeights._fields[:5]
+        self.names = PyramidWeights._fields[:6]
         *tensors, self.pools, self.kernels, self.receives = context.pyramid_weights(dtype)
         for name, tensor in zip(self.names, tensors, strict=True):
             self.register_buffer(name, tensor)

@@ -150,28 +150,32 @@ class PyramidContext(nn.Module):
         fusing: dict[int, Any] = {int(branch): unit for branch, unit in self.process.items()}
         process = [fusing[i] for i in self.branches if i in fusing]
         scale = [self.scale[str(i)] for i in self.branches]
-        last = [unit for unit in (self.compression, self.shortcut) if unit is not None]
-        norms = [unit.norm for unit in (*scale, *process, *last)]
-        gamma, beta, mean, var = (
-            torch.cat([getattr(norm, name) for norm in norms]).to(torch.promote_types(dtype, torch.float32))
-            for name in ("weight", "bias", "running_mean", "running_var")
-        )
-        eps = torch.cat([torch.full_like(norm.running_var, norm.eps) for norm in norms]).to(var)
-        multiplier = gamma * (var + eps).rsqrt()
+        shortcut = [] if self.shortcut is None else [self.shortcut]
+
+        def norms(units: list[Any], channels: int) -> Tensor:
+            """[2, norms, channels]: their multipliers, and their shifts."""
+            gamma, beta, mean, var = (
+                torch.cat([getattr(unit.norm, name) for unit in units]).to(torch.promote_types(dtype, torch.float32))
+                for name in ("weight", "bias", "running_mean", "running_var")
+            )
+            eps = torch.cat([torch.full_like(unit.norm.running_var, unit.norm.eps) for unit in units]).to(var)
+            multiplier = gamma * (var + eps).rsqrt()
+            return torch.stack([multiplier, beta - mean * multiplier]).view(2, -1, channels)
 
         def matrices(units: list[Any]) -> Tensor:
             """[taps, in, out] of the convolutions, one after the other."""
             weights = [unit.conv.weight.flatten(2).permute(2, 1, 0) for unit in units]
             none = (0, self.branch_channels, self.branch_channels)
-            return torch.cat(weights).to(dtype) if weights else gamma.new_zeros(none, dtype=dtype)
+            return torch.cat(weights).to(dtype) if weights else scale[0].conv.weight.new_zeros(none, dtype=dtype)
 
         numbers = {branch: number for number, branch in enumerate(self.branches)}
         return PyramidWeights(
-            norms=torch.stack([multiplier, beta - mean * multiplier]),
+            scale_norms=norms(scale + shortcut, scale[0].conv.in_channels),
+            fusion_norms=norms([*process, self.compression], self.branch_channels),
             scale=matrices(scale),
             process=matrices(process),
             compression=matrices([self.compression])[0],
-            shortcut=None if self.shortcut is None else matrices([self.shortcut])[0],
+            shortcut=matrices(shortcut)[0] if shortcut else None,
             pools=self.pools,
             kernels=tuple(fusing[i].conv.kernel_size[0] if i in fusing else 0 for i in self.branches),
             receives=tuple(numbers[self.receives[i]] if i in self.receives else -1 for i in self.branches),

@@ -14,10 +14,11 @@ from bcmfnet.ops._checks import check_map, checked_pools, empty_map
 from bcmfnet.ops._derivatives import refuse_forward_mode, refuse_gradient
 from bcmfnet.ops._op import Op
 from bcmfnet.reference import lmfm as reference
-from bcmfnet.reference.lmfm import PyramidWeights, fusing_order
+from bcmfnet.reference.lmfm import PyramidWeights, fusing_levels
 from bcmfnet.reference.pyramid_pool import flat, pooled_sizes, triples
 
-TENSORS = PyramidWeights._fields[:5]
+TENSORS = PyramidWeights._fields[:6]
+NORMS = TENSORS[:2]
 
 
 def lmfm(x: Tensor, weights: PyramidWeights) -> Tensor:
@@ -26,7 +27,7 @@ def lmfm(x: Tensor, weights: PyramidWeights) -> Tensor:
     Args:
         x: float16, bfloat16, float32 or float64 [N, C, H, W], H and W >= 1, of any strides. Arithmetic is float32
             (float64 for float64); what stands between the kernels is in the dtype of x.
-        weights: see `PyramidWeights`, of the dtype of x (`norms` float32, or float64 for float64), contiguous;
+        weights: see `PyramidWeights`, of the dtype of x (norms float32, or float64 for float64), contiguous;
             `PyramidContext.pyramid_weights` makes them.
 
     Returns:
@@ -40,7 +41,8 @@ def lmfm(x: Tensor, weights: PyramidWeights) -> Tensor:
     tensors = {"x": x} | {name: getattr(weights, name) for name in TENSORS}
     refuse_gradient(**tensors)
     refuse_forward_mode("lmfm", **tensors)
-    return _FORWARD(*tensors.values(), flat(weights.pools), weights.kernels, weights.receives)
+    levels = fusing_levels(weights.kernels, weights.receives)
+    return _FORWARD(*tensors.values(), flat(weights.pools), weights.kernels, weights.receives, levels)
 
 
 def beats_modules(device: str, dtype: torch.dtype, features: Set[str]) -> bool:
@@ -80,7 +82,7 @@ def _checked(x: Tensor, weights: PyramidWeights) -> PyramidWeights:
         kernels=tuple(_options.integer("kernels", kernel) for kernel in weights.kernels),
         receives=tuple(_options.integer("receives", branch) for branch in weights.receives),
     )
-    norms, scale, process, compression, shortcut, pools, kernels, receives = weights
+    scale_norms, fusion_norms, scale, process, compression, shortcut, pools, kernels, receives = weights
     if scale.ndim != 3 or scale.shape[0] not in (len(pools) + 1, len(pools) + 2) or scale.shape[1] != x.shape[1]:
         raise ValueError(
             f"scale: expected [{len(pools) + 1} or {len(pools) + 2}, {x.shape[1]}, b], got {list(scale.shape)}"
@@ -88,9 +90,9 @@ def _checked(x: Tensor, weights: PyramidWeights) -> PyramidWeights:
     branches, channels, branch_channels = scale.shape
     _check_fusion(branches, kernels, receives)
     taps, outputs = sum(kernel**2 for kernel in kernels), compression.shape[-1]
-    norm = branches * channels + (sum(map(bool, kernels)) + branches) * branch_channels
     expected = {
-        "norms": (norms, [2, norm + (0 if shortcut is None else channels)]),
+        "scale_norms": (scale_norms, [2, branches + (shortcut is not None), channels]),
+        "fusion_norms": (fusion_norms, [2, sum(map(bool, kernels)) + branches, branch_channels]),
         "process": (process, [taps, branch_channels, branch_channels]),
         "compression": (compression, [branches * branch_channels, outputs]),
     }
@@ -100,7 +102,7 @@ def _checked(x: Tensor, weights: PyramidWeights) -> PyramidWeights:
         if list(tensor.shape) != shape:
             raise ValueError(f"{name}: expected {shape}, got {list(tensor.shape)}")
     for name, tensor in [*((name, tensor) for name, (tensor, _) in expected.items()), ("scale", scale)]:
-        dtype = x.dtype if name != "norms" or x.dtype == torch.float64 else torch.float32
+        dtype = torch.promote_types(x.dtype, torch.float32) if name in NORMS else x.dtype
         if tensor.dtype != dtype or tensor.device != x.device:
             raise TypeError(f"{name}: expected {dtype} on {x.device}, got {tensor.dtype} on {tensor.device}")
         if not tensor.is_contiguous():
@@ -115,19 +117,23 @@ def _check_fusion(branches: int, kernels: tuple[int, ...], receives: tuple[int, 
         raise ValueError(f"receives: expected {branches} of -1 to {branches - 1}, got {list(receives)}")
     if any(source >= 0 and not kernel for source, kernel in zip(receives, kernels, strict=True)):
         raise ValueError(f"receives: expected -1 where kernels is 0, got {list(receives)} and {list(kernels)}")
-    fusing_order(receives)
+    fusing_levels(kernels, receives)
 
 
-def _output(x: Tensor, norms: Tensor, scale: Tensor, process: Tensor, compression: Tensor, *others: Any) -> Tensor:
+def _output(
+    x: Tensor, scale_norms: Tensor, fusion_norms: Tensor, scale: Tensor, process: Tensor, compression: Tensor,
+    *others: Any,
+) -> Tensor:  # fmt: skip
     return empty_map(x, (x.shape[0], compression.shape[1], *x.shape[2:]))
 
 
 def _unpack(
-    x: Tensor, norms: Tensor, scale: Tensor, process: Tensor, compression: Tensor, shortcut: Tensor | None,
-    pools: Sequence[int], kernels: Sequence[int], receives: Sequence[int], out: Tensor,
+    x: Tensor, scale_norms: Tensor, fusion_norms: Tensor, scale: Tensor, process: Tensor, compression: Tensor,
+    shortcut: Tensor | None, pools: Sequence[int], kernels: Sequence[int], receives: Sequence[int],
+    levels: Sequence[int], out: Tensor,
 ) -> tuple[Tensor, PyramidWeights, Tensor]:  # fmt: skip
-    structure = (triples(pools), tuple(kernels), tuple(receives))
-    return x, PyramidWeights(norms, scale, process, compression, shortcut, *structure), out
+    tensors = (scale_norms, fusion_norms, scale, process, compression, shortcut)
+    return x, PyramidWeights(*tensors, triples(pools), tuple(kernels), tuple(receives)), out
 
 
 def _reference(x: Tensor, weights: PyramidWeights, out: Tensor) -> None:
@@ -135,15 +141,15 @@ def _reference(x: Tensor, weights: PyramidWeights, out: Tensor) -> None:
 
 
 _FORWARD = Op("lmfm").define(
-    "lmfm(Tensor x, Tensor norms, Tensor scale, Tensor process, Tensor compression, Tensor? shortcut, "
-    "int[] pools, int[] kernels, int[] receives) -> Tensor",
+    "lmfm(Tensor x, Tensor scale_norms, Tensor fusion_norms, Tensor scale, Tensor process, Tensor compression, "
+    "Tensor? shortcut, int[] pools, int[] kernels, int[] receives, int[] levels) -> Tensor",
     outputs=_output, reference=_reference, unpack=_unpack,
 )  # fmt: skip
 
 
 @register_flop_formula(torch.ops.bcmfnet.lmfm)
-def _operations(x: Any, norms: Any, scale: Any, process: Any, compression: Any, shortcut: Any, pools: list[int],
-                *others: Any, out_shape: Any = None, **keywords: Any) -> int:  # fmt: skip
+def _operations(x: Any, scale_norms: Any, fusion_norms: Any, scale: Any, process: Any, compression: Any, shortcut: Any,
+                pools: list[int], *others: Any, out_shape: Any = None, **keywords: Any) -> int:  # fmt: skip
     """Two for each multiply-add of the convolutions."""
     batch, channels, height, width = x
     branches, _, branch_channels = scale

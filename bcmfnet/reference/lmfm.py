@@ -19,9 +19,12 @@ class PyramidWeights(NamedTuple):
     the sum of `kernel`^2 over the branches; a convolution has one matrix [in, out] for each of its taps, row by row.
     """
 
-    norms: Tensor
-    """float32 [2, B * C + J * b + B * b (+ C)]: multiplier and shift of the batch norm, followed by a ReLU, before each
-    convolution: `scale` by branch, `process` by branch that has one (J), `compression`, `shortcut` if there is one."""
+    scale_norms: Tensor
+    """float32 [2, B (+ 1), C]: multipliers and shifts of the batch norms, followed by a ReLU, before the 1x1s of the
+    branches, and before the shortcut if there is one."""
+    fusion_norms: Tensor
+    """float32 [2, J + B, b]: of those before the fusing convolutions, by branch that has one (J in all), and before the
+    compression, by branch."""
     scale: Tensor
     """[B, C, b]: the 1x1s of the branches."""
     process: Tensor
@@ -38,17 +41,16 @@ class PyramidWeights(NamedTuple):
     """For each branch, the number (0 to B - 1) of the one whose result is added before that convolution, or -1."""
 
 
-def fusing_order(receives: tuple[int, ...]) -> list[list[int]]:
-    """Branches in levels: those of a level receive from earlier levels alone. Raises ValueError for a circle."""
-    levels: list[list[int]] = []
-    done = {-1}
-    while len(done) <= len(receives):
-        level = [i for i, source in enumerate(receives) if i not in done and source in done]
-        if not level:
+def fusing_levels(kernels: tuple[int, ...], receives: tuple[int, ...]) -> tuple[int, ...]:
+    """Of each branch the level of its fusing convolution, which waits for those of lower levels alone: 1 is the lowest,
+    0 has none. Raises ValueError for a circle."""
+
+    def level(branch: int, waiting: int) -> int:
+        if waiting > len(receives):
             raise ValueError(f"receives: expected no circle, got {list(receives)}")
-        levels.append(level)
-        done.update(level)
-    return levels
+        return 1 + level(receives[branch], waiting + 1) if branch >= 0 and kernels[branch] else 0
+
+    return tuple(level(branch, 0) for branch in range(len(receives)))
 
 
 @float32_products()
@@ -60,38 +62,32 @@ def lmfm(x: Tensor, weights: PyramidWeights) -> Tensor:
     the compression of relu(norm(U(y))), plus the shortcut of relu(norm(x)).
     """
     computed = x if x.dtype == torch.float64 else x.float()
-    norms, scale, process, compression, shortcut, pools, kernels, receives = weights
+    scale_norms, fusion_norms, scale, process, compression, shortcut, pools, kernels, receives = weights
     batch, channels, height, width = x.shape
     branches, _, branch_channels = scale.shape
-    taken = iter(norms.to(computed).split(_norm_sizes(weights), dim=1))
+    before_scale = scale_norms.to(computed).unbind(1)
+    fusing = [i for i, kernel in enumerate(kernels) if kernel]
+    before_process, before_compression = fusion_norms.to(computed).split([len(fusing), branches], dim=1)
 
     maps = pyramid_pool(computed, pools)
     if branches == len(maps) + 1:
         maps.insert(0, computed)
-    scaled = [_point(y, next(taken), w) for y, w in zip(maps, scale, strict=True)]
-    fusing = {i: next(taken) for i, kernel in enumerate(kernels) if kernel}
+    scaled = [_point(y, norm, w) for y, norm, w in zip(maps, before_scale, scale, strict=False)]
 
+    norm = dict(zip(fusing, before_process.unbind(1), strict=True))
     taps = dict(zip(fusing, process.split([kernels[i] ** 2 for i in fusing]), strict=True))
     fused = list(scaled)
-    for level in fusing_order(receives):
-        for i in level:
-            if kernels[i]:
-                y = upsample(scaled[i], (height, width))
-                if receives[i] >= 0:
-                    y = y + upsample(fused[receives[i]], (height, width))
-                fused[i] = _convolve(_activate(y, fusing[i]), taps[i], kernels[i])
+    for i in sorted(fusing, key=fusing_levels(kernels, receives).__getitem__):
+        y = upsample(scaled[i], (height, width))
+        if receives[i] >= 0:
+            y = y + upsample(fused[receives[i]], (height, width))
+        fused[i] = _convolve(_activate(y, norm[i]), taps[i], kernels[i])
 
     full = torch.cat([upsample(y, (height, width)).expand(batch, branch_channels, height, width) for y in fused], dim=1)
-    out = _point(full, next(taken), compression)
+    out = _point(full, before_compression.flatten(1), compression)
     if shortcut is not None:
-        out = out + _point(computed, next(taken), shortcut)
+        out = out + _point(computed, before_scale[-1], shortcut)
     return out.to(x.dtype)
-
-
-def _norm_sizes(weights: PyramidWeights) -> list[int]:
-    branches, channels, branch_channels = weights.scale.shape
-    sizes = [channels] * branches + [branch_channels] * sum(map(bool, weights.kernels)) + [branches * branch_channels]
-    return sizes + ([] if weights.shortcut is None else [channels])
 
 
 def _activate(x: Tensor, norm: Tensor) -> Tensor:

@@ -151,8 +151,8 @@ __device__ void activate(const Gemms& launch, const Part& part, const Tile& tile
       const Sample<kVectors, kUp, T, kSize> sample(first, place, readable, count);
       const Sample<kVectors, kUp, T, kSize> second_sample(second, second_place, readable, count);
       Pack<float, kSize> multiplier, shift;
-      read<kVectors>(part.norm + readable, 1, count, multiplier);
-      read<kVectors>(part.norm + launch.norm_stride + readable, 1, count, shift);
+      read<kVectors>(part.norm.multipliers + readable, 1, count, multiplier);
+      read<kVectors>(part.norm.shifts + readable, 1, count, shift);
       Pack<T, kSize> result;
 #pragma unroll
       for (int i = 0; i < kSize; ++i) {
@@ -478,9 +478,9 @@ int64_t assign_chunks(Gemms& launch, int64_t size) {
 
 }  // namespace
 
-void Gemms::add(const Map& first, const Map& second, const float* norm, int64_t channels) {
+void Gemms::add(const Map& first, const Map& second, const Norms& norm, int64_t channels) {
   const bool vectors = first.vectors && (second.values == nullptr || second.vectors) && channels % kGroup == 0 &&
-                       is_aligned(norm, 16) && norm_stride % 4 == 0;
+                       is_aligned(norm.multipliers, 16) && is_aligned(norm.shifts, 16);
   part[parts++] = {{first, second}, norm, vectors};
 }
 

@@ -35,8 +35,8 @@ struct Map {
 // Channels of the inner dimension: relu(norm(U(map[0]) + U(map[1]))).
 struct Part {
   Map map[2];
-  const float* norm;  // multipliers; the shifts lie norm_stride further
-  bool vectors;       // all of it can be read kGroup channels at a time
+  Norms norm;
+  bool vectors;  // all of it can be read kGroup channels at a time
 };
 
 // out = convolution of some parts + added. Weights are [parts, side * side, channels, outputs].
@@ -66,11 +66,10 @@ struct Gemms {
   Part part[kMostGemms];
   Gemm gemm[kMostGemms];
   int parts, count;
-  int64_t norm_stride;
   Shape shape;  // launch_gemms chooses it, and lays out blocks and shared memory.
 
   // Add a part of the next product.
-  void add(const Map& first, const Map& second, const float* norm, int64_t channels);
+  void add(const Map& first, const Map& second, const Norms& norm, int64_t channels);
 
   // Add the product of the parts that have been added since the last one.
   void add(DType dtype, const void* weights, int side, int64_t channels, int64_t outputs, int64_t batch, const Map& out,

@@ -19,23 +19,28 @@ struct Fusing {
   int32_t tap;       // taps of the convolutions before it
 };
 
-// Norms are the multipliers; the shifts lie norm_stride further. Weights have the dtype of x, input channels before
-// outputs.
+// Batch norms before convolutions, [number of the norm, channels].
+struct Norms {
+  const float *multipliers, *shifts;
+
+  Norms from(int64_t element) const { return {multipliers + element, shifts + element}; }
+};
+
+// Weights have the dtype of x, input channels before outputs.
 struct Lmfm {
   Pyramid pyramid;
   View x, out;
   int32_t branches;  // the map itself where they are two more than the pools, each pool, and the global average
   Fusing fusing[kMaxBranches];
   int64_t branch_channels;
-  int64_t norm_stride;
-  const float* scale_norm;        // [branches, channels]
-  const float* process_norm;      // [convolutions, branch_channels]
-  const float* compression_norm;  // [branches, branch_channels]
-  const float* shortcut_norm;     // [channels]
-  const void* scale;              // [branches, channels, branch_channels]
-  const void* process;            // [taps of all convolutions, branch_channels, branch_channels]
-  const void* compression;        // [branches * branch_channels, outputs]
-  const void* shortcut;           // [channels, outputs], or null
+  Norms scale_norms;        // [branches, channels]
+  Norms shortcut_norms;     // [channels]
+  Norms process_norms;      // [convolutions, branch_channels]
+  Norms compression_norms;  // [branches, branch_channels]
+  const void* scale;        // [branches, channels, branch_channels]
+  const void* process;      // [taps of all convolutions, branch_channels, branch_channels]
+  const void* compression;  // [branches * branch_channels, outputs]
+  const void* shortcut;     // [channels, outputs], or null
 };
 
 }  // namespace bcmfnet

@@ -13,22 +13,16 @@
 namespace bcmfnet::BCM_ISA {
 namespace {
 
-// The batch norm before a convolution.
-struct Norm {
-  const float *multiplier, *shift;
-  int64_t channels;
-};
-
-// relu(norm(factor * (from + other))) of `rows` rows of `width` floats; zeros where the norm has no channel.
+// relu(norm(factor * (from + other))) of `rows` rows of `width` floats; zeros beyond `channels` of them.
 template <typename Tiles>
 void activate(
-    const float* from, const float* other, int64_t pitch, float factor, const Norm& norm, int64_t rows, int64_t width,
-    typename Tiles::Value* to, int64_t to_pitch) {
+    const float* from, const float* other, int64_t pitch, float factor, const Norms& norm, int64_t channels,
+    int64_t rows, int64_t width, typename Tiles::Value* to, int64_t to_pitch) {
   const Int lane = lane_numbers();
   for (int64_t c = 0; c < width; c += kLanes) {
-    const int64_t there = norm.channels - c;
-    const Float multiplier = read_some<Float32>(norm.multiplier + c, 1, there);
-    const Float shift = read_some<Float32>(norm.shift + c, 1, there);
+    const int64_t there = channels - c;
+    const Float multiplier = read_some<Float32>(norm.multipliers + c, 1, there);
+    const Float shift = read_some<Float32>(norm.shifts + c, 1, there);
     const Int inside = lane < static_cast<int32_t>(there < kLanes ? there : kLanes);
     for (int64_t r = 0; r < rows; ++r) {
       Float value = load<Float>(from + r * pitch + c);
@@ -97,12 +91,6 @@ struct Fusion {
     return branch < identity ? pixels : batch * windows(branch).height * windows(branch).width;
   }
 
-  Norm norm(const float* multiplier, int64_t count) const { return {multiplier, multiplier + call.norm_stride, count}; }
-
-  Norm branch_norm(const float* multipliers, int64_t number) const {
-    return norm(multipliers + number * call.branch_channels, call.branch_channels);
-  }
-
   // kChannels channels of a row of x, or those that are left.
   Row x_row(int64_t n, int64_t y, int64_t channel) const {
     return row_of(call.x, n, channel, y, smaller_of<int64_t>(channels - channel, kChannels));
@@ -147,13 +135,13 @@ template <typename Tiles>
 void Fusion<Tiles>::activate_row(int64_t line, float* pixels) const {
   for (int64_t channel = 0; channel < channels; channel += kChannels) {
     read_row(call.x.dtype, call.x.data, x_row(line / height, line % height, channel), pixels, kChannels);
-    const auto put = [&](const float* multiplier, Value* to) {
+    const auto put = [&](const Norms& norms, Value* to) {
       activate<Tiles>(
-          pixels, nullptr, kChannels, 1.0f, norm(multiplier + channel, channels - channel), width, kChannels,
+          pixels, nullptr, kChannels, 1.0f, norms.from(channel), channels - channel, width, kChannels,
           to + line * width * channel_pitch + channel, channel_pitch);
     };
-    if (identity) put(call.scale_norm, activated[0]);
-    if (shortcut) put(call.shortcut_norm, shortcut);
+    if (identity) put(call.scale_norms, activated[0]);
+    if (shortcut) put(call.shortcut_norms, shortcut);
   }
 }
 
@@ -168,9 +156,8 @@ void Fusion<Tiles>::activate_pools(int64_t n, int64_t channel, Arena own) const 
       const int branch = map + identity;
       Value* const to = activated[branch] + (n * of.height + window) * of.width * channel_pitch + channel;
       activate<Tiles>(
-          pools.row(map, window), nullptr, kChannels, of.weight,
-          norm(call.scale_norm + branch * channels + channel, channels - channel), of.width, kChannels, to,
-          channel_pitch);
+          pools.row(map, window), nullptr, kChannels, of.weight, call.scale_norms.from(branch * channels + channel),
+          channels - channel, of.width, kChannels, to, channel_pitch);
     });
   }
 }
@@ -242,9 +229,9 @@ void Fusion<Tiles>::pad_row(int branch, int64_t n, int64_t y, float* scratch) co
     std::memset(first + pixel * branch_pitch, 0, sizeof(Value) * count * branch_pitch);
   };
   Value* const to = first + ((y + 1) * edge + 1) * branch_pitch;
+  const Norms norm = call.process_norms.from(call.fusing[branch].number * call.branch_channels);
   activate<Tiles>(
-      own, received, branch_pitch, 1.0f, branch_norm(call.process_norm, call.fusing[branch].number), width,
-      branch_pitch, to, branch_pitch);
+      own, received, branch_pitch, 1.0f, norm, call.branch_channels, width, branch_pitch, to, branch_pitch);
   clear((y + 1) * edge, 1);
   if (y == 0) clear(0, edge);
   if (y == height - 1) clear((height + 1) * edge, edge + 1);
@@ -296,8 +283,9 @@ void Fusion<Tiles>::join() const {
             float* const held = static_cast<float*>(scratch);
             const float* const from = upsampled(result_map(i), line / height, line % height, held);
             Value* const to = joined + (i * rows + line * width) * branch_pitch;
-            activate<Tiles>(from, nullptr, branch_pitch, 1.0f, branch_norm(call.compression_norm, i), width,
-                            branch_pitch, to, branch_pitch);
+            const Norms norm = call.compression_norms.from(i * call.branch_channels);
+            activate<Tiles>(
+                from, nullptr, branch_pitch, 1.0f, norm, call.branch_channels, width, branch_pitch, to, branch_pitch);
           }
       });
   multiply(1, [&](int64_t) {

@@ -106,12 +106,6 @@ class Module {
     return static_cast<const char*>(weights) + elements * size_;
   }
 
-  Gemms none() const {
-    Gemms launch{};
-    launch.norm_stride = call_.norm_stride;
-    return launch;
-  }
-
   void add(Gemms& launch, const void* weights, int side, int64_t channels, int64_t outputs, const Map& out,
            const Map& added = {}) const {
     launch.add(call_.x.dtype, weights, side, channels, outputs, call_.x.batch, out, added);
@@ -119,13 +113,13 @@ class Module {
 
   Gemms scale() const {
     const int64_t channels = call_.x.channels, outputs = call_.branch_channels;
-    Gemms launch = none();
+    Gemms launch{};
     if (call_.shortcut != nullptr) {
-      launch.add(map_of(call_.x, kGroup), {}, call_.shortcut_norm, channels);
+      launch.add(map_of(call_.x, kGroup), {}, call_.shortcut_norms, channels);
       add(launch, call_.shortcut, 1, channels, call_.out.channels, shortcut_);
     }
     for (int i = 0; i < call_.branches; ++i) {
-      launch.add(unscaled(i), {}, call_.scale_norm + i * channels, channels);
+      launch.add(unscaled(i), {}, call_.scale_norms.from(i * channels), channels);
       add(launch, at(call_.scale, i * channels * outputs), 1, channels, outputs, scaled_[i]);
     }
     return launch;
@@ -133,21 +127,21 @@ class Module {
 
   Gemms process(int level) const {
     const int64_t channels = call_.branch_channels;
-    Gemms launch = none();
+    Gemms launch{};
     for (int i = 0; i < call_.branches; ++i) {
       const Fusing& fusing = call_.fusing[i];
       if (fusing.level != level) continue;
       const Map received = fusing.receives < 0 ? Map{} : fused_[fusing.receives];
-      launch.add(scaled_[i], received, call_.process_norm + fusing.number * channels, channels);
+      launch.add(scaled_[i], received, call_.process_norms.from(fusing.number * channels), channels);
       add(launch, at(call_.process, fusing.tap * channels * channels), fusing.kernel, channels, channels, fused_[i]);
     }
     return launch;
   }
 
   Gemms compression() const {
-    Gemms launch = none();
+    Gemms launch{};
     for (int i = 0; i < call_.branches; ++i)
-      launch.add(fused_[i], {}, call_.compression_norm + i * call_.branch_channels, call_.branch_channels);
+      launch.add(fused_[i], {}, call_.compression_norms.from(i * call_.branch_channels), call_.branch_channels);
     add(launch, call_.compression, 1, call_.branch_channels, call_.out.channels, map_of(call_.out, 4), shortcut_);
     return launch;
   }

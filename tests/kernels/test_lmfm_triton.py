@@ -14,7 +14,7 @@ import triton.language as tl  # noqa: E402
 from bcmfnet.kernels import lmfm as kernels  # noqa: E402
 from bcmfnet.kernels import pyramid_pool as pooling  # noqa: E402
 from bcmfnet.reference.bilinear import _source as reference_source  # noqa: E402
-from bcmfnet.reference.lmfm import PyramidWeights, fusing_order  # noqa: E402
+from bcmfnet.reference.lmfm import PyramidWeights, fusing_levels  # noqa: E402
 from bcmfnet.reference.lmfm import lmfm as reference  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="Triton does not interpret here")
@@ -42,10 +42,9 @@ def guarded(values):
 def weights_of(structure, channels, width, outputs):
     kernels, receives = structure
     branches, fusing, taps = len(kernels), sum(map(bool, kernels)), sum(kernel**2 for kernel in kernels)
-    norms = branches * channels + (fusing + branches) * width + channels
-    shapes = ((2, norms), (branches, channels, width), (taps, width, width), (branches * width, outputs),
-              (channels, outputs))  # fmt: skip
-    fans = (1, channels, 9 * width, branches * width, channels)
+    shapes = ((2, branches + 1, channels), (2, fusing + branches, width), (branches, channels, width),
+              (taps, width, width), (branches * width, outputs), (channels, outputs))  # fmt: skip
+    fans = (1, 1, channels, 9 * width, branches * width, channels)
     tensors = [
         normal(shape, seed) * (2 / fan) ** 0.5 for seed, (shape, fan) in enumerate(zip(shapes, fans, strict=True))
     ]
@@ -57,7 +56,7 @@ def check(structure=LMFM, shape=(2, 19, 6, 7), width=5, outputs=11):
     x, weights = guarded(normal(shape, 7)), weights_of(structure, shape[1], width, outputs)
     out = guarded(torch.full((shape[0], outputs, *shape[2:]), NAN))
     kernels.lmfm(x, weights, out)
-    exact = PyramidWeights(*(tensor.double() for tensor in weights[:5]), *weights[5:])
+    exact = PyramidWeights(*(tensor.double() for tensor in weights[:6]), *weights[6:])
     assert_close(out, reference(x.double(), exact))
     around = torch.as_strided(out, [out.numel() + 2 * GUARD], [1], 0)
     assert around[:GUARD].isnan().all() and around[-GUARD:].isnan().all()
@@ -113,7 +112,7 @@ def is_fusion(kernels, receives):
     if any(source >= 0 and not kernel for kernel, source in zip(kernels, receives, strict=True)):
         return False
     try:
-        fusing_order(receives)
+        fusing_levels(kernels, receives)
     except ValueError:
         return False
     return True

@@ -27,6 +27,7 @@ from bcmfnet.ops import (
 )
 from bcmfnet.ops._loss_options import checked_options, pack, term_options
 from bcmfnet.ops._op import LIBRARY
+from bcmfnet.reference.lmfm import fusing_levels
 from bcmfnet.reference.pyramid_pool import flat
 
 POOLS = ((5, 2, 2), (9, 4, 4), (17, 8, 8))
@@ -94,7 +95,8 @@ def loss(*grid: int, **terms: Any) -> Example:
 
 def context() -> Example:
     weights = LMFM(6, 5, branch_channels=3).eval().pyramid_weights(torch.float32)
-    numbers = (flat(weights.pools), list(weights.kernels), list(weights.receives))
+    levels = fusing_levels(weights.kernels, weights.receives)
+    numbers = (flat(weights.pools), list(weights.kernels), list(weights.receives), list(levels))
     fixed = {name: value for name, value in weights._asdict().items() if isinstance(value, Tensor)}
     return Example(
         "lmfm",
@@ -172,7 +174,7 @@ def tensors_of(example: Example, device: str, dtype: torch.dtype = torch.float32
     """Its tensors elsewhere and in another dtype: norms are float32 at least."""
     tensors = example.tensors(batch)
     for name, tensor in tensors.items():
-        wanted = torch.promote_types(dtype, torch.float32) if name == "norms" else dtype
+        wanted = torch.promote_types(dtype, torch.float32) if name.endswith("norms") else dtype
         tensors[name] = tensor.to(device, wanted if tensor.is_floating_point() else None)
     return tensors
 

@@ -45,7 +45,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, torch.Tensor]]] = {
             "pixel_weight": torch.ones(2, 8, 12), "teacher": torch.randn(2, 3, 4, 6),
         },
     ),
-    "lmfm": (packed_lmfm, {"x": torch.randn(1, 4, 5, 6)} | dict(zip(PACKED._fields[:5], PACKED[:5], strict=True))),
+    "lmfm": (packed_lmfm, {"x": torch.randn(1, 4, 5, 6)} | dict(zip(PACKED._fields[:6], PACKED[:6], strict=True))),
     "pyramid_pool": (lambda x: pyramid_pool(x, [(3, 2, 1)])[0], {"x": torch.randn(1, 2, 5, 6)}),
     "upsample_add_relu": (
         upsample_add_relu, {"high": torch.randn(1, 2, 6, 8), "low": torch.randn(1, 2, 3, 4)},

@@ -84,7 +84,6 @@ def weights_of(structure, widths, shortcut=True, dtype=torch.float32, seed=1) ->
     pools, kernels, receives = structure
     channels, branch_channels, outputs = widths
     branches = len(kernels)
-    sizes = branches * channels + (sum(map(bool, kernels)) + branches) * branch_channels + channels * shortcut
 
     def matrix(*shape, fan_in):
         nonlocal seed
@@ -96,9 +95,15 @@ def weights_of(structure, widths, shortcut=True, dtype=torch.float32, seed=1) ->
         for kernel in kernels
         if kernel
     ]
-    norms = normal((2, sizes), torch.float64, seed) * torch.tensor([[1.0], [0.5]], dtype=torch.float64)
+
+    def norms(count, channels):
+        values = normal((2, count, channels), torch.float64, seed + count)
+        values[1] /= 2
+        return values.to(torch.promote_types(dtype, torch.float32))
+
     return PyramidWeights(
-        norms=norms.to(torch.promote_types(dtype, torch.float32)),
+        scale_norms=norms(branches + shortcut, channels),
+        fusion_norms=norms(sum(map(bool, kernels)) + branches, branch_channels),
         scale=matrix(branches, channels, branch_channels, fan_in=channels),
         process=torch.cat(taps) if taps else torch.zeros(0, branch_channels, branch_channels, dtype=dtype),
         compression=matrix(branches * branch_channels, outputs, fan_in=branches * branch_channels),
@@ -111,8 +116,8 @@ def weights_of(structure, widths, shortcut=True, dtype=torch.float32, seed=1) ->
 
 def moved(weights, device, dtype=None):
     """The same weights elsewhere; in another dtype, their values as they are."""
-    tensors = [None if t is None else t.to(device).to(dtype or t.dtype) for t in weights[:5]]
-    return PyramidWeights(*tensors, *weights[5:])
+    tensors = [None if t is None else t.to(device).to(dtype or t.dtype) for t in weights[:6]]
+    return PyramidWeights(*tensors, *weights[6:])
 
 
 def assert_reference(device, x, weights, layout=torch.contiguous_format):
@@ -245,9 +250,10 @@ GOOD = weights_of(STRUCTURES["LMFM"], (4, 3, 5))
         (torch.zeros(1, 4, 6, 8).int(), {}, TypeError, "x: expected float16, bfloat16, float32 or float64, got int32"),
         (torch.zeros(4, 6, 8), {}, ValueError, "x: expected [N, C, H, W] with C, H, W >= 1, got [4, 6, 8]"),
         (torch.zeros(1, 5, 6, 8), {}, ValueError, "scale: expected [4 or 5, 5, b], got [5, 4, 3]"),
-        (None, {"norms": torch.zeros(2, 9)}, ValueError, "norms: expected [2, 48], got [2, 9]"),
-        (None, {"norms": GOOD.norms.double()}, TypeError,
-         "norms: expected torch.float32 on cpu, got torch.float64 on cpu"),
+        (None, {"scale_norms": torch.zeros(2, 5, 4)}, ValueError, "scale_norms: expected [2, 6, 4], got [2, 5, 4]"),
+        (None, {"scale_norms": GOOD.scale_norms.double()}, TypeError,
+         "scale_norms: expected torch.float32 on cpu, got torch.float64 on cpu"),
+        (None, {"fusion_norms": torch.zeros(2, 24)}, ValueError, "fusion_norms: expected [2, 8, 3], got [2, 24]"),
         (None, {"scale": GOOD.scale.half()}, TypeError,
          "scale: expected torch.float32 on cpu, got torch.float16 on cpu"),
         (None, {"process": GOOD.process[:9]}, ValueError, "process: expected [27, 3, 3], got [9, 3, 3]"),
