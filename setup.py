@@ -17,6 +17,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 PACKAGES = ["bcmfnet", *(f"bcmfnet.{p.parent.name}" for p in sorted(ROOT.glob("bcmfnet/*/__init__.py")))]
+MAPPED = ["kernels", "kernels.bcl", "benchmarks", "benchmarks.peers"]
 LIBRARY, RECORD = ROOT / "bcmfnet" / "_C.so", ROOT / "bcmfnet" / "_build.json"  # of an editable install
 
 GENERATIONS = {  # names that TORCH_CUDA_ARCH_LIST may hold
@@ -232,7 +233,7 @@ class StableABIWheel(bdist_wheel):
 
 if __name__ == "__main__":
     setup(
-        packages=[*PACKAGES, "bcmfnet.kernels", "bcmfnet.kernels.bcl", "bcmfnet.benchmarks"],
+        packages=[*PACKAGES, *(f"bcmfnet.{name}" for name in MAPPED)],
         package_dir={"bcmfnet": "bcmfnet", "bcmfnet.kernels": "kernels", "bcmfnet.benchmarks": "benchmarks"},
         package_data={"bcmfnet": ["_build.json", "py.typed"], "bcmfnet.models": ["shipped/*"]},
         ext_modules=[Extension("bcmfnet._C", sources=[], optional=True)],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,6 +78,12 @@ def test_wheel_imports_on_its_own(wheel, tmp_path):
 def test_every_folder_of_the_package_is_in_the_explicit_list():
     rooms = {path.parent.name for path in (ROOT / "bcmfnet").glob("*/*.py")}
     assert rooms == {path.parent.name for path in (ROOT / "bcmfnet").glob("*/__init__.py")}
+
+
+def test_every_folder_of_the_mapped_packages_is_in_the_explicit_list():
+    mapped = re.search(r"^MAPPED = (.*)$", (ROOT / "setup.py").read_text(), re.MULTILINE)[1]
+    folders = [path.parent for room in ("kernels", "benchmarks") for path in ROOT.glob(f"{room}/**/__init__.py")]
+    assert sorted(ast.literal_eval(mapped)) == sorted(".".join(path.relative_to(ROOT).parts) for path in folders)
 
 
 def test_kernels_refuses_its_top_level_name():

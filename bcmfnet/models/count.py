@@ -15,7 +15,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_multiply_adds(model: nn.Module, size: Sequence[int] = (1, 3, 1024, 2048)) -> int:
-    """Multiply-adds of the convolutions in eval mode for `size` [N, C, H, W]; biases do not count."""
+    """Multiply-adds of (transposed) convolutions in eval mode for `size` [N, C, H, W]; biases do not count."""
     return sum(multiply_adds_by_module(model, size).values())
 
 
@@ -24,7 +24,7 @@ def multiply_adds_by_module(model: nn.Module, size: Sequence[int] = (1, 3, 1024,
     counts: dict[str, int] = {}
     shadow = copy.deepcopy(model).to("meta").eval()
     for name, module in shadow.named_modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             module.register_forward_hook(_counter(counts, name))
     with torch.no_grad():
         shadow(torch.empty(tuple(size), device="meta"))
@@ -32,7 +32,8 @@ def multiply_adds_by_module(model: nn.Module, size: Sequence[int] = (1, 3, 1024,
 
 
 def _counter(counts: dict[str, int], name: str):
-    def hook(conv: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
-        counts[name] = counts.get(name, 0) + output.numel() * conv.weight[0].numel()
+    def hook(conv: nn.Conv2d | nn.ConvTranspose2d, inputs: tuple[Tensor], output: Tensor) -> None:
+        spread = inputs[0] if isinstance(conv, nn.ConvTranspose2d) else output  # whose elements each meet weight[0]
+        counts[name] = counts.get(name, 0) + spread.numel() * conv.weight[0].numel()
 
     return hook
