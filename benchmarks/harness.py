@@ -177,12 +177,25 @@ def run(
     Raises:
         ConfigError: an argument that names nothing here, or is out of range.
     """
-    place = _device(device)
+    place = find_device(device)
+    work = _select(find(), names, case, place.type)
+    return run_cases(work, place, providers=providers, threads=threads, seconds=seconds, output=output)
+
+
+def run_cases(
+    work: Sequence[tuple[str, Benchmark, Case]],
+    place: torch.device,
+    *,
+    providers: Sequence[str] = (),
+    threads: Sequence[int] = (),
+    seconds: float = 1.0,
+    output: Path | None = None,
+) -> list[Row]:
+    """The same for cases of benchmarks with their names."""
     if seconds <= 0:
         raise ConfigError(f"seconds: expected > 0, got {seconds}")
     if output is not None:
         _results.check_output(output)
-    work = _select(find(), names, case, place.type)
     counts = _thread_counts(place, threads)
     if providers:
         _check_providers(work, place, providers)
@@ -330,7 +343,8 @@ def _check_providers(work: Sequence[tuple[str, Benchmark, Case]], device: torch.
             raise ConfigError(f"providers: expected some of {', '.join(offered)}, got {name!r}")
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of a name, which is the current one then. Raises ConfigError where it is not here."""
     try:
         device = torch.device(name)
     except RuntimeError:

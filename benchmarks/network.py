@@ -62,15 +62,19 @@ def make_inputs(case: Case, device: torch.device) -> tuple[Tensor]:
 
 @lru_cache(1)
 def _model(case: Case) -> nn.Module:
-    """Initial weights, with the running statistics of such frames: without them a random network's maps explode."""
     torch.manual_seed(0)
     model = create_model(case.model, num_classes=case.classes)
+    small = Case(case.model, (256, 256), case.classes, batch=4)
+    return with_statistics(model, *make_inputs(small, torch.device("cpu")))
+
+
+def with_statistics(model: nn.Module, frames: Tensor) -> nn.Module:
+    """A network of initial weights, frozen, with the running statistics of frames: without them its maps explode."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the plain mean over all batches
-    small = Case(case.model, (256, 256), case.classes, batch=4)
     with torch.no_grad():
-        model(*make_inputs(small, torch.device("cpu")))
+        model(frames)
     return model.eval().requires_grad_(False)
 
 

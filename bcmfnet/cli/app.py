@@ -11,7 +11,7 @@ import traceback
 from cyclopts import App, CycloptsError, Parameter
 
 import bcmfnet
-from bcmfnet.cli.benchmark import benchmark
+from bcmfnet.cli.benchmark import app as benchmark
 from bcmfnet.cli.compare import compare
 from bcmfnet.cli.config import app as config
 from bcmfnet.cli.data import app as data

@@ -1,4 +1,4 @@
-"""`bcmfnet benchmark`."""
+"""`bcmfnet benchmark` and `bcmfnet benchmark tables`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
 from bcmfnet.cli.options import CommonOptions, print_table
 from bcmfnet.engine.bounds import Between
 
+app = App(name="benchmark")
 
+
+@app.default
 def benchmark(
     *names: str,
     device: str = "cpu",
@@ -59,13 +62,64 @@ def benchmark(
     return 1 if _results.failed(rows) else 0
 
 
+@app.command
+def tables(
+    *networks: str,
+    device: str = "cpu",
+    size: Annotated[tuple[int, int] | None, Between(32, 2**14)] = None,
+    threads: Annotated[tuple[int, ...], Parameter(consume_multiple=True), Between(1, 4096)] = (),
+    seconds: Annotated[float, Between(0, 3600, "(]")] = 1.0,
+    output: Path | None = None,
+    json_output: Annotated[bool, Parameter(name="--json")] = False,
+    common: CommonOptions = CommonOptions(),
+) -> int:
+    """Print the paper's Tables 2 and 3 again: speeds measured here and counts, beside the published figures.
+
+    Exit code 1 says that one of the networks failed; it has no speed then.
+
+    Parameters
+    ----------
+    networks
+        Networks; all of both tables where none is named.
+    device
+        cpu, cuda or cuda:N.
+    size
+        Height and width of the frames; without it the datasets' own on a GPU, half of that each on a CPU.
+    threads
+        Numbers of threads on a CPU; as many as torch uses where none is given.
+    seconds
+        Least time to measure for each network.
+    output
+        CSV file to write the measured rows to, in place of those of the same case; in a folder, the machine's own file.
+    json_output
+        Print JSON instead of tables.
+    """
+    common.start_logging()
+    from bcmfnet.benchmarks import _results
+    from bcmfnet.benchmarks import tables as paper
+
+    rows = paper.run(networks, device=device, size=size, threads=threads, seconds=seconds, output=output)
+    if json_output:
+        print(json.dumps(rows, indent=2))
+    else:
+        _print_machine(rows[0])
+        for heading, table in paper.shown(rows):
+            print(f"\n{heading}")
+            print_table(table)
+        print(f"\n{paper.NOTE}", *_results.remarks(rows), sep="\n")
+    return 1 if _results.failed(rows) else 0
+
+
+def _print_machine(row: dict[str, Any]) -> None:
+    versions = [f"{name} {row[name] or 'none'}" for name in ("python", "torch", "triton", "compiler", "cuda")]
+    print(f"{row['machine']}, {row['capability']}; commit {row['commit'] or 'unknown'}; {', '.join(versions)}")
+
+
 def _print(rows: list[dict[str, Any]], device: str) -> None:
     from bcmfnet.benchmarks import _results
     from bcmfnet.ops import backends
 
-    first = rows[0]
-    versions = [f"{name} {first[name] or 'none'}" for name in ("python", "torch", "triton", "compiler", "cuda")]
-    print(f"{first['machine']}, {first['capability']}; commit {first['commit'] or 'unknown'}; {', '.join(versions)}")
+    _print_machine(rows[0])
     for threads, rate in {row["threads"]: row["copy_gb_per_s"] for row in rows}.items():
         print(f"copy{f', threads {threads}' if threads else ''}: {rate:.3g} GB/s")
     for row in backends.describe():

@@ -8,7 +8,8 @@ import json
 import pytest
 import torch
 
-from bcmfnet.benchmarks import _timing, upsample_argmax
+from bcmfnet.benchmarks import _timing, tables, upsample_argmax
+from bcmfnet.benchmarks.peers import ENet
 
 CASE = "1x11x45x60-360x480-float32-rough"
 SHORT = (
@@ -88,5 +89,84 @@ def test_a_provider_that_disagrees_has_no_time_and_fails_the_command(bcmfnet, mo
 )
 def test_names_of_nothing_are_one_line(bcmfnet, argv, message):
     result = bcmfnet("benchmark", *argv)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith(f"bcmfnet: {message}") and result.err.count("\n") == 1
+
+
+TABLES = ("tables", "enet", "bcmfnet", "msfnet", "--size", "64", "96", "--threads", "1", "--seconds", "1e-6")
+
+
+def test_tables_of_the_paper(bcmfnet, tmp_path):
+    """Two networks and one without code: measured and counted beside the published figures, which are marked."""
+    path = tmp_path / "all.csv"
+    result = bcmfnet("benchmark", *TABLES, "--output", path)
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    assert f"torch {torch.__version__}" in lines[0]
+    cityscapes, camvid = (
+        lines.index(f"{title}: 1x3x64x96, threads 1") for title in ("Table 2, Cityscapes", "Table 3, CamVid")
+    )
+    assert lines[cityscapes + 1].split() == [
+        "network", "FPS", "20", "%", "80", "%", "FPS*", "mIoU*", "M", "params", "M", "params*", "G", "mult-adds", "at",
+        "frame*", "GFLOPs*", "frame*", "GPU*",
+    ]  # fmt: skip
+    enet, ours = (lines[cityscapes + number].split() for number in (3, 4))
+    assert [enet[0], *enet[4:]] == ["ENet", "135.4", "57.0", "0.36", "0.4", "0.046", "1.72", "3.8", "360x640", "-"]
+    assert [ours[0], *ours[4:]] == [
+        "BCMFNet",
+        "103.4",
+        "78.2",
+        "5.55",
+        "5.6",
+        "0.107",
+        "36.2",
+        "35.8",
+        "1024x2048",
+        "-",
+    ]
+    assert all(float(cell) > 0 for row in (enet, ours) for cell in row[1:4])
+    assert lines[camvid + 3].split() == ["MSFNet", "-", "-", "-", "91.0", "75.4", *7 * "-"]
+    assert lines[camvid + 4].split()[0] == "BCMFNet"
+    assert "* published, on the frame and the GPU that are named; the rest was measured or counted here." in result.out
+    assert lines[-1].startswith("msfnet unavailable in tables camvid-1x3x64x96: there is no code of it")
+    with path.open(newline="") as file:
+        rows = [(row["case"], row["provider"], row["time_us_50"] != "") for row in csv.DictReader(file)]
+    assert rows == [
+        ("cityscapes-1x3x64x96", "enet", True), ("cityscapes-1x3x64x96", "bcmfnet", True),
+        ("camvid-1x3x64x96", "msfnet", False), ("camvid-1x3x64x96", "bcmfnet", True),
+    ]  # fmt: skip
+
+
+def test_tables_of_the_paper_in_json(bcmfnet):
+    result = bcmfnet("benchmark", "tables", "msfnet", *TABLES[4:], "--json")
+    assert result.code == 0, result.err
+    (row,) = json.loads(result.out)
+    assert (row["table"], row["case"], row["status"]) == ("camvid", "camvid-1x3x64x96", "unavailable")
+    assert (row["fps"], row["published"]["fps"], row["published"]["miou"]) == (None, 91.0, 75.4)
+
+
+def test_a_network_of_the_tables_that_fails_has_no_speed_and_fails_the_command(bcmfnet, monkeypatch):
+    class Broken(ENet):
+        def forward(self, images):
+            return super().forward(images) / 0
+
+    monkeypatch.setitem(tables.PEERS, "enet", Broken)
+    result = bcmfnet("benchmark", "tables", "enet", *TABLES[4:])
+    assert result.code == 1
+    row = next(line for line in result.out.splitlines() if line.startswith("ENet"))
+    assert row.split()[1:5] == ["-", "-", "-", "135.4"]
+    assert result.out.splitlines()[-1] == "enet disagrees: expected finite logits [1, 19, h, w], got [1, 19, 64, 96]"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["unet"], "NETWORKS: expected some of segnet, enet, "),
+        (["--size", "16", "64"], "--size: expected integers from 32 to 16384, got (16, 64)"),
+        (["--device", "gpu"], "--device: expected cpu, cuda or cuda:N, got 'gpu'"),
+    ],
+)
+def test_words_that_no_table_has_are_one_line(bcmfnet, argv, message):
+    result = bcmfnet("benchmark", "tables", *argv)
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith(f"bcmfnet: {message}") and result.err.count("\n") == 1

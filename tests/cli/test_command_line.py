@@ -24,6 +24,7 @@ from bcmfnet.models import create_model, save_weights
 VERBS = (
     *(("train",), ("evaluate",), ("compare",), ("predict",), ("loss",), ("benchmark",), ("env",)),
     *(("data", "verify"), ("data", "prepare"), ("data", "convert"), ("config", "show")),
+    ("benchmark", "tables"),
 )
 REQUIRED = {
     "evaluate": ("--weights", "w"), "predict": ("image", "--weights", "w"), "loss": ("--weights", "w"),
