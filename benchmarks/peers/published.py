@@ -57,7 +57,7 @@ PAPER: dict[str, tuple[Published, ...]] = {
 }
 """The rows of Tables 2 and 3, in their order."""
 
-PIDNET, RDRNET = "arXiv 2206.02066", "RDRNet's paper, val, from scratch"
+PIDNET, RDRNET = "arXiv 2206.02066", "arXiv 2406.12496, val, from scratch"
 BEYOND: dict[str, tuple[Published, ...]] = {
     "cityscapes": (
         Published("pidnet_s", "PIDNet-S", 78.6, 93.2, PIDNET, "47.6", "7.6", CITYSCAPES, RTX_3090),
