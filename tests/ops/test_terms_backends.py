@@ -108,6 +108,7 @@ def agrees(device, logits, target, tensors, options, name: str) -> bool:
     return True
 
 
+@pytest.mark.timeout(1200)  # interpreted, the thousand take some minutes
 @pytest.mark.parametrize("seeds", CASES)
 def test_random_cases(device, request, seeds):
     """At least half decides nothing by a rounding; in the others the selection is not compared."""
