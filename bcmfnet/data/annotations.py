@@ -6,7 +6,7 @@ import json
 import reprlib
 from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -94,19 +94,21 @@ def _is_id(value: Any) -> bool:
     return type(value) in (int, str)
 
 
-def _is_side(value: Any) -> bool:
+def _is_side(value: Any) -> TypeGuard[int]:
     return type(value) is int and value > 0
 
 
 def _read_coco(path: Path, content: dict[str, Any], images: Path | None) -> tuple[list[str], list[Annotated]]:
     frames: dict[Any, Annotated] = {}
+    sizes: dict[Any, tuple[int, int]] = {}
     for number, image in enumerate(_value(str(path), content, "images", "a list", _is_list)):
         where = f"{path}: image {number}"
         name = _value(where, image, "file_name", "the name of a file", _is_text)
-        size = tuple(_value(where, image, key, "a number of pixels", _is_side) for key in ("height", "width"))
+        height, width = (_value(where, image, key, "a number of pixels", _is_side) for key in ("height", "width"))
         at = (path.parent if images is None else images) / PureWindowsPath(name).as_posix()
         key = _value(where, image, "id", "an id of its own", lambda v: _is_id(v) and v not in frames)
-        frames[key] = Annotated(f"{path}: {name}", at, size, [])
+        sizes[key] = height, width
+        frames[key] = Annotated(f"{path}: {name}", at, sizes[key], [])
     categories: dict[Any, str] = {}
     for number, category in enumerate(_value(str(path), content, "categories", "a list", _is_list)):
         where = f"{path}: category {number}"
@@ -118,7 +120,7 @@ def _read_coco(path: Path, content: dict[str, Any], images: Path | None) -> tupl
         image = _value(where, annotation, "image_id", "the id of an image", lambda v: _is_id(v) and v in frames)
         key = _value(where, annotation, "category_id", "the id of a category", lambda v: _is_id(v) and v in categories)
         area = _value(where, annotation, "segmentation", "polygons or an RLE", lambda v: bool(v))
-        frames[image].shapes.append(_coco_shape(where, categories[key], area, frames[image].size))
+        frames[image].shapes.append(_coco_shape(where, categories[key], area, sizes[image]))
     for frame in frames.values():
         frame.shapes.sort(key=lambda shape: -shape.area)
     ordered = sorted(categories, key=lambda key: (isinstance(key, str), key))
@@ -163,13 +165,14 @@ def _is_point(value: Any) -> bool:
 def _read_labelme(path: Path, content: dict[str, Any], images: Path | None) -> Annotated:
     name = PureWindowsPath(_value(str(path), content, "imagePath", "the name of a file", _is_text))
     at = path.parent / name.as_posix() if images is None else images / name.name
-    size = content.get("imageHeight"), content.get("imageWidth")
+    height, width = content.get("imageHeight"), content.get("imageWidth")
+    size = (height, width) if _is_side(height) and _is_side(width) else None
     shapes = []
     for number, shape in enumerate(_value(str(path), content, "shapes", "a list", _is_list)):
         where = f"{path}: shape {number}"
         label = _value(where, shape, "label", "text", _is_text)
         shapes.append(Shape(label, (_labelme_corners(f"{where} ({label})", shape),)))
-    return Annotated(str(path), at, size if all(map(_is_side, size)) else None, shapes)
+    return Annotated(str(path), at, size, shapes)
 
 
 def _labelme_corners(where: str, shape: dict[str, Any]) -> np.ndarray:

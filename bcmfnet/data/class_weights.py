@@ -6,7 +6,7 @@ import json
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeGuard, get_args
 
 import numpy as np
 
@@ -15,6 +15,11 @@ from bcmfnet.errors import ConfigError
 Rule = Literal["enet", "median"]
 RULES = get_args(Rule)
 LARGEST = 10**9
+
+
+def is_rule(name: str) -> TypeGuard[Rule]:
+    """Whether `class_weights` has a rule of that name."""
+    return name in RULES
 
 
 def class_weights(rule: Rule, pixels: np.ndarray) -> np.ndarray:

@@ -97,7 +97,8 @@ def _classes(folder: Path, source: str | Path, colors: str | Path | None, names:
 
 def _check_images(frames: list[Annotated]) -> list[tuple[int, int]]:
     """(height, width) of each image. Raises DataError for one that is not there or not what its annotation says."""
-    sizes, named = [], {}
+    sizes: list[tuple[int, int]] = []
+    named: dict[str, Path] = {}
     for frame in frames:
         if not frame.image.is_file():
             raise DataError(f"{frame.source}: expected its image at {frame.image}, found no file")

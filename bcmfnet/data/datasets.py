@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
 
 from bcmfnet.data.colors import color_ids, read_colors
@@ -177,7 +178,7 @@ def _plain_folder(
 
 def _layout(folder: Path, split: str) -> tuple[Path, Path]:
     """The folders of images and of masks. Raises DataError where there are masks in two layouts."""
-    layouts = [tuple(folder / part.format(split) for part in layout) for layout in LAYOUTS]
+    layouts = [(folder / images.format(split), folder / masks.format(split)) for images, masks in LAYOUTS]
     whole = [layout for layout in layouts if all(map(Path.is_dir, layout))]
     filled = [layout for layout in whole if list_images(layout[1])]
     if len(filled) > 1:
@@ -207,7 +208,7 @@ def _prepared(root: str | Path | None, split: str, strict: bool) -> PreparedFram
     return PreparedFrames(_folder(root, "prepared"), split)
 
 
-_BUILDERS = {
+_BUILDERS: dict[str, Callable[..., Dataset]] = {
     "camvid11-segnet": _camvid_segnet,
     "camvid11-ignore": _camvid_ignore,
     "cityscapes": _cityscapes,

@@ -108,7 +108,7 @@ def _webp(file: BinaryIO) -> Header | None:
             size = size or (1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF))
         elif kind == b"EXIF":
             orientation = _exif_orientation(file, at + 6 * (_at(file, at, 6) == b"Exif\0\0"))
-    return Header("WebP", *size, 8, orientation) if size else None
+    return Header("WebP", size[0], size[1], 8, orientation) if size else None
 
 
 def _riff_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
@@ -145,7 +145,7 @@ def _tiff_fields(file: BinaryIO, start: int) -> dict[int, int]:
     at = start + _unpack(file, start + (8 if big else 4), order + offset)[0]
     entries = _unpack(file, at, order + count)[0]
     at += struct.calcsize(order + count)
-    fields = {}
+    fields: dict[int, int] = {}
     for _ in range(min(entries, MOST_PARTS)):
         tag, kind, values = _unpack(file, at, order + entry)
         inline = at + struct.calcsize(order + entry)

@@ -108,7 +108,7 @@ def write_jpeg(path: str | Path, image: np.ndarray, quality: int = 92) -> None:
 
 def _write(path: str | Path, ending: str, image: np.ndarray, options: tuple[int, int]) -> None:
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    Path(path).write_bytes(cv2.imencode(ending, bgr, options)[1])
+    Path(path).write_bytes(cv2.imencode(ending, bgr, options)[1].data)
 
 
 def _check_image(header: Header, path: str | Path, turn: bool) -> None:
@@ -143,7 +143,7 @@ def _open(path: str | Path) -> io.BufferedReader:
             return open(path, "rb")
         reason = f"expected a regular file, got {FILE_KINDS.get(kind, 'something else')}"
     except OSError as error:
-        reason = error.strerror
+        reason = str(error.strerror)
     raise DataError(f"{path}: cannot be read: {reason}")
 
 

@@ -131,8 +131,8 @@ def make_label_table(name: str, num_classes: int, classes: tuple[str, ...] = ())
 
 
 def _hue_color(i: int) -> RGB:
-    rgb = colorsys.hsv_to_rgb(i * 0.618034 % 1.0, 0.75 - 0.25 * (i % 3 == 1), 0.9 - 0.3 * (i % 3 == 2))
-    return tuple(round(255 * c) for c in rgb)
+    red, green, blue = colorsys.hsv_to_rgb(i * 0.618034 % 1.0, 0.75 - 0.25 * (i % 3 == 1), 0.9 - 0.3 * (i % 3 == 2))
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 CAMVID_VOID_COLORS: tuple[RGB, ...] = (

@@ -7,7 +7,7 @@ numbers and no worker has state to keep.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,7 +93,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 @dataclass(frozen=True)
-class TrainSamples:
+class TrainSamples(torch.utils.data.Dataset[Sample | DataError]):
     """Map (epoch, index) to an augmented frame; a DataError is returned, for `collate` to hand to the parent.
 
     Where `strict` is off, the next frame of the dataset that can be read stands in for one that cannot.
@@ -127,7 +127,7 @@ class TrainSamples:
 
 
 @dataclass(frozen=True)
-class EvalSamples:
+class EvalSamples(torch.utils.data.Dataset[Sample | DataError]):
     """Map an index to a whole frame; a DataError is returned, for `collate` to hand to the parent."""
 
     dataset: Dataset
@@ -189,20 +189,22 @@ class BatchLoader:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         with contextlib.closing(self._results()) as results:
             for batch in results:
                 if isinstance(batch, DataError):
                     raise batch
                 yield batch
 
-    def _results(self) -> Iterator[Batch | DataError]:
+    def _results(self) -> Generator[Batch | DataError, None, None]:
         if self.loader.num_workers == 0:
             yield from self.loader
             return
+        samples, batches = self.loader.dataset, self.loader.batch_sampler
+        assert isinstance(samples, TrainSamples | EvalSamples) and batches is not None  # as `_loader` makes them
         with contextlib.closing(WorkerStream(self.loader, self.patience)) as stream:
-            for keys in self.loader.batch_sampler:
-                files = [self.loader.dataset.files(key)[0] for key in keys]
+            for keys in batches:
+                files = [samples.files(key)[0] for key in keys]
                 batch = stream.next(self.should_stop, files)
                 if batch is None:
                     return

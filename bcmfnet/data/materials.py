@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from bcmfnet.data.labels import RGB, get_label_table
@@ -56,7 +58,7 @@ class Materials:
         self.grain = np.zeros(256, np.int16)
         self.blotch = np.zeros(256, np.int16)
 
-    def add(self, name: str, label: str, color: RGB, grain: int = 4, blotch: int = 4) -> None:
+    def add(self, name: str, label: str, color: Sequence[float], grain: int = 4, blotch: int = 4) -> None:
         i = len(self.ids)
         self.ids[name] = i
         self.classes[i] = get_label_table("street10").classes.index(label)

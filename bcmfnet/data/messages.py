@@ -21,7 +21,7 @@ class DecoderMessages:
         self._python: TextIO | None = sys.stderr
         self._read = 0
         try:
-            self._shown = os.dup(2)
+            self._shown: int | None = os.dup(2)
         except OSError:  # standard error is closed: nobody hears the decoders anyway
             self._shown = None
             return self

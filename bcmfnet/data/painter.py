@@ -111,7 +111,7 @@ class Painter:
         amplitude = cv2.LUT(self.ids, STREET.grain) * self._window(fine)
         amplitude += cv2.LUT(self.ids, STREET.blotch) * self._window(coarse)
         shade = (amplitude >> 5) + MID
-        shade[(self.shadow & cv2.LUT(self.ids, GROUND_MASK)) > 0] //= 2
+        shade[cv2.bitwise_and(self.shadow, cv2.LUT(self.ids, GROUND_MASK)) > 0] //= 2
         return np.clip(shade, 0, 255).astype(np.uint8)
 
     def _window(self, texture: np.ndarray) -> np.ndarray:

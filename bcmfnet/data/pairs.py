@@ -19,10 +19,15 @@ MIN_SIDE = 64  # pixels of a frame that the networks take
 class Dataset(Protocol):
     """What training, evaluation and verification ask of a dataset."""
 
-    split: str
-    table: LabelTable
-    unpaired: tuple[str, ...]
-    """A line for each image without a mask and each mask without an image."""
+    @property
+    def split(self) -> str: ...
+
+    @property
+    def table(self) -> LabelTable: ...
+
+    @property
+    def unpaired(self) -> tuple[str, ...]:
+        """A line for each image without a mask and each mask without an image."""
 
     def __len__(self) -> int: ...
 

@@ -79,7 +79,7 @@ class PreparedFrames:
 
     def check(self, i: int) -> None:
         """Raise DataError unless frame i holds what was written."""
-        if zlib.crc32(self._map(i)) != self.frames[i]["crc32"]:
+        if zlib.crc32(self._map(i).data) != self.frames[i]["crc32"]:
             raise DataError(f"{self.files(i)[0]}: damaged, its CRC-32 is not the one of the index{AGAIN}")
 
     def _map(self, i: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -146,8 +147,8 @@ def to_chw(image: np.ndarray) -> np.ndarray:
 
 def normalize(
     images: Tensor,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
     """(images / 255 - mean) / std on the images' device: uint8 [N, 3, H, W] -> float32 in `memory_format`."""

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,10 @@ class VerifyReport:
         return [*self.table.classes, "void"] if self.table else []
 
     def _shares(self, split: str) -> list[float]:
-        pixels, table = self.pixels[split], self.table
-        counts = [*pixels[: table.num_classes], pixels[table.ignore_index]]
+        if self.table is None:
+            return []
+        pixels = self.pixels[split]
+        counts = [*pixels[: self.table.num_classes], pixels[self.table.ignore_index]]
         return [float(count / max(1, pixels.sum())) for count in counts]
 
 
@@ -98,7 +101,7 @@ def verify_datasets(datasets: Mapping[str, Dataset]) -> VerifyReport:
         report.table = dataset.table
         report.problems += dataset.unpaired
         report.frames[split], report.pixels[split] = len(dataset), np.zeros(256, np.int64)
-        looked, said = _look(dataset, lambda i, dataset=dataset: _counted(_whole_label(dataset, i)))
+        looked, said = _look(dataset, partial(_look_at_whole, dataset))
         report.warnings += said
         for found in looked:
             if isinstance(found, str):
@@ -148,11 +151,11 @@ def _check_one_in(every: int, dataset: PairedFiles | PreparedFrames) -> None:
         log.warning("%s", printable(line))
 
 
-def _whole_label(dataset: Dataset, i: int) -> np.ndarray:
-    """Ids of frame i, of which the image was read too."""
+def _look_at_whole(dataset: Dataset, i: int) -> Looked:
+    """At the label map of frame i, of which the image was read too."""
     if isinstance(dataset, PreparedFrames):
         dataset.check(i)
-    return dataset.read(i)[1]
+    return _counted(dataset.read(i)[1])
 
 
 def _counted(label: np.ndarray) -> Looked:
@@ -165,7 +168,7 @@ def _look(dataset: Dataset, look: Callable[[int], Looked]) -> tuple[list[np.ndar
     The second list has a line for each message of a decoder. Frames are looked at in threads, so those that were under
     way when there was one are looked at once more, one by one.
     """
-    suspects = []
+    suspects: list[int] = []
 
     def checked(i: int) -> np.ndarray | str:
         said = messages.size

@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
-from torch.utils.data.dataloader import _BaseDataLoaderIter
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from bcmfnet.errors import DataError
 
@@ -65,7 +65,9 @@ class WorkerStream:
             try:
                 # Kept here: the workers of a later loader drop what other threads than theirs hold, and an iterator
                 # that is dropped ends the workers that it shares with the original.
-                self.iterator = iter(loader)
+                iterator = iter(loader)
+                assert isinstance(iterator, _MultiProcessingDataLoaderIter)  # since the loader has workers
+                self.iterator = iterator
                 self._sigchld = _silence_sigchld()
             except OSError as error:
                 got = error.strerror or error
@@ -202,7 +204,7 @@ def _forget_half_made(error: BaseException) -> None:
     for cause in (error, error.__cause__):
         for frame, _ in traceback.walk_tb(cause.__traceback__ if cause else None):
             iterator = frame.f_locals.get("self")
-            if isinstance(iterator, _BaseDataLoaderIter):
+            if isinstance(iterator, _MultiProcessingDataLoaderIter):
                 iterator._shutdown = True
                 with contextlib.suppress(ValueError):
                     signal_handling._remove_worker_pids(id(iterator))

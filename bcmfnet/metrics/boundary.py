@@ -108,7 +108,7 @@ class BoundaryMetrics:
         self.dilation_ratio = dilation_ratio
         self.f_radii = tuple(f_radii)
         self.trimap_radii = tuple(trimap_radii)
-        self.state = {
+        self.state: dict[str, np.ndarray] = {
             "images": np.zeros((), np.int64),
             "band_intersection": np.zeros(num_classes, np.int64),
             "band_union": np.zeros(num_classes, np.int64),

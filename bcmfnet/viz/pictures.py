@@ -161,7 +161,7 @@ def loss_tiles(
             continue
         pictures[f"{name}: score"] = score
         share = maps.selected.sum() / max(1, np.count_nonzero(~ignored))
-        pictures[f"{name}: {_selection(maps, share)}"] = _selected_pixels(image, maps, reach)
+        pictures[f"{name}: {_selection(maps, share)}"] = _selected_pixels(image, maps.selected, maps.term, reach)
     return {title: _shrunk(picture, tile_width) for title, picture in pictures.items()}
 
 
@@ -189,12 +189,12 @@ def heat(nats: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_PLASMA), cv2.COLOR_BGR2RGB)
 
 
-def _selected_pixels(image: np.ndarray, maps: LossMaps, reach: int) -> np.ndarray:
+def _selected_pixels(image: np.ndarray, selected: np.ndarray, term: np.ndarray, reach: int) -> np.ndarray:
     """The selected pixels, `reach` pixels larger to each side, on the image faded to a light grey."""
     picture = _faded(image)
     window = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
-    term = cv2.dilate(np.where(maps.selected, maps.term, -1.0).astype(np.float32), window)
-    return np.where((term >= 0)[..., None], heat(term), picture)
+    widened = cv2.dilate(np.where(selected, term, -1.0).astype(np.float32), window)
+    return np.where((widened >= 0)[..., None], heat(widened), picture)
 
 
 def _faded(image: np.ndarray) -> np.ndarray:
@@ -285,7 +285,8 @@ def _write(strip: np.ndarray, text: str, x: int) -> None:
 
 
 def _text_size(text: str) -> tuple[int, int]:
-    return cv2.getTextSize(text, FONT, FONT_SCALE, 1)[0]
+    (width, height), _ = cv2.getTextSize(text, FONT, FONT_SCALE, 1)
+    return width, height
 
 
 def _spaced(images: Sequence[np.ndarray], axis: int) -> np.ndarray:

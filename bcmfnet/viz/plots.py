@@ -11,16 +11,19 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bcmfnet.errors import MissingPackageError
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 INK, FAINT, BLUE, ORANGE = "#3c3c3c", "#e4e4e4", "#2b6ca3", "#d9772b"
 FEW_POINTS = 25
 ANNOTATED_CLASSES = 32
-STYLE = {
+STYLE: dict[RcKeyType, object] = {
     "font.size": 8,
     "text.color": INK,
     "text.parse_math": False,  # a dollar in the name of a class is a dollar
@@ -112,10 +115,10 @@ def _figure(what: str, path: str | Path, size: tuple[float, float]) -> Iterator[
     require_matplotlib(what)
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        figure.get_layout_engine().set(wspace=0.04)
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.04))
         yield figure
         encoded = io.BytesIO()
         figure.savefig(encoded, format=Path(path).suffix[1:])
