@@ -10,7 +10,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from bcmfnet.export.files import ExportedFile
+from bcmfnet.export.files import ExportedFile, Run
 from bcmfnet.inference import InferenceNetwork
 from bcmfnet.ops import upsample_argmax
 from bcmfnet.reference.bilinear import upsample
@@ -65,10 +65,11 @@ def check_exported(
             best = upsample(logits.float(), size).topk(2, dim=1).values
             check.largest_margin = max(check.largest_margin, float((best[:, 0] - best[:, 1])[wrong].max()))
     times: tuple[list[float], list[float]] = ([], [])
+    runs: tuple[Run, Run] = (file.run, network)
     for _ in range(RUNS):
-        for seconds, call, image in zip(times, (file.run, network), (given[0], normalized[0]), strict=True):
+        for seconds, run, image in zip(times, runs, (given[0], normalized[0]), strict=True):
             start = time.perf_counter()
-            call(image)
+            run(image)
             seconds.append(time.perf_counter() - start)
     check.seconds, check.network_seconds = map(median, times)
     return check

@@ -169,8 +169,9 @@ def _write_onnx(graph: DeployedGraph, images: Tensor, dynamic: bool, metadata: d
         output_names=[graph.output],
         dynamic_shapes=_shapes(dynamic, least_side(graph, "onnx")),
     )
+    assert program is not None  # torch.onnx.export gives one with dynamo
     table = metadata.get("label_table", {})
-    shown = {key: metadata[key] for key in ("mean", "std") if key in metadata}
+    shown: dict[str, Any] = {key: metadata[key] for key in ("mean", "std") if key in metadata}
     shown |= {key: table[key] for key in ("classes", "colors") if key in table}  # for whoever does not know ours
     program.model.metadata_props.update({key: json.dumps(value) for key, value in shown.items()})
     program.model.metadata_props[KEY] = json.dumps(metadata)

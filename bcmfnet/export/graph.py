@@ -24,6 +24,9 @@ class DeployedGraph(nn.Module):
         mean, std: of RGB in 0..1, to take uint8 images; without them images are float32 and normalised already.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(
         self,
         model: DualResolutionNet,
@@ -36,8 +39,9 @@ class DeployedGraph(nn.Module):
         self.network = folded(model, dtype, torch.contiguous_format)
         self.pools = model.context.pools
         self.output = output
-        self.takes_uint8 = mean is not None and std is not None
-        if self.takes_uint8:
+        self.takes_uint8 = False
+        if mean is not None and std is not None:
+            self.takes_uint8 = True
             scale = torch.tensor([1 / (255 * s) for s in std])
             shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
             self.register_buffer("scale", scale.view(3, 1, 1))

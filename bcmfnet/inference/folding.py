@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +13,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bcmfnet.inference.layers import ContextOp, ConvAddReLU, Stem
 from bcmfnet.models.ddrnet import DualResolutionNet
-from bcmfnet.nn.context import PyramidContext
+from bcmfnet.nn.context import ConvUnit, PyramidContext
 from bcmfnet.ops import _cpu
 from bcmfnet.ops._lmfm import beats_modules
 from bcmfnet.ops.backends import has_kernel
 
+Kind = TypeVar("Kind", bound=nn.Module)
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
@@ -31,7 +33,7 @@ def folded(model: DualResolutionNet, dtype: torch.dtype, memory_format: torch.me
     network = fx.GraphModule(root, _Tracer().trace(root), type(model).__name__)
     for node in list(network.graph.nodes):
         if _called(network, node, nn.Identity) is not None:
-            _replace(node, node.args[0])
+            _replace(node, _node(node.args[0]))
         elif (norm := _called(network, node, NORMS)) is not None:
             _fold_norm(network, node, norm)
     return _cast(_finished(network), dtype, memory_format).requires_grad_(False)
@@ -46,13 +48,13 @@ def with_context_op(network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModu
         for node in network.graph.nodes:
             context = _called(network, node, PyramidContext)
             if context is not None and _is_what_the_op_computes(context):
-                network.set_submodule(node.target, ContextOp(context, dtype))
+                network.set_submodule(str(node.target), ContextOp(context, dtype))
     return network
 
 
 def _is_what_the_op_computes(context: PyramidContext) -> bool:
     """Whether its modules are those that it was made of, in pre-activation units."""
-    kinds = (*NORMS, nn.Conv2d, nn.ReLU, nn.Sequential, nn.ModuleDict)
+    kinds = (*NORMS, nn.Conv2d, nn.ReLU, ConvUnit, nn.Sequential, nn.ModuleDict)
     plain = all(type(module) in kinds for module in context.modules() if module is not context)
     return context.norm_order == "pre" and plain
 
@@ -69,7 +71,7 @@ def fused(network: fx.GraphModule) -> fx.GraphModule:
     for node in list(network.graph.nodes):
         if (conv := _called(network, node, nn.Conv2d)) is not None:
             _take_sum(node)
-            network.set_submodule(node.target, ConvAddReLU(conv, relu=_take_relus(network, node)))
+            network.set_submodule(str(node.target), ConvAddReLU(conv, relu=_take_relus(network, node)))
     for node in list(network.graph.nodes):
         _work_in_place(network, node)
     _join_stem(network)
@@ -111,33 +113,34 @@ def _fold_head_entry(model: DualResolutionNet) -> None:
     high branch alone takes the shift.
     """
     norm, high, context = model.head.bn1, model.backbone.high5, model.context
+    skip = high.get_submodule("downsample.1")  # the batch norm after its 1x1
+    assert isinstance(skip, NORMS) and norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    shift = norm.bias - norm.running_mean * scale
-    for last in (high.bn3, high.downsample[1]):
-        last.weight *= scale
-        last.bias *= scale
-    high.bn3.bias += shift
+    for last in (high.bn3, skip):
+        last.weight.mul_(scale)
+        last.bias.mul_(scale)
+    high.bn3.bias.add_(norm.bias - norm.running_mean * scale)
     for unit in filter(None, (context.compression, context.shortcut)):
         if context.norm_order == "post":
-            unit.norm.weight *= scale
-            unit.norm.bias *= scale
+            unit.norm.weight.mul_(scale)
+            unit.norm.bias.mul_(scale)
         else:
-            unit.conv.weight *= scale.view(-1, 1, 1, 1)
-    model.head.bn1 = nn.Identity()
+            unit.conv.weight.mul_(scale.view(-1, 1, 1, 1))
+    model.set_submodule("head.bn1", nn.Identity())
 
 
-def _fold_norm(network: fx.GraphModule, node: fx.Node, norm: nn.Module) -> None:
-    source = node.args[0]
+def _fold_norm(network: fx.GraphModule, node: fx.Node, norm: nn.modules.batchnorm._BatchNorm) -> None:
+    source = _node(node.args[0])
     conv = _called(network, source, nn.Conv2d)
     if conv is not None and len(source.users) == 1:
-        network.set_submodule(source.target, fuse_conv_bn_eval(conv, norm))
+        network.set_submodule(str(source.target), fuse_conv_bn_eval(conv, norm))
         _replace(node, source)
 
 
-def _cast(network: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format) -> nn.Module:
+def _cast(network: fx.GraphModule, dtype: torch.dtype, memory_format: torch.memory_format) -> fx.GraphModule:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            module.to(dtype=dtype, memory_format=memory_format)
+            module.to(dtype, memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub lacks it
         elif isinstance(module, NORMS) and dtype != torch.float64:
             module.float()
     return network
@@ -158,7 +161,7 @@ def _take_sum(node: fx.Node) -> None:
     """Let a convolution add what is there before it: `node` then takes it as a second argument."""
     user = next(iter(node.users))
     if len(node.users) == 1 and user.target is operator.add:
-        (other,) = (argument for argument in user.args if argument is not node)
+        (other,) = (_node(argument) for argument in user.args if argument is not node)
         if other < node:
             node.args = (*node.args, other)
             _replace(user, node)
@@ -181,7 +184,7 @@ def _work_in_place(network: fx.GraphModule, node: fx.Node) -> None:
         operation, arguments = "add_", node.args
     else:
         return
-    for number, argument in enumerate(arguments):
+    for number, argument in enumerate(map(_node, arguments)):
         if [user for user in argument.users if user.target is not getattr] == [node]:
             others = arguments[:number] + arguments[number + 1 :]
             with network.graph.inserting_after(node):
@@ -192,8 +195,10 @@ def _work_in_place(network: fx.GraphModule, node: fx.Node) -> None:
 def _join_stem(network: fx.GraphModule) -> None:
     """Make one module of the cast and the two convolutions of the stem."""
     images, cast, first, second = list(network.graph.nodes)[:4]
-    convs = [network.get_submodule(node.target) for node in (first, second)]
-    network.add_submodule("stem", Stem(*convs, memory_format=cast.kwargs["memory_format"]))
+    convs = [conv for node in (first, second) if (conv := _called(network, node, ConvAddReLU)) is not None]
+    memory_format = cast.kwargs["memory_format"]
+    assert isinstance(memory_format, torch.memory_format)
+    network.add_submodule("stem", Stem(convs[0], convs[1], memory_format))
     with network.graph.inserting_after(second):
         _replace(second, network.graph.call_module("stem", (images,)))
     network.graph.erase_node(first)
@@ -208,12 +213,18 @@ def _is_relu(network: fx.GraphModule, node: fx.Node) -> bool:
     return node.target is F.relu or _called(network, node, nn.ReLU) is not None
 
 
-def _called(network: fx.GraphModule, node: fx.Node, kind: type | tuple[type, ...]) -> nn.Module | None:
+def _called(network: fx.GraphModule, node: fx.Node, kind: type[Kind] | tuple[type[Kind], ...]) -> Kind | None:
     """The module of a node that calls one of a kind, else None."""
     if node.op != "call_module":
         return None
-    module = network.get_submodule(node.target)
+    module = network.get_submodule(str(node.target))
     return module if isinstance(module, kind) else None
+
+
+def _node(argument: fx.node.Argument) -> fx.Node:
+    """The argument of a node that is a map: what computes it."""
+    assert isinstance(argument, fx.Node)
+    return argument
 
 
 def _replace(node: fx.Node, by: fx.Node) -> None:

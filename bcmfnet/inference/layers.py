@@ -42,7 +42,7 @@ class ConvAddReLU(nn.Module):
         geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
         reordered = self._reordered  # read once: another thread may put those of another size in its place
         if reordered is None or reordered[0] != x.shape:
-            weight = torch._C._nn.mkldnn_reorder_conv2d_weight(conv.weight.to_mkldnn(), *geometry, x.shape)
+            weight = torch.ops.aten.mkldnn_reorder_conv2d_weight(conv.weight.to_mkldnn(), *geometry, x.shape)
             self._reordered = reordered = (x.shape, weight)
         operands = (reordered[1], conv.bias, *geometry)
         convolution = torch.ops.mkldnn._convolution_pointwise
@@ -103,5 +103,5 @@ class ContextOp(nn.Module):
             self.register_buffer(name, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
-        tensors = (getattr(self, name) for name in self.names)
-        return lmfm(x, PyramidWeights(*tensors, self.pools, self.kernels, self.receives))
+        tensors = {name: getattr(self, name) for name in self.names}
+        return lmfm(x, PyramidWeights(**tensors, pools=self.pools, kernels=self.kernels, receives=self.receives))

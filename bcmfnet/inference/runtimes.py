@@ -62,6 +62,7 @@ class Runtime:
 
 def _onnxruntime(network: nn.Module, images: Tensor, dtype: torch.dtype, threads: int) -> Pass:
     program = torch.onnx.export(network, (images,), dynamo=True, verbose=False)
+    assert program is not None  # torch.onnx.export gives one with dynamo
     return run_onnx(program.model_proto.SerializeToString(), threads)[1]
 
 

@@ -19,13 +19,16 @@ Model = TypeVar("Model", bound=nn.Module)
 class _LowResolution(nn.Module):
     """What a model's class is joined with."""
 
+    backbone: nn.Module
+    classifier: nn.Module
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         if not self.training:
             return super().forward(images)
         features = self.backbone(images)
         output = OrderedDict(out=self.classifier(features.get("out", features)))
-        if getattr(self, "aux_classifier", None) is not None:
-            output["aux"] = self.aux_classifier(features["aux"])
+        if (auxiliary := getattr(self, "aux_classifier", None)) is not None:
+            output["aux"] = auxiliary(features["aux"])
         return output
 
 

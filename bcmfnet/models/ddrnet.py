@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -162,6 +162,9 @@ class DualResolutionNet(nn.Module):
         TypeError, ValueError: a wrong `num_classes` or `aux`.
     """
 
+    recipe: dict[str, Any]
+    """What `create_model` made it of."""
+
     def __init__(self, context: PyramidContext, num_classes: int, aux: bool = False):
         super().__init__()
         num_classes, aux = _options.integer("num_classes", num_classes), _options.boolean("aux", aux)
@@ -194,7 +197,7 @@ class DualResolutionNet(nn.Module):
 class DDRNet23Slim(DualResolutionNet):
     """DDRNet-23-slim with the DAPPM: the paper's BASE. `options` are the DAPPM's."""
 
-    context_class = DAPPM
+    context_class: type[PyramidContext] = DAPPM
 
     def __init__(self, num_classes: int, aux: bool = False, **options):
         context = self.context_class(DDRNetBackbone.low_channels, DDRNetBackbone.high_channels, **options)

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping
 from numbers import Integral
 from os import PathLike
-from typing import Unpack
+from typing import SupportsInt, TypeGuard, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -163,8 +163,8 @@ def _described(path: str | PathLike, metadata: Mapping, aux: bool = False) -> Du
         raise CheckpointError(f"{path}: options: {error}") from error
 
 
-def _is_class_count(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and 1 <= value <= MAX_CLASSES
+def _is_class_count(value: object) -> TypeGuard[SupportsInt]:
+    return isinstance(value, Integral) and not isinstance(value, bool) and 1 <= int(value) <= MAX_CLASSES
 
 
 def model_options(model_class: type[DDRNet23Slim]) -> list[str]:

@@ -164,7 +164,7 @@ def _digest(state: Mapping[str, Tensor], text: str) -> str:
     head = [text, [(name, str(state[name].dtype), list(state[name].shape)) for name in names]]
     digest = hashlib.sha256(json.dumps(head).encode())
     for name in names:
-        digest.update(state[name].reshape(-1).view(torch.uint8).numpy())
+        digest.update(state[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -187,7 +187,7 @@ def unwrapped_model(model: nn.Module) -> nn.Module:
     return unwrapped_model(model.get_submodule(holders[0])) if len(holders) == 1 and holders[0] in WRAPPERS else model
 
 
-def replace_file(path: str | PathLike, data: bytes) -> None:
+def replace_file(path: str | PathLike, data: bytes | memoryview) -> None:
     """Write under a temporary name in the same folder, then rename: `path` is never half a file.
 
     Raises:

@@ -40,6 +40,13 @@ class ContextOptions(TypedDict, total=False):
     shortcut: bool
 
 
+class ConvUnit(nn.Sequential):
+    """A convolution with its batch norm and ReLU before or after it."""
+
+    norm: nn.BatchNorm2d
+    conv: nn.Conv2d
+
+
 class PyramidContext(nn.Module):
     """Branches of growing pooling windows, fused by 3x3s, joined by a 1x1 and a shortcut.
 
@@ -92,16 +99,16 @@ class PyramidContext(nn.Module):
         self.compression = self._conv(len(self.branches) * branch_channels, out_channels, 1, last=True)
         self.shortcut = self._conv(in_channels, out_channels, 1, last=True) if shortcut else None
 
-    def _conv(self, in_channels: int, out_channels: int, kernel: int, last: bool = False) -> nn.Sequential:
+    def _conv(self, in_channels: int, out_channels: int, kernel: int, last: bool = False) -> ConvUnit:
         conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
         if self.norm_order == "pre":
-            return nn.Sequential(OrderedDict(norm=nn.BatchNorm2d(in_channels), relu=nn.ReLU(), conv=conv))
+            return ConvUnit(OrderedDict(norm=nn.BatchNorm2d(in_channels), relu=nn.ReLU(), conv=conv))
         layers = OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels))
         if not last:
             layers["relu"] = nn.ReLU()
-        return nn.Sequential(layers)
+        return ConvUnit(layers)
 
-    def _fusing_conv(self, kernel: int) -> nn.Sequential:
+    def _fusing_conv(self, kernel: int) -> ConvUnit:
         return self._conv(self.branch_channels, self.branch_channels, kernel)
 
     def check_batch(self, batch: int) -> None:
@@ -149,7 +156,7 @@ class PyramidContext(nn.Module):
             raise ValueError(f"norm_order: expected 'pre' for bcmfnet.ops.lmfm, got {self.norm_order!r}")
         fusing: dict[int, Any] = {int(branch): unit for branch, unit in self.process.items()}
         process = [fusing[i] for i in self.branches if i in fusing]
-        scale = [self.scale[str(i)] for i in self.branches]
+        scale: list[Any] = [self.scale[str(i)] for i in self.branches]
         shortcut = [] if self.shortcut is None else [self.shortcut]
 
         def norms(units: list[Any], channels: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, overload
 
 import torch
@@ -16,18 +17,18 @@ from bcmfnet.reference import upsample_argmax as reference
 
 @overload
 def upsample_argmax(
-    logits: Tensor, size: int | tuple[int, int], *, return_confidence: Literal[False] = False
+    logits: Tensor, size: int | Sequence[int], *, return_confidence: Literal[False] = False
 ) -> Tensor: ...
 @overload
 def upsample_argmax(
-    logits: Tensor, size: int | tuple[int, int], *, return_confidence: Literal[True]
+    logits: Tensor, size: int | Sequence[int], *, return_confidence: Literal[True]
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def upsample_argmax(
-    logits: Tensor, size: int | tuple[int, int], *, return_confidence: bool
+    logits: Tensor, size: int | Sequence[int], *, return_confidence: bool
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 def upsample_argmax(
-    logits: Tensor, size: int | tuple[int, int], *, return_confidence: bool = False
+    logits: Tensor, size: int | Sequence[int], *, return_confidence: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Label map of low-resolution logits: bilinear upsampling (align_corners=False), then argmax over the classes.
 
@@ -55,7 +56,7 @@ def upsample_argmax(
     return (labels, confidence) if return_confidence else labels
 
 
-def _checked_size(logits: Tensor, size: int | tuple[int, int]) -> tuple[int, int]:
+def _checked_size(logits: Tensor, size: int | Sequence[int]) -> tuple[int, int]:
     _options.tensor("logits", logits)
     size = _options.pair("size", size)
     check_dtype("logits", logits, HALF_AND_SINGLE)

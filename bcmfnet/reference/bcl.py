@@ -25,7 +25,7 @@ Mode = Literal["detect", "detect0", "paper", "paper0", "ohem"]
 Flip = Literal["swap", "mirror"]
 Norm = Literal["selected", "valid"]
 
-MODES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
+MODES: dict[Mode, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "detect": ((0, 1, 1), (1, 0, 0)),
     "detect0": ((1, 1, 1), (1, 0, 0)),
     "paper": ((0, 1, 1), (0, 1, 1)),
