@@ -61,8 +61,10 @@ def compare(
         predictors.append(with_tta(predictor, tta))
         datasets.append(data.build(metadata, weights))
     check_same_frames(*datasets)
-    options = {"samples": samples, "confidence": confidence / 100, "seed": seed}
-    result = compare(*predictors, datasets[0], workers=data.workers, **options)
+    result = compare(
+        predictors[0], predictors[1], datasets[0],
+        workers=data.workers, samples=samples, confidence=confidence / 100, seed=seed,
+    )  # fmt: skip
     if json_output:
         models = {"a": str(a), "b": str(b), "split": datasets[0].split}
         print(json.dumps(models | result.to_dict() | tta.changes(), indent=2))

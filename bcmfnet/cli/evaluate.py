@@ -54,11 +54,12 @@ def evaluate(
     from bcmfnet.viz import require_matplotlib
 
     require_matplotlib("the confusion matrix")
-    predictor, metadata = load_predictor(weights, inference.device, inference.amp)
-    predictor = with_tta(predictor, tta)
+    single, metadata = load_predictor(weights, inference.device, inference.amp)
+    predictor = with_tta(single, tta)
     dataset = data.build(metadata, weights)
     with inference.folder("evaluate") as folder:
         result = evaluate(predictor, dataset, workers=data.workers)
+        assert result is not None  # since nothing asks it to stop
         scores = result.to_dict() | tta.changes()
         write_json(folder / "evaluation.json", scores)
         draw_evaluation(folder, result, predictor, dataset, {"weights": weights} | tta.changes(), metadata)

@@ -63,8 +63,9 @@ def export(
     from bcmfnet.engine.run_folder import run_folder
 
     with run_folder("export", output_dir, name, exist_ok) as folder:
-        options = {"dynamic": dynamic, "output": output, "dtype": dtype, "uint8": uint8, "frames": frames}
-        path, check = export_checked(weights, folder, format, size, **options)
+        path, check = export_checked(
+            weights, folder, format, size, dynamic=dynamic, output=output, dtype=dtype, uint8=uint8, frames=frames
+        )
     share = 100 * check.differing / check.pixels
     print_table([
         ("check", "value"),

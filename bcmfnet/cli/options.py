@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TextIO, get_args
 from cyclopts import UNSET, App, Argument, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
-from bcmfnet.engine.bounds import as_utf8, check_numbers, number_type
+from bcmfnet.engine.bounds import as_utf8, bounds_of, check_numbers, number_type
 from bcmfnet.engine.config import PATH, DataConfig, OptionalPath, TrainConfig, TTAConfig, Workers, preset
 from bcmfnet.errors import ConfigError
 
@@ -199,7 +199,8 @@ def _prepare(argument: Argument) -> None:
     if kind is not None:
         optional = NoneType in get_args(argument.hint)
         numbers = [_parsed(word) for word in words if not (optional and word.lower() in NONE)]
-        check_numbers(_setting(argument), annotation, numbers, numbers[0] if len(numbers) == 1 else tuple(numbers))
+        got = numbers[0] if len(numbers) == 1 else tuple(numbers)
+        check_numbers(_setting(argument), kind, bounds_of(annotation), numbers, got)
     elif argument.hint is bool:
         _replace_words(argument, lambda word: SWITCH.get(word.lower(), word))
     elif argument.hint in (Path, Path | None) or PATH in getattr(annotation, "__metadata__", ()):
@@ -311,8 +312,12 @@ def _words(node: Any, depth: int = 0) -> Any:
 def name_as_typed(message: str, arguments: Iterable[Argument]) -> str:
     """The message with the keys before its first colon named as they were set: as flags, or as keys of a file."""
     keys, colon, rest = message.partition(": ")
-    typed = [_typed(key, arguments) for key in keys.split(", ")]
-    return f"{', '.join(typed)}{colon}{rest}" if all(typed) else message
+    typed = []
+    for key in keys.split(", "):
+        if not (name := _typed(key, arguments)):
+            return message
+        typed.append(name)
+    return f"{', '.join(typed)}{colon}{rest}"
 
 
 def name_argument(message: str, argument: Argument | None) -> str:

@@ -74,7 +74,7 @@ def train(
             owner = owned(resume, "resume")
         else:
             owner = run_folder("train", output_dir, name, exist_ok, default_name=preset)
-        folder = processes.from_leader(lambda: stack.enter_context(owner)) or resume
+        folder = processes.from_leader(lambda: stack.enter_context(owner))
         result = train(cfg, folder, resume=resume is not None, processes=processes)
     if not processes.leads:
         return 0

@@ -45,9 +45,10 @@ def number_type(annotation: Any) -> type[int] | type[float] | None:
     return next((kind for kind in map(number_type, get_args(annotation)) if kind), None)
 
 
-def check_numbers(key: str, annotation: Any, values: Sequence[Any], got: Any) -> list[Any]:
+def check_numbers(
+    key: str, kind: type[int] | type[float], bounds: Between | None, values: Sequence[Any], got: Any
+) -> list[int | float]:
     """Numbers as ints or floats. Raises ConfigError with what was got where one is of another type or out of bounds."""
-    kind, bounds = number_type(annotation), bounds_of(annotation)
     try:
         numbers = [_number(kind, value) for value in values]
     except (ValueError, OverflowError):
@@ -71,10 +72,11 @@ def check_fields(options: Any, section: str = "") -> None:
         key, annotation, value = section + field.name, annotations[field.name], getattr(options, field.name)
         if isinstance(value, str):
             _check_text(key, value)
-        if number_type(annotation) is None or value is None:
+        kind = number_type(annotation)
+        if kind is None or value is None:
             continue
         pair = isinstance(value, list | tuple)
-        numbers = check_numbers(key, annotation, value if pair else [value], value)
+        numbers = check_numbers(key, kind, bounds_of(annotation), value if pair else [value], value)
         setattr(options, field.name, tuple(numbers) if pair else numbers[0])
 
 

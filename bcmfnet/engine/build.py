@@ -12,14 +12,15 @@ import torch
 from torch import nn
 
 from bcmfnet.data import Batch, Dataset, TrainTransform, build_dataset, check_split_leak, train_loader
-from bcmfnet.data.class_weights import class_weights, mean_of_one, read_class_weights
+from bcmfnet.data.class_weights import class_weights, is_rule, mean_of_one, read_class_weights
 from bcmfnet.data.labels import LabelTable
 from bcmfnet.data.verification import check_before_training, count_pixels
-from bcmfnet.engine.config import CLASS_WEIGHTS, DataConfig, LossConfig, ModelConfig, TrainConfig
+from bcmfnet.engine.config import DataConfig, LossConfig, ModelConfig, TrainConfig
 from bcmfnet.engine.distributed import ALONE, Processes
 from bcmfnet.engine.optim import Schedule
 from bcmfnet.errors import ConfigError
 from bcmfnet.models import create_model, model_from_weights
+from bcmfnet.models.ddrnet import DualResolutionNet
 from bcmfnet.nn import SegmentationLoss
 
 
@@ -76,7 +77,7 @@ def step_batches(
                 step += 1
 
 
-def build_model(config: ModelConfig, table: LabelTable, trained: bool) -> nn.Module:
+def build_model(config: ModelConfig, table: LabelTable, trained: bool) -> DualResolutionNet:
     """The network of a configuration, pretrained unless the weights of a trained one follow."""
     pretrained = None if trained else config.pretrained
     model = create_model(config.name, num_classes=table.num_classes, aux=config.aux, pretrained=pretrained)
@@ -105,7 +106,7 @@ def build_teacher(config: LossConfig, table: LabelTable, device: torch.device) -
     classes = metadata["num_classes"]
     if classes != table.num_classes:
         raise ConfigError(f"loss.teacher: expected a network of {table.num_classes} classes, got one of {classes}")
-    return teacher.requires_grad_(False).to(memory_format=torch.channels_last)
+    return teacher.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
 
 
 def build_class_weights(config: LossConfig, train_set: Any, kept: Path | None) -> dict[str, float] | None:
@@ -117,7 +118,6 @@ def build_class_weights(config: LossConfig, train_set: Any, kept: Path | None) -
         weights = read_class_weights(kept, table.classes)
     else:
         pixels = count_pixels(train_set)[:, : table.num_classes]
-        of_rule = source in CLASS_WEIGHTS
-        weights = class_weights(source, pixels) if of_rule else read_class_weights(Path(source), table.classes)
+        weights = class_weights(source, pixels) if is_rule(source) else read_class_weights(Path(source), table.classes)
         weights = mean_of_one(weights, pixels)
     return dict(zip(table.classes, weights.tolist(), strict=True))

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,7 @@ def check_options(checkpoint: Checkpoint, config: TrainConfig) -> list[str]:
 
 
 def _options(sections: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    options = {}
+    options: dict[str, Any] = {}
     for key, value in sections.items():
         options |= _options(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return options
@@ -281,7 +282,7 @@ def _optimizer_state(path: Path, payload: dict[str, Any], optimizer: torch.optim
         for key, shape in shapes.items():
             named, expected = {"optimizer": {f"state[{number}]": values}}, f"a tensor of {list(shape)}"
             name = f"optimizer.state[{number}].{key}"
-            checked(path, named, name, expected, lambda v, shape=shape: _is_tensor(v, shape))
+            checked(path, named, name, expected, partial(_is_tensor, shape=shape))
     return state
 
 

@@ -101,12 +101,12 @@ def compare(
             frames.append([frame_sums(labels, target, table.num_classes, table.ignore_index) for labels in maps])
             progress.advance()
     sums = np.array(frames)  # [F, model, region or boundary, intersection or union, C]
-    options = {"samples": samples, "confidence": confidence, "seed": seed}
     scores = {}
     for key, of_both in zip(SCORES, np.moveaxis(sums, 2, 0), strict=True):
-        pooled, interval = of_both.sum(0), paired_bootstrap(of_both[:, 0], of_both[:, 1], **options)
+        pooled = of_both.sum(0)
+        interval = paired_bootstrap(of_both[:, 0], of_both[:, 1], samples=samples, confidence=confidence, seed=seed)
         scores[key] = ScoreDifference(iou_of_sums(pooled), mean_iou_of_sums(pooled), interval)
-    return Comparison(table, len(frames), scores, **options)
+    return Comparison(table, len(frames), scores, samples, confidence, seed)
 
 
 def class_table(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -121,7 +121,7 @@ def class_table(comparison: Comparison) -> list[tuple[str, ...]]:
 
 def summary_table(comparison: Comparison) -> list[tuple[str, ...]]:
     """Rows of text, header first: a score a row, that of A, of B, the difference and its interval; per cent."""
-    rows = [("score", "A", "B", "B - A", f"{100 * comparison.confidence:g} % interval")]
+    rows: list[tuple[str, ...]] = [("score", "A", "B", "B - A", f"{100 * comparison.confidence:g} % interval")]
     for key, score in comparison.scores.items():
         interval = " to ".join(map(_signed_percent, score.interval))
         rows.append((f"mean {SCORES[key]}", *map(_percent, score.mean), _signed_percent(score.difference), interval))

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from bcmfnet.engine.bounds import Between, as_utf8, check_fields
 from bcmfnet.errors import ConfigError, unknown_name
@@ -77,7 +77,8 @@ class DataConfig:
         stages = []
         for text in self.crops:
             found = re.fullmatch(r"(\d{1,6})x(\d{1,6})@(0?\.\d+)", text)
-            _require(found is not None, "data.crops", "HxW@SHARE such as 192x256@0.6", text)
+            if found is None:
+                raise ConfigError(f"data.crops: expected HxW@SHARE such as 192x256@0.6, got {text!r}")
             height, width, share = int(found[1]), int(found[2]), float(found[3])
             fits = all(side in Between(64, MAX_SIDE) for side in (height, width))
             _require(fits, "data.crops", f"height and width from 64 to {MAX_SIDE}", text)
@@ -327,14 +328,18 @@ class TTAConfig:
         for key, value in (("window", self.window), ("stride", self.stride)):
             aligned = value is None or not any(side % LOGIT_STRIDE for side in value)
             _require(aligned, f"tta.{key}", f"multiples of {LOGIT_STRIDE}", value)
-        if self.stride is not None:
-            _require(self.window is not None, "tta.stride", "none without a window", self.stride)
+        if self.window is None:
+            _require(self.stride is None, "tta.stride", "none without a window", self.stride)
+        elif self.stride is not None:
             inside = all(step <= side for step, side in zip(self.stride, self.window, strict=True))
             _require(inside, "tta.stride", f"at most the window's {self.window}", self.stride)
 
-    def steps(self) -> tuple[int, int]:
-        """Rows and columns from a window to the next."""
-        return self.stride or tuple(2 * side // (3 * LOGIT_STRIDE) * LOGIT_STRIDE for side in self.window)
+    def steps(self) -> tuple[int, int] | None:
+        """Rows and columns from a window to the next; None without windows."""
+        if self.window is None or self.stride is not None:
+            return self.stride
+        rows, columns = (2 * side // (3 * LOGIT_STRIDE) * LOGIT_STRIDE for side in self.window)
+        return rows, columns
 
     def changes(self) -> dict[str, dict[str, Any]]:
         """What an evaluation's JSON has of it: plain values under `tta`, nothing where all is off."""
@@ -343,7 +348,14 @@ class TTAConfig:
 
 _CITYSCAPES = {"name": "cityscapes", "crop": [1024, 1024], "batch_size": 8, "workers": 8}
 
-PAPER_LOSS = {"mode": "paper", "nms": 3, "ratio": 1 / 16}
+
+class _PaperLoss(TypedDict):
+    mode: Literal["paper"]
+    nms: int
+    ratio: float
+
+
+PAPER_LOSS: _PaperLoss = {"mode": "paper", "nms": 3, "ratio": 1 / 16}
 """The paper's reading: non-maximum suppression, and a share of what it leaves."""
 _PAPER = PAPER_LOSS | {"jitter": False}
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from itertools import chain
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class MovingAverage:
+
+class MovingAverage(Generic[Model]):
     """A copy of a network that follows its weights and the running statistics of its batch norms.
 
     torch's AveragedModel does the same, but waits for the device in every step to read its count.
@@ -19,7 +22,7 @@ class MovingAverage:
         decay: 0 <= decay < 1; after each step ours = decay * ours + (1 - decay) * its.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: Model, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).requires_grad_(False)
         pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def export_checked(
     return path, check
 
 
-def _images(frames: str | None, size: tuple[int, int]) -> list[torch.Tensor]:
+def _images(frames: str | None, size: Sequence[int]) -> list[torch.Tensor]:
     """uint8 [1, 3, H, W]: some of the frames, brought to the size, or drawn ones."""
     if frames is None:
         streets = build_dataset("synthetic", "", "val", length=8 * IMAGES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,17 @@ from bcmfnet.models.weights import checked
 KEPT = "in its metadata (see save_weights)"
 Predictor = Callable[[Tensor], Tensor]
 """Label maps uint8 [N, H, W] of RGB frames uint8 [N, 3, H, W]: a LabelPredictor, or what is made of one."""
+
+
+class LogitsPredictor(Protocol):
+    """A predictor that gives logits as well: of a network, or of an exported file."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+    def logits(self, images: Tensor) -> Tensor: ...
 
 
 class LabelPredictor:
@@ -94,11 +105,11 @@ def trained_on(metadata: dict[str, Any], path: Path) -> DataConfig | None:
         return None
     section = checked(path, metadata, "config.data", "a section of options", lambda v: isinstance(v, dict))
     kinds = {"name": str, "train_split": str, "val_split": str, "num_classes": int, "length": int}
-    options = {
-        key: checked(path, metadata, f"config.data.{key}", kind.__name__, lambda v, kind=kind: type(v) is kind)
-        for key, kind in kinds.items()
-        if key in section or kind is str
-    }
+
+    def option(key: str, kind: type) -> Any:
+        return checked(path, metadata, f"config.data.{key}", kind.__name__, lambda v: type(v) is kind)
+
+    options = {key: option(key, kind) for key, kind in kinds.items() if key in section or kind is str}
     try:
         return DataConfig(**options)
     except ConfigError as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from bcmfnet.data import IMAGENET_MEAN, IMAGENET_STD, Batch, normalize
 from bcmfnet.data.labels import LabelTable
@@ -22,6 +23,7 @@ from bcmfnet.engine.inference import LabelPredictor
 from bcmfnet.engine.optim import Schedule, build_optimizer
 from bcmfnet.engine.runtime import autocast
 from bcmfnet.errors import TrainingError
+from bcmfnet.models.ddrnet import DualResolutionNet
 from bcmfnet.reference.bcl import BclOptions
 
 
@@ -77,7 +79,7 @@ class Learner:
 
     config: TrainConfig
     plan: Schedule
-    model: nn.Module
+    model: DualResolutionNet
     table: LabelTable
     class_weights: dict[str, float] | None
     device: torch.device
@@ -106,8 +108,8 @@ class Learner:
         self.buffers_before = [buffer.clone() for buffer in self.buffers]
         self.unfinished = ""
         """Which part of a step has begun: none, backward or update."""
-        forward = self.processes.parallel(self.model)
-        self.forward = torch.compile(forward) if self.config.compile else forward
+        self.parallel = self.processes.parallel(self.model)
+        self.forward = torch.compile(self.parallel) if self.config.compile else self.parallel
         if self.config.model.freeze:
             self.model.backbone.eval()  # its batch norms keep their statistics
 
@@ -124,14 +126,19 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         figures = []
         for batch in batches:
-            waits = self.processes.count > 1 and batch is not batches[-1]  # gradients are averaged with the last one's
-            with self.forward.no_sync() if waits else contextlib.nullcontext():
+            with self._averaging(last=batch is batches[-1]):
                 figures.append(self.add_gradients(step, batch))
         self.laps.mark("optimizer")
         if self.config.optim.clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
         return self.processes.mean(torch.stack(figures).mean(0))
+
+    def _averaging(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Where several processes are to average the gradients of a step: once, with those of its last batch."""
+        if last or not isinstance(self.parallel, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.parallel.no_sync()
 
     def add_gradients(self, step: int, batch: Batch) -> Tensor:
         """Add the gradients of a batch; its `figures`, float32 on the device."""
@@ -145,8 +152,8 @@ class Learner:
             with torch.no_grad():
                 teacher = None if self.teacher is None else self.teacher(images).logits
         self.laps.mark("loss")
-        options = {"jitter": step if self.config.loss.jitter else None}
-        loss, stats = self.criterion(output, labels, teacher=teacher, **options, return_stats=True)
+        jitter = step if self.config.loss.jitter else None
+        loss, stats = self.criterion(output, labels, teacher=teacher, jitter=jitter, return_stats=True)
         self.laps.mark("backward")
         self.scaler.scale(loss / self.config.optim.accumulate).backward()
         told = stats._asdict() | stats.selection()
@@ -182,6 +189,6 @@ class Learner:
             torch.set_rng_state(self.rng)
             self.unfinished = ""
 
-    def predictor(self, model: nn.Module) -> LabelPredictor:
+    def predictor(self, model: DualResolutionNet) -> LabelPredictor:
         """Of a network of the run's kind, in its device and precision."""
         return LabelPredictor(model, IMAGENET_MEAN, IMAGENET_STD, self.device, self.amp)

@@ -31,9 +31,12 @@ class Schedule:
         if steps_per_epoch < 1:
             got = config.data.batch_size if parts == 1 else f"{config.data.batch_size} {parts} times a step"
             raise ConfigError(f"data.batch_size: expected at most the {frames} frames of the set, got {got}")
-        if config.optim.steps is None and config.optim.epochs is None:
+        if config.optim.steps is not None:
+            steps = config.optim.steps
+        elif config.optim.epochs is not None:
+            steps = max(1, round(config.optim.epochs * steps_per_epoch))
+        else:
             raise ConfigError("optim.steps, optim.epochs: expected one of the two, got neither")
-        steps = config.optim.steps or max(1, round(config.optim.epochs * steps_per_epoch))
         evaluate_every = max(1, round(config.val_every * steps_per_epoch))
         until = config.loss.class_weights_until
         return cls(config.optim, steps_per_epoch, steps, evaluate_every, config.data.stages(), until)

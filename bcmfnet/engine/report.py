@@ -17,7 +17,7 @@ from bcmfnet.data.io import write_jpeg, write_png
 from bcmfnet.engine.config import PAPER_LOSS
 from bcmfnet.engine.environment import describe_environment
 from bcmfnet.engine.evaluate import Evaluation, scores_table, summary_table
-from bcmfnet.engine.inference import LabelPredictor, Predictor
+from bcmfnet.engine.inference import LogitsPredictor, Predictor
 from bcmfnet.engine.learner import Laps
 from bcmfnet.engine.run_folder import write_text
 from bcmfnet.errors import ConfigError, unknown_name
@@ -76,7 +76,7 @@ def draw_run(
     folder: Path,
     rows: list[dict[str, Any]],
     evaluation: Evaluation,
-    predictor: LabelPredictor,
+    predictor: LogitsPredictor,
     dataset: Any,
     criterion: SegmentationLoss | BoundaryCorrectedLoss,
     frames_per_step: int,
@@ -213,7 +213,7 @@ def _pictures(shown: dict[str, np.ndarray]) -> list[html.Picture]:
 
 
 def _selection(
-    predictor: Predictor, dataset: Any, index: int, criterion: SegmentationLoss | BoundaryCorrectedLoss
+    predictor: LogitsPredictor, dataset: Any, index: int, criterion: SegmentationLoss | BoundaryCorrectedLoss
 ) -> html.Selection:
     """What the loss of a run selects on a frame."""
     image, target = dataset.read(index)
@@ -227,7 +227,7 @@ def _predict(predictor: Predictor, image: np.ndarray) -> np.ndarray:
     return predictor(_batch(image))[0].cpu().numpy()
 
 
-def _logits(predictor: LabelPredictor, image: np.ndarray) -> Tensor:
+def _logits(predictor: LogitsPredictor, image: np.ndarray) -> Tensor:
     return predictor.logits(_batch(image)).cpu()
 
 
@@ -254,7 +254,7 @@ def find_frames(dataset: Any, names: Sequence[str]) -> list[int]:
     return [numbers[name] for name in names] or [0]
 
 
-def draw_loss(path: Path, predictor: Predictor, dataset: Any, index: int) -> None:
+def draw_loss(path: Path, predictor: LogitsPredictor, dataset: Any, index: int) -> None:
     """Write a picture of the terms of the loss on a frame, and of what each mode scores and selects, with its default
     options.
 
@@ -282,8 +282,9 @@ def _maps(logits: Tensor, target: np.ndarray, criterion: SegmentationLoss | Boun
     """What a loss makes of a frame's logits [1, C, h, w] and labels [H, W]."""
     options = criterion.checked_options
     _, stats, maps = reference.loss(logits, torch.from_numpy(target)[None], options)
-    term = sum(k * ce for k, ce in zip(options.terms, (maps.ce, maps.ce_r, maps.ce_c), strict=True) if k)
-    shown = (maps.q / reference.Q_SCALE, term, maps.selected)
+    terms = (k * ce for k, ce in zip(options.terms, (maps.ce, maps.ce_r, maps.ce_c), strict=True) if k)
+    term = sum(terms, torch.zeros_like(maps.ce))
+    score = maps.q / reference.Q_SCALE
     cross_entropy = maps.ce[maps.selected].mean().item() if maps.selected.any() else None
     threshold = stats.threshold.item() / reference.Q_SCALE
-    return LossMaps(*(values[0].numpy() for values in shown), threshold, cross_entropy)
+    return LossMaps(score[0].numpy(), term[0].numpy(), maps.selected[0].numpy(), threshold, cross_entropy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib.util
 import io
 import json
 import logging
@@ -21,11 +22,7 @@ from bcmfnet.models.weights import checked, replace_file
 if TYPE_CHECKING:
     from bcmfnet.engine.checkpoint import TrainState
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
+fcntl = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None  # Windows has none
 log = logging.getLogger("bcmfnet.run_folder")
 LOCK = ".lock"
 UNFINISHED = re.compile(r"\..+\.\d+\.tmp")
@@ -97,9 +94,9 @@ def _numbered(first: Path, exist_ok: bool) -> Path:
 
 
 @contextlib.contextmanager
-def owned(folder: Path, key: str) -> Iterator[None]:
-    """Own a folder for the time of the code inside, or until this process dies; what a killed owner left unfinished
-    is swept.
+def owned(folder: Path, key: str) -> Iterator[Path]:
+    """Own a folder, and give it back, for the time of the code inside, or until this process dies; what a killed owner
+    left unfinished is swept.
 
     key is the option that named the folder. Raises ConfigError where another process, or another thread of this one,
     owns it, and where it cannot be written to. Where the system has no file locks (Windows, some network file
@@ -115,7 +112,7 @@ def owned(folder: Path, key: str) -> Iterator[None]:
         os.truncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
         _sweep(folder)
-        yield
+        yield folder
     finally:
         if descriptor in _held:  # not so in a child
             _held.remove(descriptor)

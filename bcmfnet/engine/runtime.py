@@ -154,7 +154,7 @@ def stop_on_signals(processes: Processes = ALONE) -> Iterator[StopRequest]:
     previous = {}
     if threading.current_thread() is threading.main_thread():
         previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-        if previous.get(getattr(signal, "SIGHUP", None)) is signal.SIG_IGN:
+        if hasattr(signal, "SIGHUP") and previous.get(signal.SIGHUP) is signal.SIG_IGN:
             del previous[signal.SIGHUP]
     for number in previous:
         signal.signal(number, request.handle)

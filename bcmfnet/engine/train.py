@@ -70,7 +70,8 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, processes:
     train_set, val_set = build_datasets(config.data)
     plan = Schedule.of(config, len(train_set), processes.count)
     torch.manual_seed(config.seed)
-    model = build_model(config.model, train_set.table, trained=resume).to(device, memory_format=torch.channels_last)
+    model = build_model(config.model, train_set.table, trained=resume)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     log_file = _log_file(folder) if processes.leads else contextlib.nullcontext()
     with log_file, only_deterministic(config.deterministic), stop_on_signals(processes) as stop:
         kept = folder / CLASS_WEIGHTS if resume else None
@@ -118,6 +119,7 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, processes:
 
         evaluation = None if stop else _finish(saver, val_set, validate)
         if evaluation is None:
+            assert stop.signal is not None  # nothing else leaves a run without an evaluation
             message = f"stopped by {stop.signal.name} at step {state.step}; go on with --resume {folder}"
             raise Interrupted(message, stop.exit_code)
         return TrainResult(folder, state.step, evaluation)
@@ -199,15 +201,19 @@ def _finish(saver: Saver, val_set: Any, validate: Validate) -> Evaluation | None
     model = learner.processes.from_leader(lambda: model_from_weights(saver.best)[0]).to(learner.device)
     predictor = learner.predictor(model)
     evaluation = validate(predictor, boundary=True)
-    if evaluation is None or not learner.processes.leads:
+    if evaluation is None or record.metrics is None:  # the leading process alone has them
         return evaluation
     if record.problems:
         text = "%d frames cannot be read; another one stood in for them %d times"
         log.warning(text, len(record.problems), sum(record.problems.values()))
     write_json(saver.folder / "evaluation.json", evaluation.to_dict())
-    rows = record.metrics.rows
-    report.draw_run(saver.folder, rows, evaluation, predictor, val_set, learner.criterion, record.frames)
+    report.draw_run(saver.folder, record.metrics.rows, evaluation, predictor, val_set, learner.criterion, record.frames)
     return evaluation
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: on a full disk the log ends, and not the run."""
 
 
 @contextlib.contextmanager
@@ -216,8 +222,7 @@ def _log_file(folder: Path) -> Iterator[None]:
     logger = logging.getLogger("bcmfnet")
     level = logger.level
     # The file is made by the first line: a run that is refused leaves none.
-    handler = logging.FileHandler(folder / "train.log", encoding="utf-8", delay=True)
-    handler.handleError = lambda record: None  # on a full disk the log ends, and not the run
+    handler = _LogFile(folder / "train.log", encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(level or logging.INFO)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterator, Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from bcmfnet.data.pairs import MIN_SIDE
 from bcmfnet.engine.config import LOGIT_STRIDE, TTAConfig
-from bcmfnet.engine.inference import LabelPredictor, Predictor
+from bcmfnet.engine.inference import LogitsPredictor, Predictor
 from bcmfnet.errors import ConfigError
 from bcmfnet.ops import upsample_argmax
 from bcmfnet.reference.bilinear import interpolation_matrix
@@ -22,7 +24,7 @@ take one thread 1.7 s, and 4.1 s where the whole frame is scored at once: 160 MB
 """
 
 
-def with_tta(predictor: LabelPredictor, config: TTAConfig) -> Predictor:
+def with_tta(predictor: LogitsPredictor, config: TTAConfig) -> Predictor:
     """The predictor under a configuration of test-time augmentation: itself where nothing is switched on."""
     return predictor if config == TTAConfig() else TTAPredictor(predictor, config)
 
@@ -40,7 +42,7 @@ class TTAPredictor:
     There the logits of overlapping windows are averaged.
     """
 
-    def __init__(self, predictor: LabelPredictor, config: TTAConfig) -> None:
+    def __init__(self, predictor: LogitsPredictor, config: TTAConfig) -> None:
         self.predictor = predictor
         self.config = config
 
@@ -80,10 +82,12 @@ class TTAPredictor:
 
     def _logits(self, frames: Tensor) -> Tensor:
         """Logits of frames, or the mean of those of their windows."""
-        if self.config.window is None:
+        window, steps = self.config.window, self.config.steps()
+        if window is None or steps is None:
             return self.predictor.logits(frames).float()
         grid = [side // LOGIT_STRIDE for side in frames.shape[-2:]]
-        windows = list(self._windows(grid))
+        spans_of_rows, spans_of_columns = map(_spans, grid, window, steps)
+        windows = list(itertools.product(spans_of_rows, spans_of_columns))
         parts = [self.predictor.logits(frames[..., _pixels(rows), _pixels(columns)]) for rows, columns in windows]
         total = torch.zeros(*parts[0].shape[:2], *grid, device=frames.device)
         count = torch.zeros(*grid, device=frames.device)
@@ -92,14 +96,12 @@ class TTAPredictor:
             count[rows, columns] += 1
         return total / count
 
-    def _windows(self, grid: Sequence[int]) -> Iterator[tuple[slice, slice]]:
-        """Rows and columns of each window's logits; the last window of an axis ends with the frame."""
-        axes = []
-        for cells, window, stride in zip(grid, self.config.window, self.config.steps(), strict=True):
-            last = cells - window // LOGIT_STRIDE
-            starts = [*range(0, last, stride // LOGIT_STRIDE), last]
-            axes.append([slice(start, start + window // LOGIT_STRIDE) for start in starts])
-        return itertools.product(*axes)
+
+def _spans(cells: int, window: int, step: int) -> list[slice]:
+    """The logits of each window along an axis of so many; the last window ends with the frame."""
+    last = cells - window // LOGIT_STRIDE
+    starts = [*range(0, last, step // LOGIT_STRIDE), last]
+    return [slice(start, start + window // LOGIT_STRIDE) for start in starts]
 
 
 def _pixels(cells: slice) -> slice:
@@ -117,15 +119,15 @@ def argmax_of_mean(views: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     bands = []
     for top in range(0, height, BAND):
         rows = slice(top, top + BAND)
-        scores = sum(_rows(view, matrix[rows], width).softmax(1) for view, matrix in zip(views, weights, strict=True))
-        bands.append(scores.argmax(1).to(torch.uint8))
+        scores = (_rows(view, matrix[rows], width).softmax(1) for view, matrix in zip(views, weights, strict=True))
+        bands.append(reduce(operator.add, scores).argmax(1).to(torch.uint8))
     return torch.cat(bands, 1)
 
 
 def _rows(logits: Tensor, weights: Tensor, width: int) -> Tensor:
     """Rows [N, C, r, width] of upsampled logits, by their weights [r, h]: only the rows that these name are read."""
-    used = weights.any(0).nonzero()
-    used = slice(int(used[0]), int(used[-1]) + 1)
+    numbers = weights.any(0).nonzero()
+    used = slice(int(numbers[0]), int(numbers[-1]) + 1)
     source = logits[:, :, used]
     wide = F.interpolate(source, (source.shape[2], width), mode="bilinear", align_corners=False)
     return weights[:, used].to(wide) @ wide
