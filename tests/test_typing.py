@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +34,11 @@ def test_mypy_accepts_right_calls_and_reports_wrong_ones():
     command = [sys.executable, "-P", "-m", "mypy", "--strict", "--follow-imports=silent", PROGRAM]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert (done.stdout.strip(), done.stderr) == ("Success: no issues found in 1 source file", "")
+
+
+def test_mypy_reports_the_errors_of_every_module():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
+    assert not [table for table in (options, *options["overrides"]) if "ignore_errors" in table or "exclude" in table]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -123,6 +123,7 @@ SegmentationLoss(dise=1)  # type: ignore[call-arg]
 DiceLoss(absent="none")  # type: ignore[arg-type]
 
 assert_type(upsample_argmax(logits, (64, 64)), Tensor)
+assert_type(upsample_argmax(logits, images.shape[-2:]), Tensor)
 assert_type(upsample_argmax(logits, size=(64, 64), return_confidence=True), tuple[Tensor, Tensor])
 assert_type(upsample_add_relu(images, images), Tensor)
 assert_type(pyramid_pool(images, [(5, 2, 2)]), tuple[Tensor, ...])
@@ -169,9 +170,11 @@ plot_confusion(confusion.matrix, table.classes, "confusion.png")
 plot_training([{"step": 1, "loss": 0.5}], path)
 
 frames: Dataset = build_dataset("synthetic", split="val")
+drawn: Dataset = SyntheticStreets(8)
 check_split_leak(frames, frames)
 list_datasets(), list_label_tables(), get_label_table("camvid11")
 normalize(images, IMAGENET_MEAN, IMAGENET_STD)
+normalize(images, [0.5, 0.5, 0.5], [0.2, 0.2, 0.2])
 write_png(path, image)
 write_jpeg(path, image)
 read_image(path), read_label(path)
@@ -187,7 +190,7 @@ criterion(logits)  # type: ignore[call-overload]
 boundary_corrected_loss(logits, target, norm="mean")  # type: ignore[call-overload]
 OhemCrossEntropy(min_kept="all")  # type: ignore[arg-type]
 UpsampledCrossEntropy(ignore=255)  # type: ignore[call-arg]
-upsample_argmax(logits, "64")  # type: ignore[call-overload]
+upsample_argmax(logits, "64")  # type: ignore[arg-type]
 LMFM(512, 128, direction="up")  # type: ignore[arg-type]
 DAPPM(512, 128, interval=2)  # type: ignore[call-arg]
 create_model("bcmfnet", num_classes=3, intervall=1)  # type: ignore[call-arg]
