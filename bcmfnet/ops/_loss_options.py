@@ -120,8 +120,9 @@ def term_options(*, ce: float = 1.0, boundary: float = 0.0, **others: Any) -> Bc
 
     Raises TypeError or ValueError for a wrong one, and for a name that is none.
     """
-    for name in others.keys() - _TERM_NAMES - _PLAIN_NAMES:
-        raise TypeError(unknown_name("options of the loss", name, sorted(_TERM_NAMES | _PLAIN_NAMES)))
+    for name in others:  # not a difference of sets, which torch 2.11 does not compile
+        if name not in _TERM_NAMES and name not in _PLAIN_NAMES:
+            raise TypeError(unknown_name("options of the loss", name, sorted(_TERM_NAMES | _PLAIN_NAMES)))
     plain = {name: value for name, value in others.items() if name in _PLAIN_NAMES}
     ce, boundary = _options.coefficient("ce", ce), _options.coefficient("boundary", boundary)
     options = checked_options(ce_weight=ce, boundary_weight=boundary, **plain)
