@@ -45,15 +45,15 @@ def build(
     """
     compiler = [
         _compiler(), *OPTIONS.split(), *(SANITIZE.split() if sanitize else ["-O2"]), *_fused_arithmetic(),
-        "-DBCM_CUDA_ON_CPU", f"-I{HERE}", f"-I{CSRC}",
+        "-DBCM_CUDA_ON_CPU=bcmfnet_cuda_on_cpu", f"-I{HERE}", f"-I{CSRC}",
     ]  # fmt: skip
-    with _lock(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with lock(), ThreadPoolExecutor(os.cpu_count()) as pool:
         compile_one = [*compiler, *options, "-x", "c++", "-c"]
-        objects = list(pool.map(lambda path: _made(compile_one, [path], HEADERS), [*sources, *ALWAYS]))
-        return _made([*compiler, *([] if executable else ["-shared"])], objects, after=options)
+        objects = list(pool.map(lambda path: made(compile_one, [path], HEADERS), [*sources, *ALWAYS]))
+        return made([*compiler, *([] if executable else ["-shared"])], objects, after=options)
 
 
-def _made(command: list[str], inputs: Sequence[Path], headers: Sequence[Path] = (), after: Sequence[str] = ()) -> Path:
+def made(command: list[str], inputs: Sequence[Path], headers: Sequence[Path] = (), after: Sequence[str] = ()) -> Path:
     """The output of a command, from the cache where neither it nor its inputs have changed."""
     result = _cache() / _digest([*command, *after], [*inputs, *headers])
     if not result.exists():
@@ -65,7 +65,7 @@ def _made(command: list[str], inputs: Sequence[Path], headers: Sequence[Path] = 
 
 
 @contextmanager
-def _lock() -> Iterator[None]:
+def lock() -> Iterator[None]:
     import fcntl  # not everywhere where the tests are collected
 
     with (_cache() / "lock").open("w") as file:

@@ -15,6 +15,16 @@ from cuda_on_cpu.build import CSRC, build
 
 from bcmfnet.ops import _op
 
+FOLDER = Path(torch.__file__).parent
+OPTIONS = [  # of the bindings
+    "-DTORCH_TARGET_VERSION=0x020b000000000000ULL",
+    "-DBCMFNET_WITH_CUDA=1",
+    '-DBCMFNET_CUDA="on a CPU"',
+    f"-I{FOLDER / 'include'}",
+    f"-L{FOLDER / 'lib'}",
+    "-ltorch_cpu",
+]
+
 
 def native() -> Any:
     """The kernels of the CUDA code by name. Skips the test where there is no compiler."""
@@ -26,14 +36,5 @@ def native() -> Any:
 def _load() -> None:
     bindings = [path for path in CSRC.glob("*/*.cpp") if not path.stem.endswith("_cpu")]
     kernels = CSRC.glob("*/*_cuda.cu")
-    folder = Path(torch.__file__).parent
-    options = [
-        "-DTORCH_TARGET_VERSION=0x020b000000000000ULL",
-        "-DBCMFNET_WITH_CUDA=1",
-        '-DBCMFNET_CUDA="on a CPU"',
-        f"-I{folder / 'include'}",
-        f"-L{folder / 'lib'}",
-        "-ltorch_cpu",
-    ]
     sanitize = "libasan" in os.environ.get("LD_PRELOAD", "")
-    torch.ops.load_library(build(sorted([*bindings, *kernels]), options=options, sanitize=sanitize))
+    torch.ops.load_library(build(sorted([*bindings, *kernels]), options=OPTIONS, sanitize=sanitize))

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "block.h"
+#include "accepted.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -18,10 +19,6 @@ unsigned lane;
 unsigned char* dynamic_shared;
 
 namespace {
-
-constexpr size_t kDefaultShared = 48 << 10;  // bytes of dynamic shared memory without cudaFuncSetAttribute
-constexpr int kMostShared = 227 << 10;       // and with it, on sm_90
-constexpr int kMultiprocessors = 2;          // few, so that a grid-stride loop has to loop
 
 // The __shared__ variables, but those of a build with ASAN: all that this library has of thread-local memory.
 struct StaticShared {
@@ -49,23 +46,10 @@ std::map<const void*, size_t> allowed_shared;
 cudaError_t last_error = cudaSuccess;
 std::string last_text;
 
-std::string text(dim3 size) {
-  return "(" + std::to_string(size.x) + ", " + std::to_string(size.y) + ", " + std::to_string(size.z) + ")";
-}
-
 void record(cudaError_t error, const Launch& launch, const std::string& reason) {
   const std::string name = launch.name;
   last_error = error;
   last_text = (name.front() == '(' ? name.substr(1, name.size() - 2) : name) + reason;
-}
-
-bool accepted(const Launch& launch) {
-  const dim3 grid = launch.grid, block = launch.block;
-  const auto allowed = allowed_shared.find(launch.kernel);
-  const uint64_t threads = uint64_t{block.x} * block.y * block.z;
-  return threads > 0 && threads <= 1024 && block.z <= 64 && grid.x > 0 && grid.x <= 0x7fffffffu && grid.y > 0 &&
-         grid.y <= 65535 && grid.z > 0 && grid.z <= 65535 &&
-         launch.shared <= (allowed == allowed_shared.end() ? kDefaultShared : allowed->second);
 }
 
 }  // namespace
@@ -82,10 +66,10 @@ cudaError_t allow_shared(const void* kernel, int bytes) {
 
 void run(const Launch& launch, const std::function<void()>& thread) {
   const std::lock_guard<std::mutex> lock(one_launch);
-  if (!accepted(launch)) {
-    return record(cudaErrorInvalidConfiguration, launch,
-                  ": invalid grid " + text(launch.grid) + ", block " + text(launch.block) + " or " +
-                      std::to_string(launch.shared) + " bytes of dynamic shared memory");
+  const auto allowed = allowed_shared.find(launch.kernel);
+  if (!accepted(launch.grid, launch.block, launch.shared,
+                allowed == allowed_shared.end() ? kDefaultShared : allowed->second)) {
+    return record(cudaErrorInvalidConfiguration, launch, refusal(launch.grid, launch.block, launch.shared));
   }
   const StaticShared static_shared;
   Block block(launch.block, thread);
@@ -102,7 +86,7 @@ void run(const Launch& launch, const std::function<void()>& thread) {
         try {
           block.run(forward);
         } catch (const std::runtime_error& error) {
-          return record(cudaErrorLaunchFailure, launch, ", block " + text({x, y, z}) + ": " + error.what());
+          return record(cudaErrorLaunchFailure, launch, ", block " + text(blockIdx) + ": " + error.what());
         }
       }
     }

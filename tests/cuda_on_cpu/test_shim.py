@@ -16,6 +16,7 @@ import pytest
 import torch
 from cuda_on_cpu import build as building
 from cuda_on_cpu.build import ALWAYS, CSRC, Library, build
+from sass import build as machine_code
 
 KERNELS = Path(__file__).parent / "kernels"
 FEATURES = [KERNELS / name for name in ("warp.cu", "block.cu", "arithmetic.cu", "mma.cu", "faults.cu")]
@@ -56,7 +57,15 @@ def gpu(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(Library(library), "cuda")
 
 
-@pytest.fixture(params=["shim", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.fixture(scope="session")
+def sass() -> Case:
+    return Case(machine_code.Library(machine_code.build(FEATURES)), "cpu")
+
+
+GPU = pytest.param("gpu", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(params=["shim", pytest.param("sass", marks=pytest.mark.exhaustive), GPU])
 def case(request: pytest.FixtureRequest) -> Case:
     return request.getfixturevalue(request.param)
 
@@ -156,6 +165,7 @@ def test_indices(case, grid, block):
         assert (got[..., 6 + position] == size).all()
 
 
+@pytest.mark.parametrize("case", ["shim", GPU], indirect=True)  # the emulator has no variables of a module
 def test_a_launch_without_arguments(case):
     got = np.zeros(1, "int32")
     case.call("count_launches", 7, got)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_on_cpu.native import native
+from sass.native import native as machine_code
 
 from bcmfnet.ops import backends
 
@@ -18,6 +19,7 @@ KERNELS = [("cuda", "cuda"), ("cuda", "triton")]
 SERVED = [
     ("cpu", "cpp"),
     ("cpu", "cuda"),  # the CUDA sources, executed by tests/cuda_on_cpu
+    pytest.param(("cpu", "sass"), marks=pytest.mark.exhaustive),  # what nvcc makes of them, executed by tests/sass
     ("cpu", "triton"),  # interpreted
     ("cpu", "reference"),
     *(pytest.param(pair, marks=pytest.mark.gpu) for pair in [*KERNELS, ("cuda", "reference")]),
@@ -52,10 +54,11 @@ def op_of(request: pytest.FixtureRequest) -> str:
 
 def serve(op: str, device: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(backends, "_table", {key: dict(row) for key, row in backends._table.items()})
+    backend, executed = ("cuda", machine_code) if backend == "sass" else (backend, native)
     if backend not in backends._table[op, "cpu" if backend == "cpp" else "cuda"]:
         pytest.skip(f"{op} has no {backend} kernel")
     if (device, backend) == ("cpu", "cuda"):
-        backends.register(op, device, backend, native())
+        backends.register(op, device, backend, executed())
     reason = backends._table[op, device][backend].unavailable()
     if reason is not None:
         pytest.skip(f"{backend} on {device}: {reason}")
