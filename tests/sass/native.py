@@ -17,12 +17,12 @@ SCRATCH = "_ZN7bcmfnet17make_cuda_scratchElRKN5torch6stable6TensorE"  # make_cud
 
 def native() -> Any:
     """The kernels of the machine code by name. Skips the test where a tool is missing."""
-    machine, kernels = _machine(), _op.native("bcmfnet_sass")
+    executed, kernels = machine(), _op.native("bcmfnet_sass")
 
     @cache
     def kernel(name: str) -> Any:
         def call(*arguments: Any) -> Any:
-            with machine.allowing(arguments):
+            with executed.allowing(arguments):
                 return kernels(name)(*arguments)
 
         return call
@@ -31,7 +31,8 @@ def native() -> Any:
 
 
 @cache
-def _machine() -> Machine:
+def machine() -> Machine:
+    """What those kernels run on."""
     bindings = [path for path in CSRC.glob("*/*.cpp") if not path.stem.endswith("_cpu")]
     bindings = [*sorted(bindings), HERE / "scratch.cpp"]
     library = build(sorted(CSRC.glob("*/*_cuda.cu")), bindings=bindings, options=[*OPTIONS, f"-Wl,--wrap={SCRATCH}"])

@@ -1,0 +1,184 @@
+"""Counts what every kernel issues at the sizes that matter, and the time that no schedule on a GPU can be below.
+
+`PYTHONPATH=tests python -m sass.count` writes benchmarks/results/instructions-sm90.csv; with `--check` it compares with
+the committed file instead, and fails where a floor has grown by more than 5 %. Needs nvcc, as tests/sass does.
+
+Counts are of the compiled code, executed on the CPU: what a warp issues, predicated off or not, and the sectors of 32
+bytes that an access touches. Times are floors, never measurements: of issue, at 4 warp instructions a clock and
+multiprocessor; of memory, of the sectors that a kernel touches at all, each read and written once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from sass import native
+from sass.build import Count
+from torch import Tensor
+
+from bcmfnet.benchmarks import bcl, lmfm, upsample_add_relu, upsample_argmax
+from bcmfnet.ops import backends
+
+RESULTS = Path(__file__).parents[2] / "benchmarks/results/instructions-sm90.csv"
+GROWTH = 1.05
+
+# H100 SXM and H200: 132 multiprocessors of 4 schedulers, some 1.75 GHz under load.
+ISSUED_PER_US = 132 * 4 * 1750
+BYTES_PER_US = {"h200": 4.3e6, "h100": 3.0e6}
+"""Of an H200 as a copy was measured, 0.9 of the 4.8 TB/s that its data sheet says; of an H100 as much of its 3.35."""
+
+# Of a multiprocessor of sm_90, from the CUDA programming guide.
+WARPS, BLOCKS, SHARED, REGISTERS_OF_SCHEDULER = 64, 32, 228 << 10, 16384
+
+CLASSES = {
+    "integer": ("integer",), "float": ("float",), "special": ("special",), "half": ("half",), "double": ("double",),
+    "tensor": ("tensor",), "global_load": ("global load",), "global_store": ("global store",),
+    "shared": ("shared",), "atomic": ("global atomic", "shared atomic"), "local": ("local",),
+    "constant": ("constant",), "warp": ("warp",), "barrier": ("barrier",), "control": ("control",),
+}  # fmt: skip
+COLUMNS = (
+    "case", "kernel", "launches", "blocks", "threads", "registers", "shared_bytes", "warps_of_64", "instructions",
+    *CLASSES, "widths", "sectors_a_read", "sectors_a_write", "bytes_read", "bytes_written", "issue_us",
+    *(f"memory_us_{card}" for card in BYTES_PER_US), *(f"floor_us_{card}" for card in BYTES_PER_US),
+)  # fmt: skip
+
+IMAGES = 8
+"""Of a training step. One is executed: what blocks do for it they do for each, so that counts are multiplied."""
+
+
+class Case(NamedTuple):
+    name: str
+    op: str
+    run: Callable[[], Any]
+    images: int = 1  # that the counts of one stand for
+
+
+def cases() -> Iterator[Case]:
+    device = torch.device("cpu")
+    for shape, dtype in ((bcl.FULL, torch.float32), (bcl.FULL, torch.bfloat16), (bcl.LOW, torch.float32)):
+        for content in bcl.CONTENTS:
+            case = bcl.Case(shape, (1024, 1024), content, dtype)
+            inputs = bcl.make_inputs(replace(case, shape=(1, *shape[1:])), device)
+            yield Case(f"bcl-{case.name}", "bcl", lambda inputs=inputs: _loss(*inputs), IMAGES)
+    for case in (lmfm.Case("lmfm", lmfm.FRAME, torch.float16), lmfm.Case("dappm", lmfm.FRAME, torch.float16)):
+        (x,) = lmfm.make_inputs(case, device)
+        weights = lmfm._context(case).pyramid_weights(case.dtype)
+        yield Case(f"lmfm-{case.name}", "lmfm", lambda x=x, weights=weights: lmfm.lmfm(x, weights))
+    street = [case for case in upsample_argmax.CASES if case.shape == (1, 19, 128, 256)]
+    for case in street:
+        if case.dtype != torch.float16 or case.memory_format != torch.contiguous_format:
+            continue
+        (x,) = upsample_argmax.make_inputs(case, device)
+        yield Case(
+            f"upsample_argmax-{case.name}", "upsample_argmax",
+            lambda x=x, size=case.size: upsample_argmax.upsample_argmax(x, size),
+        )  # fmt: skip
+    for sizes in upsample_add_relu.FUSIONS:
+        case = upsample_add_relu.Case(*sizes, torch.float16)
+        maps = upsample_add_relu.make_inputs(case, device)
+        yield Case(
+            f"upsample_add_relu-{case.name}", "upsample_add_relu",
+            lambda maps=maps: upsample_add_relu.upsample_add_relu(*maps),
+        )  # fmt: skip
+
+
+def _loss(logits: Tensor, target: Tensor) -> None:
+    torch.autograd.grad(bcl.boundary_corrected_loss(logits, target), logits)
+
+
+def rows_of(case: Case) -> list[dict[str, Any]]:
+    """A row for each kernel in the order of their names, and one for all."""
+    backends.register(case.op, "cpu", "cuda", native.native())
+    with native.machine().counting() as counts, backends.use_backend("cuda"):
+        case.run()
+    rows = [row_of(case, count) for count in counts]
+    total = {"case": case.name, "kernel": "all"}
+    for column in COLUMNS:
+        if column in ("launches", "instructions", *CLASSES) or "bytes_" in column or "_us" in column:
+            total[column] = round(sum(row[column] for row in rows), 3)
+    return [*rows, total]
+
+
+def row_of(case: Case, count: Count) -> dict[str, Any]:
+    images = case.images if count.blocks > count.launches else 1  # a single block adds up what the others leave
+    classes = {name: images * sum(n for kind, n in count.instructions.items() if kind.startswith(kinds))
+               for name, kinds in CLASSES.items()}  # fmt: skip
+    classes["shared"] -= images * count.instructions.get("shared atomic 4", 0)
+    instructions = images * sum(count.instructions.values())
+    read, written = (32 * images * traffic.unique for traffic in (count.reads, count.writes))
+    row = {
+        "case": case.name, "kernel": count.kernel, "launches": count.launches, "blocks": images * count.blocks,
+        "threads": count.threads, "registers": count.registers, "shared_bytes": count.shared,
+        "warps_of_64": resident_warps(count), "instructions": instructions, **classes,
+        "widths": " ".join(f"{kind.replace(' ', '_')}:{images * n}" for kind, n in count.instructions.items()
+                           if kind.startswith(("global", "shared"))),
+        "sectors_a_read": _ratio(count.reads), "sectors_a_write": _ratio(count.writes),
+        "bytes_read": read, "bytes_written": written, "issue_us": round(instructions / ISSUED_PER_US, 3),
+    }  # fmt: skip
+    for card, rate in BYTES_PER_US.items():
+        row[f"memory_us_{card}"] = round((read + written) / rate, 3)
+        row[f"floor_us_{card}"] = max(row["issue_us"], row[f"memory_us_{card}"])
+    return row
+
+
+def _ratio(traffic: Any) -> float:
+    return round(traffic.sectors / max(traffic.requests, 1), 2)
+
+
+def resident_warps(count: Count) -> int:
+    """Warps of a kernel that a multiprocessor holds at once."""
+    warps = -(-count.threads // 32)
+    of_a_warp = -(-count.registers // 8) * 8 * 32
+    by_registers = 4 * (REGISTERS_OF_SCHEDULER // of_a_warp) // warps
+    by_shared = SHARED // (-(-count.shared // 128) * 128)
+    return warps * min(by_registers, by_shared, WARPS // warps, BLOCKS)
+
+
+def grown(rows: list[dict[str, Any]], committed: list[dict[str, str]]) -> list[str]:
+    """The floors that are more than 5 % over the committed ones, of kernels that both have and of each case."""
+    before = {(row["case"], row["kernel"]): row for row in committed}
+    result = []
+    for row in rows:
+        old = before.get((row["case"], row["kernel"]))
+        for column in ("issue_us", "memory_us_h200") if old else ():
+            if row[column] > GROWTH * float(old[column]) + 0.01:
+                result.append(f"{row['case']}: {row['kernel']}: {column}: expected {old[column]}, got {row[column]}")
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare with the committed file")
+    parser.add_argument("--only", default="", help="cases whose name has this part; then nothing is written")
+    options = parser.parse_args()
+    rows = []
+    for case in cases():
+        if options.only not in case.name:
+            continue
+        found = rows_of(case)
+        rows += found
+        print(case.name)
+        for row in found:
+            print(
+                f"  {row['issue_us']:9.2f} us issue {row['memory_us_h200']:8.2f} us memory  {row['kernel']}", flush=True
+            )
+    if options.check:
+        with RESULTS.open() as file:
+            problems = grown(rows, list(csv.DictReader(file)))
+        sys.exit("\n".join(problems) or None)
+    if not options.only:
+        with RESULTS.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
