@@ -15,6 +15,8 @@ import csv
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,35 +64,30 @@ class Case(NamedTuple):
 
 def cases() -> Iterator[Case]:
     device = torch.device("cpu")
-    for shape, dtype in ((bcl.FULL, torch.float32), (bcl.FULL, torch.bfloat16), (bcl.LOW, torch.float32)):
-        for content in bcl.CONTENTS:
-            case = bcl.Case(shape, (1024, 1024), content, dtype)
-            inputs = bcl.make_inputs(replace(case, shape=(1, *shape[1:])), device)
-            yield Case(f"bcl-{case.name}", "bcl", lambda inputs=inputs: _loss(*inputs), IMAGES)
-    for case in (lmfm.Case("lmfm", lmfm.FRAME, torch.float16), lmfm.Case("dappm", lmfm.FRAME, torch.float16)):
+    for shape, dtype, loss in product((bcl.FULL, bcl.LOW), (torch.float32, torch.bfloat16), bcl.LOSSES):
+        case = bcl.Case(shape, (1024, 1024), "smooth", dtype, loss=loss)
+        inputs = bcl.make_inputs(replace(case, shape=(1, *shape[1:])), device)
+        yield Case(f"bcl-{case.name}", "bcl", partial(_loss, *inputs, bcl.LOSSES[loss]), IMAGES)
+    for context in lmfm.CONTEXTS:
+        case = lmfm.Case(context, lmfm.FRAME, torch.float16)
         (x,) = lmfm.make_inputs(case, device)
         weights = lmfm._context(case).pyramid_weights(case.dtype)
-        yield Case(f"lmfm-{case.name}", "lmfm", lambda x=x, weights=weights: lmfm.lmfm(x, weights))
-    street = [case for case in upsample_argmax.CASES if case.shape == (1, 19, 128, 256)]
-    for case in street:
-        if case.dtype != torch.float16 or case.memory_format != torch.contiguous_format:
-            continue
+        yield Case(f"lmfm-{case.name}", "lmfm", partial(lmfm.lmfm, x, weights))
+    for content in ("rough", "smooth"):
+        case = upsample_argmax.Case((1, 19, 128, 256), (1024, 2048), content, torch.float16)
         (x,) = upsample_argmax.make_inputs(case, device)
         yield Case(
-            f"upsample_argmax-{case.name}", "upsample_argmax",
-            lambda x=x, size=case.size: upsample_argmax.upsample_argmax(x, size),
-        )  # fmt: skip
+            f"upsample_argmax-{case.name}", "upsample_argmax", partial(upsample_argmax.upsample_argmax, x, case.size)
+        )
     for sizes in upsample_add_relu.FUSIONS:
         case = upsample_add_relu.Case(*sizes, torch.float16)
         maps = upsample_add_relu.make_inputs(case, device)
-        yield Case(
-            f"upsample_add_relu-{case.name}", "upsample_add_relu",
-            lambda maps=maps: upsample_add_relu.upsample_add_relu(*maps),
-        )  # fmt: skip
+        run = partial(upsample_add_relu.upsample_add_relu, *maps)
+        yield Case(f"upsample_add_relu-{case.name}", "upsample_add_relu", run)
 
 
-def _loss(logits: Tensor, target: Tensor) -> None:
-    torch.autograd.grad(bcl.boundary_corrected_loss(logits, target), logits)
+def _loss(logits: Tensor, target: Tensor, options: dict[str, Any]) -> None:
+    torch.autograd.grad(bcl.boundary_corrected_loss(logits, target, **options), logits)
 
 
 def rows_of(case: Case) -> list[dict[str, Any]]:
