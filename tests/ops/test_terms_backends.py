@@ -18,7 +18,7 @@ from bcmfnet.reference.bcl import MODES
 OP = "bcl"
 INF, NAN = math.inf, math.nan
 CASES = [pytest.param(range(200), id="200"), pytest.param(range(200, 1200), id="1000", marks=pytest.mark.exhaustive)]
-EVERY = {"triton": 66, "cuda": 4}  # of so many cases one is taken: interpreted it takes a second
+EVERY = {"triton": 66, "cuda": 4, "sass": 4}  # of so many cases one is taken: interpreted it takes a second
 WEIGHTS = ("ce", "focal", "dice", "jaccard", "tversky", "boundary", "distillation")
 
 
