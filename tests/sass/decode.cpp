@@ -20,6 +20,9 @@ struct Meaning {
 // Those of the uniform datapath have the same names with a U before them.
 const std::map<string_view, Meaning> kMeanings = {
     {"NOP", {Op::kNop, Class::kControl}},
+    {"NANOSLEEP", {Op::kNop, Class::kControl}},
+    {"PREEXIT", {Op::kNop, Class::kControl}},  // of programmatic dependent launches: here one ends before the next
+    {"ACQBULK", {Op::kNop, Class::kControl}},
     {"YIELD", {Op::kNop, Class::kControl}},
     {"DEPBAR", {Op::kNop, Class::kControl}},
     {"LDGDEPBAR", {Op::kNop, Class::kControl}},
@@ -45,6 +48,7 @@ const std::map<string_view, Meaning> kMeanings = {
     {"PRMT", {Op::kPrmt, Class::kInteger}},
     {"POPC", {Op::kPopc, Class::kSpecial}},
     {"FLO", {Op::kFlo, Class::kSpecial}},
+    {"SGXT", {Op::kSignExtend, Class::kInteger}},
     {"BREV", {Op::kBrev, Class::kSpecial}},
     {"FADD", {Op::kFadd, Class::kFloat}},
     {"FMUL", {Op::kFmul, Class::kFloat}},
@@ -63,6 +67,7 @@ const std::map<string_view, Meaning> kMeanings = {
     {"HADD2", {Op::kHalfAdd, Class::kHalf}},
     {"HMUL2", {Op::kHalfMul, Class::kHalf}},
     {"HFMA2", {Op::kHalfFma, Class::kHalf}},
+    {"HSETP2", {Op::kHalfSetp, Class::kHalf}},
     {"HMNMX2", {Op::kHalfMinmax, Class::kHalf}},
     {"DADD", {Op::kDadd, Class::kDouble}},
     {"DMUL", {Op::kDmul, Class::kDouble}},
@@ -442,7 +447,7 @@ class Decoder {
         operands(kIntegers);
         break;
       case Op::kIadd3:
-        i.extended = take("X");
+        i.extended = take("X"), i.packed = take("16x2");
         operands(kIntegers);
         break;
       case Op::kImad:
@@ -492,6 +497,8 @@ class Decoder {
         break;
       case Op::kIminmax:
         i.type = take("U32") ? Type::kU32 : Type::kS32;
+        if (take("U16x2")) i.type = Type::kU32, i.packed = true;
+        if (take("S16x2")) i.packed = true;
         take("S32");
         i.variant = name_ == "VIADDMNMX" ? 1 : name_ == "VIMNMX3" ? 2 : 0;
         operands(kIntegers);
@@ -506,6 +513,15 @@ class Decoder {
         break;
       case Op::kPrmt:
         operands(kIntegers);
+        break;
+      case Op::kSignExtend:
+        i.type = take("U32") ? Type::kU32 : Type::kS32;
+        operands(kIntegers);
+        break;
+      case Op::kHalfSetp:
+        compare();
+        i.brain = take("BF16_V2");
+        operands(kHalves, false);
         break;
       case Op::kFadd: case Op::kFmul: case Op::kFfma: case Op::kFround:
         arithmetic();
@@ -583,6 +599,7 @@ class Decoder {
         break;
       case Op::kMatch:
         i.any = take("ANY");
+        if (!i.any && !take("ALL")) unknown("match");
         i.bytes = take("U64") ? 8 : 4;
         operands(kIntegers);
         break;

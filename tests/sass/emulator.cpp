@@ -459,7 +459,12 @@ class Machine {
           write(i.to, result, mask);
           break;
         case Op::kIadd3:
-          add(i, mask, a, b, c);
+          if (i.packed) {
+            EACH result.v[l] = ((a[l] ^ b[l]) & 0x80008000) ^ ((a[l] & 0x7fff7fff) + (b[l] & 0x7fff7fff));
+            write(i.to, result, mask);
+          } else {
+            add(i, mask, a, b, c);
+          }
           break;
         case Op::kImad: {
           const uint32_t carry = i.extended && i.predicates ? read(i.predicate[0]) : 0;
@@ -535,6 +540,12 @@ class Machine {
             EACH result.v[l] = choose(a[l], b[l], l);
             if (i.variant == 2) EACH result.v[l] = choose(result.v[l], c[l], l);
           }
+          if (i.packed) {
+            if (i.variant != 0) fail(0, "this form is not known");
+            const auto half = [&](uint32_t value) { return is_signed ? uint32_t(int32_t{int16_t(value)}) : value & 0xffff; };
+            EACH result.v[l] = choose(half(a[l] >> 16), half(b[l] >> 16), l) << 16 |
+                               (choose(half(a[l]), half(b[l]), l) & 0xffff);
+          }
           write(i.to, result, mask);
           break;
         }
@@ -558,6 +569,27 @@ class Machine {
           }
           write(i.to, result, mask);
           break;
+        case Op::kSignExtend:
+          EACH {
+            const uint32_t bits = std::min(b[l], 32u);
+            const uint32_t kept = bits == 32 ? a[l] : a[l] & ((1u << bits) - 1);
+            const bool negative = i.type == Type::kS32 && bits > 0 && bits < 32 && (a[l] >> (bits - 1) & 1);
+            result.v[l] = negative ? kept | ~((1u << bits) - 1) : kept;
+          }
+          write(i.to, result, mask);
+          break;
+        case Op::kHalfSetp: {
+          Row halves[4];
+          for (int place = 0; place < 2; ++place)
+            EACH halves[2 * place].floats()[l] = half_at(i, 0, a[l], place),
+                 halves[2 * place + 1].floats()[l] = half_at(i, 1, b[l], place);
+          const uint32_t other = i.predicates ? read(i.predicate[0]) : kAll;
+          for (int place = 0; place < 2; ++place) {
+            const uint32_t one = compared(i.compare, halves[2 * place].floats(), halves[2 * place + 1].floats());
+            write_predicate(i.to_predicate[place], combine(i, one, other), mask);
+          }
+          break;
+        }
         case Op::kBrev:
           EACH {
             uint32_t value = a[l], reversed = 0;
@@ -808,11 +840,11 @@ class Machine {
 
   void set_predicates(const Instruction& i, uint32_t mask, uint32_t value) {
     const uint32_t other = i.predicates ? read(i.predicate[0]) : kAll;
-    const auto with = [&](uint32_t one) {
-      return i.combine == Combine::kAnd ? one & other : i.combine == Combine::kOr ? one | other : one ^ other;
-    };
-    write_predicate(i.to_predicate[0], with(value), mask);
-    write_predicate(i.to_predicate[1], with(~value), mask);
+    write_predicate(i.to_predicate[0], combine(i, value, other), mask);
+    write_predicate(i.to_predicate[1], combine(i, ~value, other), mask);
+  }
+  static uint32_t combine(const Instruction& i, uint32_t one, uint32_t other) {
+    return i.combine == Combine::kAnd ? one & other : i.combine == Combine::kOr ? one | other : one ^ other;
   }
 
   template <typename T>
@@ -1334,7 +1366,24 @@ class Machine {
     EACH_OF(mask) {
       const uint32_t place = places[l];
       if (place % bytes || place < kReserved || place > end - bytes) fail_shared(l, place, bytes);
-      for (uint32_t i = place; i < place + bytes; ++i) check_shared(l, i, access);
+      if (bytes < 4) {
+        for (uint32_t i = place; i < place + bytes; ++i) check_shared(l, i, access);
+      } else {
+        for (uint32_t i = place; i < place + bytes; i += 4) check_word(l, i, access);
+      }
+    }
+  }
+  // As check_shared, of four bytes that nobody else has touched.
+  void check_word(int l, uint32_t i, Access access) {
+    uint32_t *const writers = &writers_[i], *const readers = &readers_[i];
+    const uint32_t own = stamp(number_), first = epoch_ << 6;
+    uint32_t touched = 0;  // later than the last barrier, and not by this warp alone
+    for (int byte = 0; byte < 4; ++byte)
+      touched |= (writers[byte] >= first && writers[byte] != own) | (readers[byte] >= first && readers[byte] != own);
+    if (touched || access == Access::kAtomic) {
+      for (int byte = 0; byte < 4; ++byte) check_shared(l, i + byte, access);
+    } else {
+      std::fill_n(access == Access::kRead ? readers : writers, 4, own);
     }
   }
   void check_shared(int l, uint32_t i, Access access) {

@@ -22,8 +22,8 @@ enum : uint8_t { kTrue = 7, kUniformPredicates = 8, kUniformTrue = 15, kNoPredic
 
 enum class Op : uint8_t {
   kNop, kMove, kIadd3, kImad, kImadWide, kImadHigh, kLea, kLeaHigh, kShift, kLop3, kPlop3, kSelect, kIsetp, kIminmax,
-  kIabs, kPrmt, kPopc, kFlo, kBrev, kFadd, kFmul, kFfma, kFsetp, kFminmax, kFchk, kMufu,
-  kFround, kFloatToInt, kIntToFloat, kFloatToFloat, kPackFloats, kHalfToFloat, kHalfAdd, kHalfMul, kHalfFma,
+  kIabs, kPrmt, kPopc, kFlo, kBrev, kSignExtend, kFadd, kFmul, kFfma, kFsetp, kFminmax, kFchk, kMufu,
+  kFround, kFloatToInt, kIntToFloat, kFloatToFloat, kPackFloats, kHalfToFloat, kHalfAdd, kHalfMul, kHalfFma, kHalfSetp,
   kHalfMinmax, kDadd, kDmul, kDfma, kDsetp, kShuffle, kVote, kMatch, kRedux, kPredicatesToRegister,
   kRegisterToPredicates, kSpecial, kLoadConstant, kToUniform, kGlobalLoad, kGlobalStore, kGlobalAtomic, kSharedLoad,
   kSharedStore, kSharedAtomic, kSharedMatrices, kLocalLoad, kLocalStore, kCopyToShared, kMma, kBarrier, kBarrierResult,
@@ -84,7 +84,7 @@ struct Instruction {
   Round round = Round::kNearest;
   Atomic atomic = Atomic::kAdd;
   bool extended = false, high = false, left = false, wraps = false, ftz = false, saturates = false, brain = false;
-  bool nan_to_zero = false, any = false, is_float = false;
+  bool nan_to_zero = false, any = false, packed = false;  // packed: two numbers of 16 bits
   uint8_t variant = 0;  // of a few operations, see decode.cpp
   uint8_t bank = 0;
 };

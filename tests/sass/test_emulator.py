@@ -124,3 +124,41 @@ def test_every_instruction_up_to_the_end_is_counted(library):
 
 def test_the_disassembler_is_found():
     assert Path(disassembler()).name == "cuobjdump"
+
+
+@pytest.fixture(scope="module")
+def features() -> Library:
+    return Library(build([KERNELS / "features.cu"]))
+
+
+def test_asynchronous_copies_and_matrices(features):
+    """Lane 4g + t has of each 8x8 matrix the elements (g, 2t) and (g, 2t + 1); transposed, (2t, g) and (2t + 1, g)."""
+    halves, words = torch.arange(32 * 8, dtype=torch.int16).view(4, 8, 8), torch.arange(100, 132, dtype=torch.int32)
+    out = torch.zeros(32, 8, dtype=torch.int32)
+    features.call("run_copied", halves, words, out)
+    expected = halves.view(torch.int32).reshape(4, 32).T
+    torch.testing.assert_close(out[:, :4], expected)
+    turned = halves[:2].transpose(1, 2).contiguous().view(torch.int32).reshape(2, 32).T
+    torch.testing.assert_close(out[:, 4:6], turned)
+    torch.testing.assert_close(out[:, 6], torch.where(torch.arange(32) < 16, words, 0))
+
+
+def test_packed_numbers(features):
+    a, b = (torch.randint(-(2**31), 2**31, (32,), dtype=torch.int64).to(torch.int32) for _ in range(2))
+    out = torch.zeros(32, 6, dtype=torch.int32)
+    features.call("run_packed", a, b, out)
+    x, y, got = (t.contiguous().view(torch.int16).view(32, -1) for t in (a, b, out[:, :4].contiguous()))
+    unsigned = [t.to(torch.int32) & 0xFFFF for t in (x, y)]
+    assert ((got[:, :2].to(torch.int32) & 0xFFFF) == torch.maximum(*unsigned)).all()
+    assert ((got[:, 2:4].to(torch.int32) & 0xFFFF) == torch.minimum(*unsigned)).all()
+    assert (got[:, 4:6] == torch.maximum(x, y)).all()
+    assert (got[:, 6:8] == x + y).all()
+    assert (out[:, 4] == (a << 20) >> 20).all()
+    p, q = x.view(torch.float16), y.view(torch.float16)
+    assert (out[:, 5] == torch.where(p[:, 0] < q[:, 1], a, b)).all()
+
+
+def test_a_dependent_launch(features):
+    given, out = torch.rand(32) + 0.1, torch.zeros(32, 2)
+    features.call("run_dependent", given, out)
+    torch.testing.assert_close(out, torch.stack([given.log2(), given.reciprocal()], 1), rtol=1e-6, atol=1e-6)
