@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 SOURCE_HEADERS = [*CSRC.rglob("*.h")]
 OWN_HEADERS = [*HERE.glob("*.h"), HERE.parent / "cuda_on_cpu/accepted.h"]
 HOST = "-std=c++17 -fPIC -fno-gnu-unique"
-CUDA = "-std=c++17 -O3 --fmad=true -gencode=arch=compute_90,code=sm_90 -Xcompiler -fPIC,-fno-gnu-unique"
+CUDA = "-std=c++17 -O3 -lineinfo --fmad=true -gencode=arch=compute_90,code=sm_90 -Xcompiler -fPIC,-fno-gnu-unique"
 
 
 def build(sources: Sequence[Path], *, bindings: Sequence[Path] = (), options: Sequence[str] = ()) -> Path:

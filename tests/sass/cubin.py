@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 REGISTERS, ARGUMENT, FRAME = 0x2F, 0x17, 0x11  # attributes of .nv.info
+SOURCE = re.compile(r'^\s*//## File "(?P<file>[^"]+)", line (?P<line>\d+)')
+PLACE = re.compile(r"^\s+/\*(?P<address>[0-9a-f]{4,})\*/")
 LINE = re.compile(r"^\s+/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<text>[^;]+?)\s*;\s+/\* 0x(?P<word>[0-9a-f]{16}) \*/")
 
 
@@ -24,8 +26,8 @@ class Section(NamedTuple):
 
 
 def disassembler() -> str | None:
-    """cuobjdump of CUDA's or, since not every installation brings it, of Triton's."""
-    if found := shutil.which("cuobjdump"):
+    """cuobjdump of CUDA's or, since not every installation brings it, of Triton's; nvdisasm lies beside it."""
+    if (found := shutil.which("cuobjdump")) and shutil.which("nvdisasm"):
         return found
     spec = find_spec("triton")
     bundled = Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump" if spec and spec.origin else None
@@ -36,7 +38,7 @@ def listing(compiled: Path) -> Iterator[str]:
     """The lines of all kernels of an object file.
 
     `kernel NAME REGISTERS SHARED FRAME`, the sizes in bytes, shared memory with the kilobyte that the system takes, and
-    offset and bytes of each argument; `constant BANK HEX`, without bank 0; and `ADDRESS WORD TEXT` for each
+    offset and bytes of each argument; `constant BANK HEX`, without bank 0; and `ADDRESS WORD FILE:LINE TEXT` for each
     instruction, where WORD is the upper half of its first eight bytes: the bits of an immediate operand.
     """
     tool = disassembler()
@@ -44,11 +46,28 @@ def listing(compiled: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([tool, "-xelf", "all", compiled.resolve()], cwd=folder, check=True, capture_output=True)
         for cubin in sorted(Path(folder).glob("*.cubin")):
-            text = subprocess.run([tool, "-sass", cubin], check=True, capture_output=True, text=True).stdout
-            yield from _kernels(_sections(cubin.read_bytes()), text)
+            text, lines = (
+                subprocess.run([*command, cubin], check=True, capture_output=True, text=True).stdout
+                for command in ([tool, "-sass"], [Path(tool).with_name("nvdisasm"), "-g", "-gi", "-c"])
+            )
+            yield from _kernels(_sections(cubin.read_bytes()), text, _sources(lines))
 
 
-def _kernels(sections: dict[str, Section], text: str) -> Iterator[str]:
+def _sources(text: str) -> dict[tuple[str, str], str]:
+    """File and line of each instruction, by kernel and address; of CUDA's own functions, where they are called."""
+    result = {}
+    for part in text.split("\n//--------------------- .text.")[1:]:
+        name, source, settled = part.partition(" ")[0], "-", False
+        for line in part.splitlines():
+            if found := SOURCE.match(line):  # the innermost first; the lines that follow say where it is inlined
+                if not settled:
+                    source, settled = f"{Path(found['file']).name}:{found['line']}", "/include/" not in found["file"]
+            elif found := PLACE.match(line):
+                result[name, found["address"]], settled = source, False
+    return result
+
+
+def _kernels(sections: dict[str, Section], text: str, sources: dict[tuple[str, str], str]) -> Iterator[str]:
     registers, frames = (_of_functions(sections, attribute) for attribute in (REGISTERS, FRAME))
     for part in text.split("\t\tFunction : ")[1:]:
         name = part.partition("\n")[0].strip()
@@ -60,7 +79,8 @@ def _kernels(sections: dict[str, Section], text: str) -> Iterator[str]:
                 if section in sections:
                     yield f"constant {bank} {sections[section].data.hex()}"
         for found in filter(None, map(LINE.match, part.splitlines())):
-            yield f"{found['address']} {found['word'][:8]} {found['text'].replace('.reuse', '')}"
+            source = sources.get((name, found["address"]), "-").replace(" ", "_")
+            yield f"{found['address']} {found['word'][:8]} {source} {found['text'].replace('.reuse', '')}"
 
 
 def _sections(elf: bytes) -> dict[str, Section]:

@@ -855,10 +855,11 @@ std::unique_ptr<Kernel> parse(const std::string& name, string_view text) {
       continue;
     }
     const uint32_t word = number_of(word_of(line), 16);
+    const string_view source = word_of(line);
     try {
       if (number_of(first, 16) != 16 * kernel->code.size()) unknown("address");
       kernel->code.push_back(Decoder(*kernel, rows, word, line).decode());
-      kernel->text.push_back(line);
+      kernel->text.push_back(line), kernel->sources.push_back(source);
     } catch (const std::exception& error) {
       throw std::runtime_error(
           kernel->name + ", /*" + std::string(first) + "*/ " + std::string(line) + ": " + error.what());

@@ -240,7 +240,7 @@ class Machine {
   std::string at(uint32_t pc) const {
     char address[16];
     std::snprintf(address, sizeof(address), "/*%04x*/ ", pc * 16);
-    return address + std::string(kernel_.text[pc]);
+    return address + std::string(kernel_.text[pc]) + " (" + std::string(kernel_.sources[pc]) + ")";
   }
 
   // What the threads wait at.

@@ -106,7 +106,8 @@ struct Kernel {
   };
   std::vector<Argument> arguments;
   std::vector<Instruction> code;
-  std::vector<std::string_view> text;  // as it was disassembled
+  std::vector<std::string_view> text;     // as it was disassembled
+  std::vector<std::string_view> sources;  // file and line
   std::vector<Constant> constants;     // rows of the pool
   std::vector<std::string> banks;      // but the first
 };

@@ -62,7 +62,7 @@ FAULTS = [
 )
 def test_faults_are_seen(library, kernel, fault, given, expected, thread, instruction, reason):
     torch.testing.assert_close(run(library, kernel, given, 0), expected, rtol=0, atol=0)
-    where = rf"block \(0, 0, 0\), warp {thread // 32}, lane {thread % 32}, /\*\w+\*/ {instruction} .*"
+    where = rf"block \(0, 0, 0\), warp {thread // 32}, lane {thread % 32}, /\*\w+\*/ {instruction} .* \(faults.cu:\d+\)"
     with pytest.raises(RuntimeError, match=f"^{kernel}(<true>)?, {where}: {reason}$"):
         run(library, kernel, given, fault)
     run(library, kernel, given, 0)  # the error does not stay
@@ -118,7 +118,7 @@ def test_every_instruction_up_to_the_end_is_counted(library):
     with library.machine.counting() as counts:
         run(library, "shifted", NUMBERS, 0)
     (count,) = counts
-    code = [line.split(maxsplit=2)[2] for line in library.machine.listing("shifted")]
+    code = [line.split(maxsplit=3)[3] for line in library.machine.listing("shifted")]
     assert sum(count.instructions.values()) == 2 * (code.index("EXIT") + 1)
 
 
