@@ -5,7 +5,8 @@ the committed file instead, and fails where a floor has grown by more than 5 %. 
 
 Counts are of the compiled code, executed on the CPU: what a warp issues, predicated off or not, and the sectors of 32
 bytes that an access touches. Times are floors, never measurements: of issue, at 4 warp instructions a clock and
-multiprocessor; of memory, of the sectors that a kernel touches at all, each read and written once.
+multiprocessor; of the special function units, at 16 results; of memory, of the sectors that a kernel touches at all,
+each read and written once. A kernel's floor is the largest.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ GROWTH = 1.05
 
 # H100 SXM and H200: 132 multiprocessors of 4 schedulers, some 1.75 GHz under load.
 ISSUED_PER_US = 132 * 4 * 1750
+SPECIAL_PER_US = 132 * 1750 / 2  # warps: exponentials, reciprocals, roots, conversions
 BYTES_PER_US = {"h200": 4.3e6, "h100": 3.0e6}
 """Of an H200 as a copy was measured, 0.9 of the 4.8 TB/s that its data sheet says; of an H100 as much of its 3.35."""
 
@@ -47,7 +49,7 @@ CLASSES = {
 }  # fmt: skip
 COLUMNS = (
     "case", "kernel", "launches", "blocks", "threads", "registers", "shared_bytes", "warps_of_64", "instructions",
-    *CLASSES, "widths", "sectors_a_read", "sectors_a_write", "bytes_read", "bytes_written", "issue_us",
+    *CLASSES, "widths", "sectors_a_read", "sectors_a_write", "bytes_read", "bytes_written", "issue_us", "special_us",
     *(f"memory_us_{card}" for card in BYTES_PER_US), *(f"floor_us_{card}" for card in BYTES_PER_US),
 )  # fmt: skip
 
@@ -118,10 +120,11 @@ def row_of(case: Case, count: Count) -> dict[str, Any]:
                            if kind.startswith(("global", "shared"))),
         "sectors_a_read": _ratio(count.reads), "sectors_a_write": _ratio(count.writes),
         "bytes_read": read, "bytes_written": written, "issue_us": round(instructions / ISSUED_PER_US, 3),
+        "special_us": round(classes["special"] / SPECIAL_PER_US, 3),
     }  # fmt: skip
     for card, rate in BYTES_PER_US.items():
         row[f"memory_us_{card}"] = round((read + written) / rate, 3)
-        row[f"floor_us_{card}"] = max(row["issue_us"], row[f"memory_us_{card}"])
+        row[f"floor_us_{card}"] = max(row["issue_us"], row["special_us"], row[f"memory_us_{card}"])
     return row
 
 

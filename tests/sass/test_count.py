@@ -42,6 +42,8 @@ def test_a_row():
     assert (row["bytes_read"], row["bytes_written"]) == (8 * 30 * 32, 8 * 8 * 32)
     assert (row["sectors_a_read"], row["sectors_a_write"]) == (4, 4)
     assert row["issue_us"] == pytest.approx(12176 / (132 * 4 * 1750), abs=1e-3)
+    special = row_of(Case("case", "op", lambda: None), COUNT._replace(instructions={"special": 231000}))
+    assert special["floor_us_h200"] == special["special_us"] == 2  # 2 clocks a warp
     assert row["widths"].split()[0] == "global_load_16:80"
     bound_by_memory = row_of(Case("case", "op", lambda: None), COUNT._replace(reads=Traffic(1, 1, 10**6)))
     assert bound_by_memory["floor_us_h200"] == pytest.approx((10**6 + 8) * 32 / 4.3e6, abs=1e-3)
