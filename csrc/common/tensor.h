@@ -17,8 +17,8 @@
 
 // BCM_SCHEMA declares private ops, BCM_SERVE names what serves one, and BCM_RUN(tensor, cpu, cuda) is the one of two
 // expressions that is for the tensor's device; the second has the `stream` and is a cudaError_t. Where the CUDA sources
-// are compiled for the CPU (tests/cuda_on_cpu) or their machine code is executed there (tests/sass), the same ops stand in
-// the library that BCM_CUDA_ON_CPU names, and the CUDA code serves CPU tensors.
+// are compiled for the CPU (tests/cuda_on_cpu) or their machine code is executed there (tests/sass), the same ops stand
+// in the library that BCM_CUDA_ON_CPU names, and the CUDA code serves CPU tensors.
 #define BCM_SERVE_ON(device, name, function) \
   STABLE_TORCH_LIBRARY_IMPL(BCM_LIBRARY, device, m) { m.impl(name, TORCH_BOX(&function)); }
 #define BCM_RUN_CUDA(tensor, cuda) launch(tensor, [&](void* stream) { return cuda; })

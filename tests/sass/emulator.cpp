@@ -96,7 +96,7 @@ T to_integer(T value, Round round) {
 }
 // The special function unit: subnormal numbers are 0 there. Its last bits are not ours.
 float special(uint8_t function, float x) {
-  const auto flushed = [](float value) { return std::fabs(value) < 1.17549435e-38f ? std::copysign(0.0f, value) : value; };
+  const auto flushed = [](float value) { return std::fabs(value) < 0x1p-126f ? std::copysign(0.0f, value) : value; };
   x = flushed(x);
   switch (function) {
     case 0: return flushed(1 / x);
@@ -138,7 +138,8 @@ struct Warp {
 
 class Machine {
  public:
-  Machine(const Kernel& kernel, const Launch& launch, const Allocations& allocations, bool counts_sectors, Counts& counts)
+  Machine(
+      const Kernel& kernel, const Launch& launch, const Allocations& allocations, bool counts_sectors, Counts& counts)
       : kernel_(kernel), launch_(launch), allocations_(allocations), counts_sectors_(counts_sectors), counts_(counts),
         threads_(launch.block.x * launch.block.y * launch.block.z), warps_((threads_ + 31) / 32),
         shared_(kernel.shared + launch.shared), writers_(shared_.size()), readers_(shared_.size()),
@@ -425,7 +426,8 @@ class Machine {
             const uint32_t wanted = a[__builtin_ctz(left)];
             const uint32_t together = left & lanes_where([&](int l) { return a[l] == wanted; });
             EACH_OF(together & ~wanted) fail(l, "a mask does not name its caller");
-            if (wanted & ~warp.alive) fail(__builtin_ctz(together), "a mask names lanes that have exited or never were");
+            if (wanted & ~warp.alive)
+              fail(__builtin_ctz(together), "a mask names lanes that have exited or never were");
             left &= ~together;
             if (together == wanted && left == 0 && together == lanes) {
               active = together;
@@ -542,7 +544,9 @@ class Machine {
           }
           if (i.packed) {
             if (i.variant != 0) fail(0, "this form is not known");
-            const auto half = [&](uint32_t value) { return is_signed ? uint32_t(int32_t{int16_t(value)}) : value & 0xffff; };
+            const auto half = [&](uint32_t value) {
+              return is_signed ? static_cast<uint32_t>(int32_t{static_cast<int16_t>(value)}) : value & 0xffff;
+            };
             EACH result.v[l] = choose(half(a[l] >> 16), half(b[l] >> 16), l) << 16 |
                                (choose(half(a[l]), half(b[l]), l) & 0xffff);
           }
@@ -1030,7 +1034,8 @@ class Machine {
           break;
         default: fail(l, "this form is not known");
       }
-      if (nan && !i.nan_to_zero && (i.type == Type::kU32 || i.type == Type::kU64)) bits = uint64_t{1} << (i.type == Type::kU32 ? 31 : 63);
+      if (nan && !i.nan_to_zero && i.type == Type::kU32) bits = uint64_t{1} << 31;
+      if (nan && !i.nan_to_zero && i.type == Type::kU64) bits = uint64_t{1} << 63;
       result.v[l] = static_cast<uint32_t>(bits), upper.v[l] = bits >> 32;
     }
     write(i.to, result, mask);
@@ -1621,13 +1626,15 @@ const Allocations::Range* Allocations::find(uint64_t address, uint64_t bytes) co
   uint64_t least = ~uint64_t{0};
   for (const Range& range : ranges_) {
     if (address >= range.begin && address + bytes <= range.end) return &range;
-    const uint64_t distance = address < range.begin ? range.begin - address : address - std::min(address, range.end - 1);
+    const uint64_t inside = std::min(address, range.end - 1);
+    const uint64_t distance = address < range.begin ? range.begin - address : address - inside;
     if (distance < least) least = distance, nearest = &range;
   }
   return nearest;
 }
 
-void run(const Kernel& kernel, const Launch& launch, const Allocations& allocations, bool counts_sectors, Counts& counts) {
+void run(
+    const Kernel& kernel, const Launch& launch, const Allocations& allocations, bool counts_sectors, Counts& counts) {
   counts.executed.resize(kernel.code.size());
   counts.requests.resize(kernel.code.size());
   counts.sectors.resize(kernel.code.size());

@@ -57,6 +57,7 @@ struct Fault : std::runtime_error {
 };
 
 // Throws Fault. Counts sectors if `counts_sectors`, instructions always.
-void run(const Kernel& kernel, const Launch& launch, const Allocations& allocations, bool counts_sectors, Counts& counts);
+void run(
+    const Kernel& kernel, const Launch& launch, const Allocations& allocations, bool counts_sectors, Counts& counts);
 
 }  // namespace sass

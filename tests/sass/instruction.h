@@ -38,7 +38,9 @@ enum class Class : uint8_t {
 };
 const char* name_of(Class kind);
 
-enum class Compare : uint8_t { kFalse, kLt, kEq, kLe, kGt, kNe, kGe, kNum, kNan, kLtu, kEqu, kLeu, kGtu, kNeu, kGeu, kTrue };
+enum class Compare : uint8_t {
+  kFalse, kLt, kEq, kLe, kGt, kNe, kGe, kNum, kNan, kLtu, kEqu, kLeu, kGtu, kNeu, kGeu, kTrue,
+};
 enum class Combine : uint8_t { kAnd, kOr, kXor };
 enum class Round : uint8_t { kNearest, kDown, kUp, kZero };
 enum class Type : uint8_t { kU8, kS8, kU16, kS16, kU32, kS32, kU64, kS64, kF16, kBF16, kF32, kF64 };
