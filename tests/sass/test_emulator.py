@@ -122,7 +122,7 @@ def test_every_instruction_up_to_the_end_is_counted(library):
     assert sum(count.instructions.values()) == 2 * (code.index("EXIT") + 1)
 
 
-def test_the_disassembler_is_found():
+def test_the_disassembler_is_found(library):
     assert Path(disassembler()).name == "cuobjdump"
 
 
