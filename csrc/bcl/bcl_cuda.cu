@@ -21,6 +21,8 @@
 // same bits. Atomics count integers alone.
 #include "bcl/bcl_cuda.h"
 
+#include <climits>
+
 #include "bcl/terms_cuda.h"
 #include "common/arena.h"
 
@@ -76,41 +78,62 @@ Scratch lay_out(const Bcl& call, bool saves, Arena& arena) {
   return scratch;
 }
 
-// The three labels of each pixel, in one word.
-template <bool kTerms>
+// The three labels of each pixel, in one word, of labels that are bytes or longer integers. What takes divisions or 64-bit
+// products is out of the loop: the rows that flips read are found once for a block.
+template <bool kTerms, typename Label>
 __global__ void __launch_bounds__(kThreads, 4) labels_kernel(const Bcl call, const Scratch scratch) {
+  using Value = std::conditional_t<(sizeof(Label) < 4), int, int64_t>;
+  __shared__ int other_rows[kRows];
   const Patch patch(call);
   const TargetOf<kTerms> target{call, patch.image};
   const BclOptions& options = call.options;
   const bool needs_rows = selects(call) && (options.score[1] != 0 || options.terms[1] != 0);
   const bool needs_columns = selects(call) && (options.score[2] != 0 || options.terms[2] != 0);
+  if (threadIdx.x < kRows) other_rows[threadIdx.x] = target.flip(0, patch.begin + static_cast<int>(threadIdx.x));
+  __syncthreads();
   const int other_x = patch.inside ? target.flip(1, patch.x) : 0;
+  // A short label equals no ignore_index that an int does not hold.
+  const bool ignores = static_cast<Value>(options.ignore_index) == options.ignore_index;
+  const auto ignore = static_cast<Value>(ignores ? options.ignore_index : INT_MIN);
+  const auto classes = static_cast<Value>(kTerms ? classes_of(call) : call.logits.channels);
+  const auto column = [&](int x) {
+    return static_cast<const Label*>(call.target.data) + offset_of(call.target, patch.image, 0, 0, x);
+  };
+  const auto read = [&](const Label* from, int y, int x) -> Value {
+    return kTerms && target.weight(y, x) == 0 ? ignore : static_cast<Value>(from[y * call.target.row_stride]);
+  };
+  const auto known = [&](Value label) {
+    return label != ignore && label >= 0 && label < classes ? static_cast<int>(label) : -1;
+  };
+  const Label *const own = column(patch.x), *const beside = column(other_x);
+  const int64_t first = (patch.image * call.target.height + patch.begin) * scratch.score_pitch + patch.x;
   float weight = 0, labelled = 0, distilled = 0;
   int valid = 0;
   unsigned flags = 0;
-  for (int y = patch.begin; patch.inside && y < patch.end; ++y) {
-    const int64_t label = target.read(y, patch.x);
-    const bool counts = label != options.ignore_index;
-    Labels labels{target.known(label), -1, -1};
+  for (int row = 0; patch.inside && row < patch.end - patch.begin; ++row) {
+    const int y = patch.begin + row;
+    const Value label = read(own, y, patch.x);
+    const bool counts = label != ignore;
+    Labels labels{known(label), -1, -1};
     valid += counts, flags |= counts && labels.own < 0 ? kWrong : 0;
     if (labels.own >= 0) {
       weight += kTerms ? target.weight(y, patch.x) * weight_of_class(call, labels.own)
                        : class_weight_of(call, labels.own);
-      if (needs_rows) labels.rows = target.known(target.read(target.flip(0, y), patch.x));
-      if (needs_columns) labels.columns = target.known(target.read(y, other_x));
+      if (needs_rows) labels.rows = known(read(own, other_rows[row], patch.x));
+      if (needs_columns) labels.columns = known(read(beside, y, other_x));
     }
     if constexpr (kTerms) {
       const float u = target.weight(y, patch.x);
       labelled += counts ? u : 0.0f, distilled += counts || options.everywhere ? u : 0.0f;
     }
-    const int64_t at = (patch.image * call.target.height + y) * scratch.score_pitch + patch.x;
+    const int64_t at = first + row * scratch.score_pitch;
     if (is_wide(call)) {
       scratch.labels[at] = Wide::packed(labels);
     } else {
       scratch.score[at] = Narrow::packed(labels);
     }
   }
-  write_partial(weight, 0, valid, flags, scratch.labelled + block_number());
+  write_labelled(weight, valid, flags, scratch.labelled + block_number());
   if constexpr (kTerms) write_terms({labelled, distilled, 0, 0, 0}, scratch.labelled_terms + block_number());
 }
 
@@ -251,13 +274,20 @@ int resolve(const Bcl& call, const Scratch& scratch, const BclOutputs& outputs, 
   return cudaGetLastError();
 }
 
-int label(const Bcl& call, const Scratch& scratch, bool terms, void* stream) {
-  if (terms) {
-    BCM_LAUNCH(labels_kernel<true>, pixel_grid(call), kThreads, 0, stream, call, scratch);
-  } else {
-    BCM_LAUNCH(labels_kernel<false>, pixel_grid(call), kThreads, 0, stream, call, scratch);
-  }
+template <typename Label>
+int label_as(const Bcl& call, const Scratch& scratch, bool terms, void* stream) {
+  const auto kernel = terms ? labels_kernel<true, Label> : labels_kernel<false, Label>;
+  BCM_LAUNCH(kernel, pixel_grid(call), kThreads, 0, stream, call, scratch);
   return cudaGetLastError();
+}
+
+int label(const Bcl& call, const Scratch& scratch, bool terms, void* stream) {
+  switch (call.target.dtype) {
+    case DType::kUInt8: return label_as<uint8_t>(call, scratch, terms, stream);
+    case DType::kInt16: return label_as<int16_t>(call, scratch, terms, stream);
+    case DType::kInt32: return label_as<int32_t>(call, scratch, terms, stream);
+    default: return label_as<int64_t>(call, scratch, terms, stream);
+  }
 }
 
 int forward_full(const Bcl& call, Scratch scratch, const BclOutputs& outputs, bool terms, void* stream) {

@@ -139,13 +139,20 @@ __device__ inline unsigned flags_of_block(unsigned flags) {
   return (nan ? kNan : 0) | (wrong ? kWrong : 0);
 }
 
-__device__ inline void write_partial(double weight, double ce, int valid, unsigned flags, Partial* to) {
+// What the blocks of `labels` know, and those of `score`.
+__device__ inline void write_labelled(double weight, int valid, unsigned flags, Partial* to) {
   __shared__ double doubles[kThreads / 32];
-  __shared__ int64_t integers[kThreads / 32];
-  weight = sum_of_block(weight, doubles), ce = sum_of_block(ce, doubles);
-  const int64_t sum = sum_of_block(static_cast<int64_t>(valid), integers);
+  __shared__ int integers[kThreads / 32];
+  weight = sum_of_block(weight, doubles), valid = sum_of_block(valid, integers);
   flags = flags_of_block(flags);
-  if (threadIdx.x == 0) *to = {weight, ce, sum, flags};
+  if (threadIdx.x == 0) *to = {weight, 0, valid, flags};
+}
+
+__device__ inline void write_scored(double ce, unsigned flags, Partial* to) {
+  __shared__ double doubles[kThreads / 32];
+  ce = sum_of_block(ce, doubles);
+  flags = flags_of_block(flags);
+  if (threadIdx.x == 0) *to = {0, ce, 0, flags};
 }
 
 __device__ inline void write_sum(float sum, double* to) {
@@ -254,7 +261,7 @@ __global__ void __launch_bounds__(kThreads, K <= 19 ? 2 : 1) score_pixels_kernel
     scratch.score[at_score] = score;
     if (scratch.term) scratch.term[at] = term;
   }
-  write_partial(0, ces, 0, flags, scratch.scored + block_number());
+  write_scored(ces, flags, scratch.scored + block_number());
 }
 
 }  // namespace

@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kWarps * 32, K <= 19 ? 3 : 2) cell_scores_kern
     if (tallies) tally.fold(predicted);
   }
   const int64_t block = block_number();
-  write_partial(0, sums[0], 0, flags, scratch.scored + block);
+  write_scored(sums[0], flags, scratch.scored + block);
   write_terms({0, 0, sums[1], sums[2], sums[3]}, scratch.scored_terms + block);
   if (tallies) tally.write(scratch.overlap + 3 * block * classes, classes);
 }

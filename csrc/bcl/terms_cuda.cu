@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads, K <= 19 ? 2 : 1) term_scores_kernel(
     scratch.score[at_score] = scored.score, scratch.term[at] = scored.term;
   }
   const int64_t block = block_number();
-  write_partial(0, losses.ce, 0, losses.flags, scratch.scored + block);
+  write_scored(losses.ce, losses.flags, scratch.scored + block);
   write_terms({0, 0, losses.spread, losses.focal, losses.distillation}, scratch.scored_terms + block);
   if (!tallies) return;
   if constexpr (!kWide) tally.fold(predicted);

@@ -80,7 +80,7 @@ struct ScorePass : Pass {
     *row_ces += ces;
     ces = 0;
   }
-  __device__ void finish() const { write_partial(0, *row_ces, 0, flags, scratch.scored + block_number()); }
+  __device__ void finish() const { write_scored(*row_ces, flags, scratch.scored + block_number()); }
 };
 
 // What the passes over selected pixels share: they add up boundary terms.
