@@ -91,7 +91,7 @@ def _checked(x: Tensor, weights: PyramidWeights) -> PyramidWeights:
     _check_fusion(branches, kernels, receives)
     taps, outputs = sum(kernel**2 for kernel in kernels), compression.shape[-1]
     expected = {
-        "scale_norms": (scale_norms, [2, branches + (shortcut is not None), channels]),
+        "scale_norms": (scale_norms, [2, branches + (0 if shortcut is None else 1), channels]),
         "fusion_norms": (fusion_norms, [2, sum(map(bool, kernels)) + branches, branch_channels]),
         "process": (process, [taps, branch_channels, branch_channels]),
         "compression": (compression, [branches * branch_channels, outputs]),
