@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bcmfnet.engine.config import CLASS_WEIGHTS
+from bcmfnet.data.class_weights import RULES
 from bcmfnet.models import create_model, read_weights, save_weights
 
 
@@ -26,7 +26,7 @@ def record(run: Path) -> dict[str, Any]:
     config = tomllib.loads((run / "config.toml").read_text())
     for section, path in (("data", "root"), ("data", "colors"), ("model", "pretrained")):
         config[section].pop(path, None)
-    if config["loss"].get("class_weights") not in (None, *CLASS_WEIGHTS):  # a file: what it says
+    if config["loss"].get("class_weights", "none") not in ("none", *RULES):  # a file: what it says
         config["loss"]["class_weights"] = json.loads((run / "class_weights.json").read_text())
     environment = json.loads((run / "env.json").read_text())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

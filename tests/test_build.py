@@ -125,7 +125,7 @@ def tree(tmp_path: Path) -> Path:
     (tree / "bcmfnet").mkdir(parents=True)
     for name in ("setup.py", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE", "bcmfnet/__init__.py"):
         shutil.copy(ROOT / name, tree / name)
-    for name in ("kernels", "kernels/bcl", "benchmarks", "csrc/op"):
+    for name in ("kernels", "kernels/bcl", "benchmarks", "benchmarks/peers", "csrc/op"):
         (tree / name).mkdir(parents=True)
         (tree / name / "__init__.py").touch()
     (tree / "csrc/op/op.cpp").write_text('extern "C" __attribute__((visibility("default"))) int op() { return 1; }\n')
