@@ -82,18 +82,19 @@ CASES = _cases()
 
 def make_inputs(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
     """Logits that need a gradient; uint8 labels: regions some 32 pixels wide, with one pixel in twenty ignored."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     n, c, h, w = case.shape
     height, width = case.size
 
     def regions(size: tuple[int, int]) -> Tensor:
-        coarse = torch.randn(n, c, -(-height // 32), -(-width // 32), generator=generator)
+        coarse = torch.randn(n, c, -(-height // 32), -(-width // 32), generator=generator, device=device)
         return F.interpolate(coarse, size, mode="bicubic", align_corners=False)
 
     target = regions(case.size).argmax(1).to(torch.uint8)
-    target[torch.rand(target.shape, generator=generator) < 0.05] = IGNORE
-    logits = 4 * regions((h, w)) if case.content == "smooth" else torch.randn(case.shape, generator=generator)
-    return logits.to(device, case.dtype).requires_grad_(case.backward), target.to(device)
+    target[torch.rand(target.shape, generator=generator, device=device) < 0.05] = IGNORE
+    noise = torch.randn(case.shape, generator=generator, device=device) if case.content != "smooth" else None
+    logits = 4 * regions((h, w)) if noise is None else noise
+    return logits.to(case.dtype).requires_grad_(case.backward), target
 
 
 def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavailable]:

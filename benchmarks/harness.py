@@ -1,7 +1,12 @@
-"""Cases x providers: each provider must first agree with the reference, and is then timed in turn with the others."""
+"""Cases x providers: each provider must first agree with the reference, and is then timed in turn with the others.
+
+python -m bcmfnet.benchmarks.harness [NAMES] --device cuda --output CSV: briefly, for a script; exits with 1 where a
+provider disagrees or fails. `bcmfnet benchmark` is the same for people.
+"""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import shutil
@@ -158,7 +163,9 @@ def run(
     *,
     device: str = "cpu",
     case: str = "*",
+    smallest: bool = False,
     providers: Sequence[str] = (),
+    without: Sequence[str] = (),
     threads: Sequence[int] = (),
     seconds: float = 1.0,
     output: Path | None = None,
@@ -169,17 +176,22 @@ def run(
         names: benchmarks; all where there are none.
         device: cpu, cuda or cuda:N.
         case: pattern (as of file names) of the cases.
+        smallest: of each benchmark only the case that moves the fewest bytes.
         providers: providers; all where there are none.
+        without: patterns of those to leave out.
         threads: numbers of threads on a CPU; without them one, and as many as torch uses.
         seconds: least time to measure for each provider of a case.
-        output: CSV file that gets the rows after each case, see `_results.update`; in a folder, the machine's own.
+        output: CSV file that gets each row as soon as it is there, see `_results.update`; in a folder, the machine's.
 
     Raises:
         ConfigError: an argument that names nothing here, or is out of range.
     """
     place = find_device(device)
     work = _select(find(), names, case, place.type)
-    return run_cases(work, place, providers=providers, threads=threads, seconds=seconds, output=output)
+    if smallest:
+        ordered = sorted(work, key=lambda entry: entry[1].bytes_moved(entry[2]), reverse=True)
+        work = list({entry[0]: entry for entry in ordered}.values())
+    return run_cases(work, place, providers=providers, without=without, threads=threads, seconds=seconds, output=output)
 
 
 def run_cases(
@@ -187,6 +199,7 @@ def run_cases(
     place: torch.device,
     *,
     providers: Sequence[str] = (),
+    without: Sequence[str] = (),
     threads: Sequence[int] = (),
     seconds: float = 1.0,
     output: Path | None = None,
@@ -205,26 +218,13 @@ def run_cases(
     for name, benchmark, chosen in work:
         log.info("%s %s", name, chosen.name)
         with tf32(False):  # a provider that takes it is named for it, see `in_tf32`
-            measured = list(measure(benchmark, chosen, place, providers, counts, seconds))
-        for row in measured:
-            row |= {"benchmark": name, "case": chosen.name, "copy_gb_per_s": copies[row["threads"]]} | machine
-            _add_rates(row)
-        if output is not None:
-            _results.update(_results.file_for(output, measured), measured)
-        rows += measured
+            for row in measure(benchmark, chosen, place, providers, counts, seconds, without):
+                row |= {"benchmark": name, "case": chosen.name, "copy_gb_per_s": copies[row["threads"]]} | machine
+                _add_rates(row)
+                if output is not None:
+                    _results.update(_results.file_for(output, [row]), [row])
+                rows.append(row)
     return rows
-
-
-def measure_all(device: str, output: str, *names: str) -> None:
-    """For a script: benchmarks, briefly, into a CSV file; exits with 1 where a provider disagrees or fails.
-
-    A name after a minus is left out; without other names, every benchmark is measured.
-    """
-    without = {name.removeprefix("-") for name in names if name.startswith("-")}
-    chosen = [name for name in names if not name.startswith("-")] or [name for name in find() if name not in without]
-    rows = run(chosen, device=device, output=Path(output), seconds=0.2)
-    print(*_results.remarks(rows), sep="\n")
-    sys.exit(_results.failed(rows))
 
 
 def measure(
@@ -234,26 +234,38 @@ def measure(
     wanted: Sequence[str],
     thread_counts: Sequence[int | None],
     seconds: float,
+    without: Sequence[str] = (),
 ) -> Iterator[Row]:
-    """A row for each number of threads and provider of one case."""
+    """A row for each number of threads and provider of one case.
+
+    On a CPU all of them are timed in turn, so that what disturbs the machine disturbs all alike. On a GPU each is as
+    soon as it is verified, the baselines first: what is slow to compile keeps no other from its row.
+    """
     inputs = benchmark.make_inputs(case, device)
     expected = benchmark.expected(case, *inputs)
     offered = benchmark.providers(case, device)
     offered = {name: provider for name, provider in offered.items() if not wanted or name in wanted}
+    offered = {name: p for name, p in offered.items() if not any(fnmatchcase(name, pattern) for pattern in without)}
     operations = getattr(benchmark, "operations", None)
     baseline_of = getattr(benchmark, "baseline", lambda provider: benchmark.BASELINE)
     floors = {"bytes_moved": benchmark.bytes_moved(case), "operations": operations(case) if operations else None}
+    baselines = {baseline_of(name) for name in offered}
+    turns = (
+        [list(offered)] if device.type == "cpu" else [[n] for n in sorted(offered, key=lambda n: n not in baselines)]
+    )
     for count in thread_counts:
-        with _timing.threads(count):
-            verdicts = {n: _verdict(benchmark, case, n, p, inputs, expected) for n, p in offered.items()}
-            sound = {name: provider for name, provider in offered.items() if verdicts[name]["status"] == "ok"}
-            figures = _figures(sound, inputs, device, floors["bytes_moved"], seconds)
-        for name, verdict in verdicts.items():
-            baseline = baseline_of(name)
-            row = {"provider": name, "threads": count, "baseline": baseline} | floors | verdict | figures.get(name, {})
-            if baseline in figures and name in figures:
-                row["speedup"] = figures[baseline]["time_us_50"] / row["time_us_50"]
-            yield row
+        figures: dict[str, Row] = {}
+        for names in turns:
+            with _timing.threads(count):
+                verdicts = {n: _verdict(benchmark, case, n, offered[n], inputs, expected) for n in names}
+                sound = {name: offered[name] for name in names if verdicts[name]["status"] == "ok"}
+                figures |= _figures(sound, inputs, device, floors["bytes_moved"], seconds)
+            for name, verdict in verdicts.items():
+                known = {"provider": name, "threads": count, "baseline": baseline_of(name)}
+                row = known | floors | verdict | figures.get(name, {})
+                if row["baseline"] in figures and name in figures:
+                    row["speedup"] = figures[row["baseline"]]["time_us_50"] / row["time_us_50"]
+                yield row
 
 
 def _copy_bandwidth(device: torch.device, threads: int | None) -> float:
@@ -369,3 +381,30 @@ def _thread_counts(device: torch.device, threads: Sequence[int]) -> list[int | N
 
 def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Exits with 1 where a provider disagrees or fails."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="benchmarks; all where none is named")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--case", default="*", help="pattern of the cases")
+    parser.add_argument("--smallest", action="store_true", help="the smallest case of each")
+    parser.add_argument("--threads", type=int, nargs="+", default=())
+    parser.add_argument("--but", nargs="+", default=(), help="benchmarks to leave out")
+    parser.add_argument("--providers", nargs="+", default=(), help="what to time of what each case has")
+    parser.add_argument("--without", nargs="+", default=(), help="patterns of providers to leave out")
+    parser.add_argument("--seconds", type=float, default=0.2, help="least time for each provider of a case")
+    parser.add_argument("--output", type=Path, help="CSV file")
+    given = vars(parser.parse_args(argv))
+    but = given.pop("but")
+    given["names"] = given["names"] or [name for name in find() if name not in but]
+    rows = run(**given)
+    print(*_results.remarks(rows), sep="\n")
+    sys.exit(_results.failed(rows))
+
+
+if __name__ == "__main__":
+    from bcmfnet.benchmarks import harness  # which the benchmarks know; this copy of it has classes of its own
+
+    harness.main()

@@ -55,8 +55,8 @@ CASES = [
 
 def make_inputs(case: Case, device: torch.device) -> tuple[Tensor]:
     """Normal noise."""
-    x = torch.randn(case.shape, generator=torch.Generator().manual_seed(0))
-    return (x.to(device, case.dtype, memory_format=case.memory_format),)
+    x = torch.randn(case.shape, generator=torch.Generator(device).manual_seed(0), device=device)
+    return (x.to(case.dtype, memory_format=case.memory_format),)
 
 
 @lru_cache(1)

@@ -53,11 +53,11 @@ CASES = [
 
 def make_inputs(case: Case, device: torch.device) -> tuple[Tensor]:
     """Frames float32 [N, 3, H, W]: noise on a grid 16 times coarser, bicubic between, and as much noise of a pixel."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     height, width = case.size
-    coarse = torch.randn(case.batch, 3, -(-height // 16), -(-width // 16), generator=generator)
+    coarse = torch.randn(case.batch, 3, -(-height // 16), -(-width // 16), generator=generator, device=device)
     frames = interpolate(coarse, case.size, mode="bicubic", align_corners=False)
-    return ((frames + torch.randn(frames.shape, generator=generator)).to(device),)
+    return (frames + torch.randn(frames.shape, generator=generator, device=device),)
 
 
 @lru_cache(1)

@@ -1,10 +1,14 @@
-"""Everything that needs a GPU, in one call: build, GPU tests, benchmarks, sanitizers, and a folder with the report.
+"""Everything that needs a GPU, in three calls of nine minutes: build, tests, benchmarks, sanitizers, and an archive.
 
-    python benchmarks/on_gpu.py REPORT [--minutes 9]
+    python benchmarks/on_gpu.py REPORT --only build tests ops
+    python benchmarks/on_gpu.py REPORT --only network
+    python benchmarks/on_gpu.py REPORT --only sanitizers triton
 
 It needs torch, triton, numpy, pytest, hypothesis, opencv, safetensors, cmake, ninja and nvcc, and no network. A step
-that fails is reported and the next one runs; a step gets no more time than what is left. Where the sources are not a
-checkout, BCMFNET_COMMIT says which commit they are of.
+that fails is reported and the next one runs; a step gets no more time than what is left. The folder REPORT is kept
+from call to call, for what was built; logs and figures are also packed into REPORT.tar.gz. Where the sources are not a
+checkout, --commit says which commit they are of. With --dry a CPU takes the place of the GPU, on the smallest cases:
+that every step begins and ends is then known before a GPU is at hand.
 """
 
 from __future__ import annotations
@@ -15,16 +19,18 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTED = ("tests/ops", "tests/nn", "tests/models", "tests/engine")
-"""Triton's tests come after the benchmarks: they compile a kernel for nearly every case."""
+TESTED = ("tests/ops", "tests/nn", "tests/models", "tests/engine", "tests/inference")
 SANITIZED = "tests/ops"
 """compute-sanitizer slows a kernel down a hundredfold: it runs the smallest case of each test."""
+JUDGES = "tests/cuda_on_cpu"
+"""Compiled by nvcc they say whether the execution of kernels on a CPU is true to a GPU."""
 
 
 @dataclass
@@ -45,43 +51,84 @@ class Outcome:
     last_line: str
 
 
-def steps(report: Path) -> list[Step]:
-    """What is done, the most important first."""
+def steps(report: Path, dry: bool = False) -> dict[str, list[Step]]:
+    """What is done by its group, the most important first."""
     python, build, package = sys.executable, report / "build", report / "package"
-    tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "--continue-on-collection-errors"]
-    sanitizer = ["compute-sanitizer", "--error-exitcode", "1", "--target-processes", "all"]
-    sanitized = [*tests, "-x", "-k", "cuda-cuda and not slow and not random", SANITIZED]
-    code = "import sys; from bcmfnet.benchmarks.harness import measure_all; measure_all(*sys.argv[1:])"
-    measure = [python, "-c", code, "cuda", str(report / "benchmarks.csv")]
-    facts = "import torch, triton; print(torch.__version__, triton.__version__, torch.cuda.get_device_name())"
     find = "import os, torch; print(os.path.dirname(torch.__file__))"
     torch_directory = subprocess.run([python, "-c", find], capture_output=True, text=True).stdout.strip()
-    return [
-        Step("device", ["nvidia-smi"], 20),
-        Step("versions", [python, "-c", facts], 60),
-        Step("configure", [
-            "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DTORCH_DIRECTORY={torch_directory}",
-            "-DBCMFNET_CUDA=1", f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={package / 'bcmfnet'}",
-        ], 60),
-        Step("build", ["cmake", "--build", str(build), "--parallel"], 180, "configure"),
-        Step("test", [*tests, f"--junitxml={report / 'tests.xml'}", "-k", "not triton", *TESTED], 180),
-        Step("benchmark", [*measure, "-network"], 180),
-        Step("stages", [python, "-m", "bcmfnet.benchmarks.stages", "--device", "cuda", "--dtype", "float16"], 60),
-        Step("network", [*measure, "network"], 200),
-        Step("test_triton", [*tests, f"--junitxml={report / 'triton.xml'}", "-k", "triton", *TESTED], 180),
-        Step("memcheck", [*sanitizer, "--tool", "memcheck", *sanitized], 90, "build"),
-        Step("racecheck", [*sanitizer, "--tool", "racecheck", *sanitized], 90, "build"),
+    facts = "import torch as t, triton; print(t.__version__, triton.__version__, t.cuda.device_count(), t.version.cuda)"
+
+    device, dtype = ("cpu", "float32") if dry else ("cuda", "float16")
+    size = ["--size", "64", "96"] if dry else []
+    few = ["--smallest"] if dry else []
+    briefly = [*few, "--threads", "1", "--seconds", "0.01"] if dry else []
+
+    def tests(where: Sequence[str], which: str = "", *options: str, on_cpu: str = "cpu-cuda and empty") -> list[str]:
+        chosen = ["-k", on_cpu] if dry else ["-m", "gpu", *(["-k", which] if which else [])]
+        plain = ["-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+        return [python, "-m", "pytest", *plain, *chosen, *options, *where]
+
+    def run(module: str, *options: str) -> list[str]:
+        return [python, "-m", f"bcmfnet.benchmarks.{module}", "--device", device, *options]
+
+    def measure(file: str, *options: str) -> list[str]:
+        return run("harness", "--output", str(report / file), *briefly, *options)
+
+    def sanitized(tool: str) -> list[str]:
+        command = ["compute-sanitizer", "--error-exitcode", "1", "--target-processes", "all", "--tool", tool]
+        return [*command, *tests([SANITIZED], "cuda-cuda and not slow and not random", "-x")]
+
+    ncu = ["ncu", "--set", "full", "--profile-from-start", "off", "--target-processes", "all", "--export"]
+    configure = [
+        "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DTORCH_DIRECTORY={torch_directory}",
+        "-DBCMFNET_CUDA=1", f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={package / 'bcmfnet'}",
     ]  # fmt: skip
+    compiled = ["--providers", "eager_best", "compile"]
+    return {
+        "build": [
+            Step("device", ["nvidia-smi"], 20),
+            Step("versions", [python, "-c", facts], 30),
+            Step("configure", configure, 30),
+            Step("build", ["cmake", "--build", str(build), "--parallel"], 400 if dry else 110, "configure"),
+        ],
+        "tests": [
+            Step("test", tests(TESTED, "not triton", f"--junitxml={report / 'tests.xml'}"), 110),
+            Step("judges", tests([JUDGES], on_cpu="shim-index"), 60),
+        ],
+        "ops": [
+            Step("ops", measure("benchmarks.csv", "--but", "network", "segformer", "--without", "*compile*"), 100),
+            Step("frame", run("once", *size, "frame"), 40),
+            Step("ncu", [*ncu, str(report / "ops"), *run("once", *few)], 40),
+        ],
+        "network": [
+            Step("network", measure("benchmarks.csv", "network", "--without", "*compile*"), 150),
+            Step("stages", run("stages", "--dtype", dtype, *size), 60),
+            Step("compiled", measure("compiled.csv", "--but", "network", "segformer", "terms", "lmfm", *compiled), 150),
+            Step("compiled_network", measure("compiled.csv", "network", *compiled), 180),
+        ],
+        "sanitizers": [Step("memcheck", sanitized("memcheck"), 150), Step("racecheck", sanitized("racecheck"), 150)],
+        "triton": [Step("triton", tests(TESTED, "triton", f"--junitxml={report / 'triton.xml'}"), 240)],
+    }
 
 
 def stage(report: Path) -> Path:
-    """A folder from which bcmfnet, its kernels and its benchmarks are imported as if installed."""
+    """A folder from which bcmfnet, its kernels and its benchmarks are imported as if installed; a build there stays."""
     package = report / "package" / "bcmfnet"
     unbuilt = shutil.ignore_patterns("__pycache__", "_C.so", "_build.json")
-    shutil.copytree(ROOT / "bcmfnet", package, ignore=unbuilt)
+    shutil.copytree(ROOT / "bcmfnet", package, ignore=unbuilt, dirs_exist_ok=True)
     for mapped in ("kernels", "benchmarks"):
-        shutil.copytree(ROOT / mapped, package / mapped, ignore=shutil.ignore_patterns("__pycache__", "results"))
+        ignored = shutil.ignore_patterns("__pycache__", "results")
+        shutil.copytree(ROOT / mapped, package / mapped, ignore=ignored, dirs_exist_ok=True)
     return package.parent
+
+
+def pack(report: Path) -> Path:
+    """Logs and figures in one file, beside the folder."""
+    archive = report.with_name(f"{report.name}.tar.gz")
+    with tarfile.open(archive, "w:gz") as packed:
+        for path in sorted(path for path in report.iterdir() if path.is_file()):
+            packed.add(path, f"{report.name}/{path.name}")
+    return archive
 
 
 def commit() -> str:
@@ -98,6 +145,7 @@ def run_all(todo: list[Step], report: Path, environment: dict[str, str], seconds
     """Run each step, its output in a log of its own; write the summary after each, in case there is no next."""
     deadline = time.monotonic() + seconds
     outcomes: list[Outcome] = []
+    known = earlier(report, {step.name for step in todo})
     for step in todo:
         failed = {outcome.name for outcome in outcomes if outcome.status != "ok"}
         if step.needs in failed:
@@ -105,8 +153,15 @@ def run_all(todo: list[Step], report: Path, environment: dict[str, str], seconds
         else:
             limit = min(step.seconds, deadline - time.monotonic())
             outcomes.append(run(step, report / f"{step.name}.log", environment, limit))
-        write_summary(outcomes, report)
+        write_summary([*known, *outcomes], report)
     return outcomes
+
+
+def earlier(report: Path, again: set[str]) -> list[Outcome]:
+    """What the summary of earlier calls says of steps that are not run again."""
+    summary = report / "summary.json"
+    found = json.loads(summary.read_text()) if summary.exists() else []
+    return [Outcome(**outcome) for outcome in found if outcome["name"] not in again]
 
 
 def run(step: Step, log: Path, environment: dict[str, str], limit: float) -> Outcome:
@@ -134,21 +189,29 @@ def write_summary(outcomes: list[Outcome], report: Path) -> None:
     (report / "summary.md").write_text("\n".join(["| step | status | s | last line |", "|---|---|---|---|", *rows, ""]))
 
 
-def main(argv: list[str] | None = None, plan: Callable[[Path], list[Step]] = steps) -> int:
+def main(argv: list[str] | None = None, plan: Callable[[Path, bool], dict[str, list[Step]]] = steps) -> int:
     """Number of steps that did not succeed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path)
+    parser.add_argument("--only", nargs="+", metavar="GROUP", help="of build, tests, ops, network, sanitizers, triton")
     parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--commit", help="of the sources, where they are no checkout")
+    parser.add_argument("--dry", action="store_true", help="a CPU in place of the GPU")
     arguments = parser.parse_args(argv)
     report = arguments.report.resolve()
-    report.mkdir(parents=True)
+    groups = plan(report, arguments.dry)
+    chosen = arguments.only or list(groups)
+    if unknown := set(chosen) - groups.keys():
+        parser.error(f"--only: expected some of {', '.join(groups)}, got {', '.join(sorted(unknown))}")
+    report.mkdir(parents=True, exist_ok=True)
     package = stage(report)
     paths = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     environment = {**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
     environment.setdefault("TORCH_CUDA_ARCH_LIST", "9.0")
-    environment.setdefault("BCMFNET_COMMIT", commit())
-    outcomes = run_all(plan(report), report, environment, 60 * arguments.minutes)
+    environment.setdefault("BCMFNET_COMMIT", arguments.commit or commit())
+    outcomes = run_all([step for name in chosen for step in groups[name]], report, environment, 60 * arguments.minutes)
     print((report / "summary.md").read_text())
+    print(pack(report))
     return sum(outcome.status != "ok" for outcome in outcomes)
 
 

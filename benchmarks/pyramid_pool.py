@@ -47,9 +47,9 @@ CASES = [
 
 def make_inputs(case: Case, device: torch.device) -> tuple[Tensor, ...]:
     """The map, normal noise, and a cotangent of each pooled map."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     shapes = [case.shape] + [(*case.shape[:2], *size) for size in pooled_sizes(*case.shape[2:], DEFAULT_POOLS)]
-    x, *cotangents = (torch.randn(shape, generator=generator).to(device, case.dtype) for shape in shapes)
+    x, *cotangents = (torch.randn(shape, generator=generator, device=device).to(case.dtype) for shape in shapes)
     x = x.contiguous(memory_format=case.memory_format).requires_grad_(case.backward)
     return x, *(cotangent.contiguous(memory_format=case.memory_format) for cotangent in cotangents)
 

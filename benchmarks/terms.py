@@ -53,14 +53,15 @@ CASES += [Case(term, *ADE) for term in ("ce", "ce+dice")]  # a SegFormer's, from
 
 def make_inputs(case: Case, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Logits that need a gradient, labels in regions of 16 pixels with one in twenty ignored, a teacher's logits."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     n, c, *_ = case.shape
     height, width = case.size
-    logits, teacher = (2 * torch.randn(case.shape, generator=generator) for _ in range(2))
-    coarse = torch.randint(0, max(c, 2), (n, -(-height // 16), -(-width // 16)), generator=generator)
+    logits, teacher = (2 * torch.randn(case.shape, generator=generator, device=device) for _ in range(2))
+    cells = (n, -(-height // 16), -(-width // 16))
+    coarse = torch.randint(0, max(c, 2), cells, generator=generator, device=device)
     target = coarse.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :height, :width].contiguous()
-    target[torch.rand(target.shape, generator=generator) < 0.05] = IGNORE
-    return logits.to(device).requires_grad_(), target.to(device), teacher.to(device)
+    target[torch.rand(target.shape, generator=generator, device=device) < 0.05] = IGNORE
+    return logits.requires_grad_(), target, teacher
 
 
 def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavailable]:

@@ -50,10 +50,10 @@ CASES = [
 
 def make_inputs(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
     """Both maps, normal noise."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     shapes = (case.shape, (*case.shape[:2], *case.low))
-    high, low = (torch.randn(shape, generator=generator) for shape in shapes)
-    return tuple(x.to(device, case.dtype, memory_format=case.memory_format) for x in (high, low))
+    high, low = (torch.randn(shape, generator=generator, device=device) for shape in shapes)
+    return tuple(x.to(case.dtype, memory_format=case.memory_format) for x in (high, low))
 
 
 def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavailable]:

@@ -71,14 +71,14 @@ CASES = _cases()
 
 def make_inputs(case: Case, device: torch.device) -> tuple[Tensor]:
     """Logits [N, C, h, w]; smooth ones are noise on a grid 8 times coarser, bicubic between, times SMOOTH_SCALE."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     n, c, h, w = case.shape
     if case.content == "smooth":
-        coarse = torch.randn(n, c, -(-h // SMOOTH_STEP), -(-w // SMOOTH_STEP), generator=generator)
+        coarse = torch.randn(n, c, -(-h // SMOOTH_STEP), -(-w // SMOOTH_STEP), generator=generator, device=device)
         logits = SMOOTH_SCALE * interpolate(coarse, (h, w), mode="bicubic", align_corners=False)
     else:
-        logits = torch.randn(case.shape, generator=generator)
-    return (logits.to(device, case.dtype, memory_format=case.memory_format),)
+        logits = torch.randn(case.shape, generator=generator, device=device)
+    return (logits.to(case.dtype, memory_format=case.memory_format),)
 
 
 def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavailable]:

@@ -337,23 +337,53 @@ def test_rows_are_written_after_each_case(doubling, monkeypatch, tmp_path):
     assert [(row["case"], row["provider"]) for row in read(path)] == [("small", "right"), ("small", "also")]
 
 
-def test_measure_all_says_what_was_not_measured_and_exits_with_one(doubling, tmp_path, capsys):
+def test_on_a_gpu_each_is_timed_as_soon_as_it_is_verified_the_baseline_first(doubling, monkeypatch):
+    """What is slow to compile, or ends the run, keeps no other from its row."""
+    order, offered = [], doubling.providers
+
+    def providers(case, device):
+        def fails(*inputs):
+            raise KeyboardInterrupt
+
+        return {"endless": fails} | {
+            name: (lambda *inputs, name=name, call=call: order.append(name) or call(*inputs))
+            if callable(call)
+            else call
+            for name, call in reversed(offered(case, torch.device("cpu")).items())
+        }
+
+    monkeypatch.setattr(doubling, "providers", providers)
+    monkeypatch.setattr(harness, "_figures", lambda sound, *others: {name: {"time_us_50": 1.0} for name in sound})
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(doubling, "make_inputs", lambda case, device, make=doubling.make_inputs: make(case, CPU))
+    rows = []
+    with pytest.raises(KeyboardInterrupt):
+        for row in harness.measure(doubling, doubling.CASES[0], gpu, (), [None], 0.1):
+            rows.append(row)
+    assert order[0] == doubling.BASELINE and [row["provider"] for row in rows] == [doubling.BASELINE]
+    for row in harness.measure(doubling, doubling.CASES[0], gpu, (), [None], 0.1, ["end*", "a*"]):
+        rows.append(row)
+    assert "endless" not in {row["provider"] for row in rows} and not any(row["provider"][0] == "a" for row in rows)
+    assert all(row["speedup"] == 1.0 for row in rows if row["status"] == "ok")
+
+
+def test_a_script_is_told_what_was_not_measured_and_exits_with_one(doubling, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        harness.measure_all("cpu", str(tmp_path / "all.csv"))
+        harness.main(["--device", "cpu", "--output", str(tmp_path / "all.csv")])
     assert end.value.code == 1
     assert "absent unavailable: nobody built it\n" in capsys.readouterr().out
     assert len({(row["case"], row["provider"]) for row in read(tmp_path / "all.csv")}) == 10
 
 
 @pytest.mark.parametrize(
-    ("names", "measured"), [((), ["a", "b", "c"]), (("-b",), ["a", "c"]), (("b", "c"), ["b", "c"])]
+    ("names", "measured"), [((), ["a", "b", "c"]), (("--but", "b"), ["a", "c"]), (("b", "c"), ["b", "c"])]
 )
-def test_measure_all_takes_names_and_leaves_some_out(monkeypatch, tmp_path, names, measured):
+def test_a_script_names_benchmarks_or_leaves_some_out(monkeypatch, names, measured):
     asked = []
     monkeypatch.setattr(harness, "find", lambda: dict.fromkeys("abc"))
-    monkeypatch.setattr(harness, "run", lambda chosen, **options: asked.append(chosen) or [])
+    monkeypatch.setattr(harness, "run", lambda names, **options: asked.append(names) or [])
     with pytest.raises(SystemExit):
-        harness.measure_all("cpu", str(tmp_path), *names)
+        harness.main(names)
     assert asked == [measured]
 
 
