@@ -77,17 +77,17 @@ class Saved(NamedTuple):
 def _outputs(logits: Tensor, *others: Any) -> Evaluated:
     """What a call without a gradient returns, not yet written."""
     reals, integers = others[-2:]
-    loss = torch.empty((), dtype=_computed(logits), device=logits.device)
-    values, counts = loss.new_empty(VALUES), loss.new_empty(2, dtype=torch.int64)  # these cost less than torch.empty
-    threshold = loss.new_empty(logits.shape[: Integers(*integers).per_image], dtype=torch.int32)
-    return Evaluated(loss, values, counts, threshold, loss.new_empty(_by_class(logits, 3, reals, integers)))
+    new, packed = logits.new_empty, Integers.of(integers)  # costs less than torch.empty
+    loss, values = new((), dtype=_computed(logits)), new(VALUES, dtype=_computed(logits))
+    counts, threshold = new(2, dtype=torch.int64), new(logits.shape[: packed.per_image], dtype=torch.int32)
+    return Evaluated(loss, values, counts, threshold, loss.new_empty(_by_class(logits, 3, reals, packed)))
 
 
 def _by_class(logits: Tensor, count: int, reals: Sequence[float], integers: Sequence[int]) -> tuple[int, ...]:
     """Shape of so many numbers of each class, for the batch or for each image; 0 without an overlap term."""
     if not any(reals[OVERLAP_WEIGHTS]):
         return (0,)
-    packed = Integers(*integers)
+    packed = Integers.of(integers)
     return (logits.shape[0] if packed.overlap_per_image else 1, count, 2 if packed.binary else logits.shape[1])
 
 
@@ -106,7 +106,7 @@ def _outputs_and_saved(logits: Tensor, target: Tensor, *others: Any) -> tuple[Te
 
 
 def _computed(logits: Tensor) -> torch.dtype:
-    return torch.promote_types(logits.dtype, torch.float32)
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 def _gradient(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
@@ -137,7 +137,7 @@ def _kernel_for(kernel: Kernel, name: str, inputs: tuple[Any, ...]) -> Kernel:
 def _write(kernel: Kernel, inputs: tuple[Any, ...], saves: bool, *outputs: Tensor) -> None:
     """Call a kernel of the loss, which returns False where it found a label that is no class (on a CPU)."""
     logits, target, *_, integers = inputs
-    packed = Integers(*integers)
+    packed = Integers.of(integers)
     kernel = _kernel_for(kernel, "bcl_forward", inputs)
     classes = 2 if packed.binary else logits.shape[1]
     if classes > _limits.MAX_LOSS_CLASSES and logits.dtype != torch.float64:

@@ -226,6 +226,11 @@ class Integers(NamedTuple):
     binary: int
     align_corners: int
 
+    @classmethod
+    def of(cls, numbers: Sequence[int]) -> Integers:
+        """Numbers by their names; torch's dispatcher makes lists of them."""
+        return numbers if isinstance(numbers, Integers) else cls(*numbers)
+
 
 OVERLAP_WEIGHTS = slice(Reals._fields.index("dice_weight"), Reals._fields.index("tversky_weight") + 1)
 """Where the weights of the overlap terms stand among the real numbers."""
@@ -255,7 +260,7 @@ _packed_once = lru_cache(_packed)
 
 def unpack(reals: Sequence[float], integers: Sequence[int]) -> BclOptions:
     """The options that were packed, the threshold on the grid of the scores."""
-    packed, numbers = Integers(*integers), Reals(*reals)
+    packed, numbers = Integers.of(integers), Reals(*reals)
     same = {name: getattr(numbers, name) for name in _PLAIN_REALS}
     flags = {name: bool(getattr(packed, name)) for name in _FLAGS}
     return BclOptions(

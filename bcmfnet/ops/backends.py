@@ -62,10 +62,10 @@ def implementation(op: str, device: str) -> Any:
 
     The first call that is not served by the fastest backend, though nobody asked for another, warns.
     """
-    backend, reason = choose(op, device)
+    backend, entry, reason = _chosen_entry(op, device)
     if reason not in ("use_backend", "BCMFNET_BACKEND", "the default"):
         _warn_once(device, backend, reason)
-    return _entries(op, device)[backend].implementation
+    return entry.implementation
 
 
 def _entries(op: str, device: str) -> dict[str, Entry]:
@@ -86,6 +86,11 @@ def has_kernel(op: str, device: str) -> bool:
 
 def choose(op: str, device: str) -> tuple[str, str]:
     """Name of the backend that serves an op on a device type, and why it is that one."""
+    backend, _, reason = _chosen_entry(op, device)
+    return backend, reason
+
+
+def _chosen_entry(op: str, device: str) -> tuple[str, Entry, str]:
     requested, source = _request()
     entries = _entries(op, device)
     reasons: dict[str | None, str] = {}
@@ -94,7 +99,7 @@ def choose(op: str, device: str) -> tuple[str, str]:
             reason = entry.unavailable()
             if reason is None:
                 missing = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-                return name, source if requested else missing or "the default"
+                return name, entry, source if requested else missing or "the default"
             reasons[name] = reason
     why = reasons.get(requested) or f"it is served by {', '.join(entries)}"
     raise RuntimeError(f"{op} on {device}: {source} asks for {requested!r}; {why}")
