@@ -1,6 +1,6 @@
-"""The tables of README's "Figures", drawn from the files under results/.
+"""The tables of README and docs/, drawn from the files under results/.
 
-python -m bcmfnet.benchmarks.figures [README.md]    # prints them, or draws them anew in a file
+python -m bcmfnet.benchmarks.figures [README.md docs/*.md]    # prints them, or draws them anew in files
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MACHINES = {"no AMX": "amd-epyc.csv", "AMX": "intel-xeon-processor.csv"}
+INSTRUCTIONS = RESULTS / "instructions-sm90.csv"
+FLOORS_HEAD = "| call, us | launches | instructions issued | issue floor | memory floor |"
 MISSING = "-"
 
 Rows = dict[tuple[str, str, str, str], dict[str, str]]
@@ -125,6 +127,19 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
+def floors() -> list[str]:
+    """What no schedule on an H200 can be below, in Markdown: a row for each call whose instructions were counted."""
+    with INSTRUCTIONS.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["kernel"] == "all"]
+    cells = (
+        (row["case"], row["launches"], f"{float(row['instructions']) / 1e6:.1f} M", *(
+            _number(float(row[column])) for column in ("issue_us", "memory_us_h200")
+        ))
+        for row in rows
+    )  # fmt: skip
+    return [FLOORS_HEAD, "|---" * 5 + "|", *(f"| {' | '.join(row)} |" for row in cells)]
+
+
 def redrawn(text: str, table: Table, machines: dict[str, Rows]) -> str:
     """A text in Markdown, its paragraph that is such a table drawn anew."""
     first = f"\n| {next(iter(table.providers))} |"
@@ -140,6 +155,11 @@ def main(*paths: str) -> None:
             path.write_text(redrawn(path.read_text(), table, machines))
         if not paths:
             print(table.benchmark, *lines(table, machines), sep="\n")
+    for path in map(Path, paths):
+        old = path.read_text().split("\n\n")
+        path.write_text("\n\n".join("\n".join(floors()) if FLOORS_HEAD in part else part for part in old))
+    if not paths:
+        print(*floors(), sep="\n")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,15 @@ def test_examples_run(page, official):
     assert run_examples((DOCS / page).read_text())
 
 
+def test_the_loss_has_the_bits_that_the_page_promises():
+    threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        assert run_examples((DOCS / "determinism.md").read_text())["equal"]
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(before)
+
+
 def test_official_weights_can_be_evaluated(official):
     run_examples((DOCS / "weights.md").read_text())
     predictor, metadata = LabelPredictor.from_weights(Path("ddrnet23_slim_cityscapes.safetensors"), "cpu", "off")

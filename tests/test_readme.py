@@ -1,9 +1,10 @@
-"""What the README says is what the code does and what the files of results hold."""
+"""What the README and the pages beside it say is what the code does and what the files of results hold."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import tomllib
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 import torch
 
 from bcmfnet.benchmarks import figures
+from bcmfnet.cli.app import app
 from bcmfnet.engine.config import PRESETS
 from bcmfnet.models import count_multiply_adds, count_parameters, create_model, list_models
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCS = {path.stem: path.read_text() for path in (ROOT / "docs").glob("*.md")}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BLOCKS = dict(re.findall(r"^<!-- (\w+) -->\n```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE))
 
@@ -83,7 +86,7 @@ def test_the_folders_of_a_run_are_variables(paste):
 
 
 def test_every_extra_is_explained():
-    rows = re.findall(r"^\| `pip install -e (?:\.|'\.\[(\w+)\]')` \|", README, re.MULTILINE)
+    rows = re.findall(r"^\| `pip install -e (?:\.|'\.\[(\w+)\]')` \|", DOCS["install"], re.MULTILINE)
     assert rows == ["", *PROJECT["optional-dependencies"]]
 
 
@@ -95,43 +98,82 @@ def test_every_environment_variable_is_explained():
     read = r"""(?:environ(?:\.get\(|\[)|getenv\(|\bENV\{)["']?([A-Z_]{3,})"""
     found = {name for path in sources for name in re.findall(read, path.read_text())}
     assert found >= {"BCMFNET_CUDA", "BCMFNET_BACKEND", "BCMFNET_CPU_LEVEL", "TORCH_CUDA_ARCH_LIST"}
-    shown = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
+    shown = set(re.findall(r"^\| `([A-Z_]+)` \|", DOCS["install"], re.MULTILINE))
     assert found - shown <= {"WORLD_SIZE", "RANK", "PATH"}
 
 
 def test_python_examples_run_one_after_the_other():
-    names: dict = {}
-    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        exec(code, names)
-    assert torch.isfinite(names["loss"])
-    assert names["output"].logits.shape == names["output"].aux.shape == (2, 19, 64, 128)
-    assert all(torch.isfinite(p.grad).all() for p in names["model"].parameters())
-    assert names["maps"].dtype == torch.uint8 and names["maps"].shape == (1, 512, 1024)
+    for page in (README, DOCS["library"]):
+        names: dict = {}
+        for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+            exec(code, names)
+        assert torch.isfinite(names["loss"])
+        assert names["output"].logits.shape == names["output"].aux.shape == (2, 19, 64, 128)
+        assert all(torch.isfinite(p.grad).all() for p in names["model"].parameters())
+        assert names["maps"].dtype == torch.uint8 and names["maps"].shape[1:] == (512, 1024)
+
+
+def test_a_visitor_reads_it_in_ten_minutes():
+    assert len(README.splitlines()) < 120
+
+
+def test_pages_and_pictures_that_are_linked_are_there():
+    for page, text in {"README": README, **{f"docs/{name}": text for name, text in DOCS.items()}}.items():
+        folder = (ROOT / page).parent
+        links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)|(?:src|srcset)=\"([^\"]+)\"", text)
+        paths = [a or b for a, b in links if not (a or b).startswith("http")]
+        assert [path for path in paths if not (folder / path).exists()] == [], page
+
+
+def test_every_page_is_in_the_table_of_contents():
+    named = re.findall(r"^(\w+)$", DOCS["index"], re.MULTILINE)
+    assert sorted(named) == sorted(set(DOCS) - {"index"})
+
+
+def test_the_page_on_camvid_has_the_commands_of_the_readme():
+    pasted = [line for line in BLOCKS["data"].replace("$OUT", "$RUN/predictions").splitlines() if "bcmfnet" in line]
+    assert shell_lines(DOCS["camvid"]) == [line.replace('"', "").replace("$", "") for line in pasted]
+
+
+def shell_lines(page: str) -> list[str]:
+    """Commands of this library in the shell blocks of a page."""
+    blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.partition("#")[0] for line in lines if line.startswith("bcmfnet ")]
+
+
+@pytest.mark.parametrize("page", sorted(name for name, text in DOCS.items() if shell_lines(text)))
+def test_commands_take_the_options_that_are_shown(page):
+    for line in shell_lines(DOCS[page]):
+        app.parse_args(shlex.split(line)[1:], print_error=False, exit_on_error=False)
 
 
 def test_sizes_of_the_networks():
     for name in list_models():
-        row = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
+        row = next(line for line in DOCS["measured"].splitlines() if line.startswith(f"| `{name}`"))
         figures = [int(cell.replace(",", "")) for cell in re.findall(r"\d[\d,]{6,}", row)]
         plain, aux = (create_model(name, num_classes=19, aux=aux) for aux in (False, True))
         assert figures == [count_parameters(plain), count_parameters(aux), count_multiply_adds(plain)]
 
 
 def test_presets_are_named():
-    assert [name for name in PRESETS if f"`{name}`" not in README] == []
+    assert [name for name in PRESETS if f"`{name}`" not in DOCS["training"]] == []
 
 
 def test_camvid_figures_are_those_of_the_results_file():
     scores = json.loads((ROOT / "benchmarks" / "results" / "camvid11-segnet.json").read_text())["evaluation"]
     for name, iou in scores["iou"].items():
-        assert f"| {name} | {100 * iou:.1f} |" in README, name
+        assert f"| {name} | {100 * iou:.1f} |" in DOCS["camvid"], name
     for figure in (scores["miou"], scores["boundary"]["boundary_iou"]["mean"]):
-        assert f"{100 * figure:.1f}" in README
+        assert f"{100 * figure:.1f}" in DOCS["camvid"]
+    assert f"an mIoU of {100 * scores['miou']:.1f} %" in README
 
 
 def test_tables_of_figures_are_those_of_the_results_files(tmp_path):
-    copy = tmp_path / "README.md"
-    copy.write_text(README)
-    figures.main(str(copy))
-    assert copy.read_text() == README
-    assert README.count("|  | no AMX, ") == len(figures.TABLES)  # drawn from rows, and each found in README
+    pages = {"README.md": README, "measured.md": DOCS["measured"], "kernels.md": DOCS["kernels"]}
+    for name, text in pages.items():
+        (tmp_path / name).write_text(text)
+    figures.main(*(str(tmp_path / name) for name in pages))
+    assert {name: (tmp_path / name).read_text() for name in pages} == pages
+    assert DOCS["measured"].count("|  | no AMX, ") == len(figures.TABLES)  # drawn from rows, and each found
+    assert README.count("|  | no AMX, ") == DOCS["kernels"].count(figures.FLOORS_HEAD) == 1

@@ -1,4 +1,4 @@
-"""The table of the readings of the loss: what stands in a row, and what README shows of them."""
+"""The table of the readings of the loss: what stands in a row, and what docs/camvid.md shows of them."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ def test_row_of_a_run(tiny_config, tmp_path, monkeypatch):
 
 
 def test_readme_shows_what_was_measured():
-    assert "\n".join(lines(RESULTS)) in (ROOT / "README.md").read_text()
+    assert "\n".join(lines(RESULTS)) in (ROOT / "docs" / "camvid.md").read_text()
     assert {name for name, _ in measured(RESULTS)} <= ROWS.keys()
