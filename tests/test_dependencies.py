@@ -11,7 +11,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "PyYAML"}  # where the module has another name
+DISTRIBUTIONS = {
+    "cv2": "opencv-python-headless",
+    "yaml": "PyYAML",
+    "prometheus_client": "prometheus-client",
+}  # where the module has another name
 OWN = {"bcmfnet", "triton"}  # torch for a GPU brings triton, in the version that it needs
 
 
@@ -32,7 +36,7 @@ def imported(folder: str) -> set[str]:
 
 
 def test_what_is_imported_is_declared():
-    declared = names(PROJECT["dependencies"] + EXTRAS["train"] + EXTRAS["runtimes"])
+    declared = names(PROJECT["dependencies"] + EXTRAS["train"] + EXTRAS["runtimes"] + EXTRAS["serve"])
     found = set.union(*map(imported, ("bcmfnet", "kernels", "benchmarks")))
     assert found - declared == set()
     assert names(PROJECT["dependencies"]) - found == set()
@@ -45,5 +49,5 @@ def test_runtimes_are_installed_by_their_extra():
 
 
 def test_all_and_dev_hold_what_they_are_said_to():
-    assert EXTRAS["all"] == ["bcmfnet[train,runtimes]"]
+    assert EXTRAS["all"] == ["bcmfnet[train,runtimes,serve]"]
     assert EXTRAS["dev"][0] == "bcmfnet[all,build]"

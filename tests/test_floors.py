@@ -17,6 +17,7 @@ FLOORS = (
     {"inference"},
     {"integrations", "export"},
     {"engine", "benchmarks"},
+    {"serve"},
     {"cli"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -21,13 +21,14 @@ from bcmfnet.cli.export import export
 from bcmfnet.cli.loss import loss
 from bcmfnet.cli.options import OverlayConfig, name_argument, name_as_typed
 from bcmfnet.cli.predict import predict
+from bcmfnet.cli.serve import serve
 from bcmfnet.cli.train import train
 from bcmfnet.errors import ConfigError, printable
 
 OK, FAILURE, USAGE, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 130, 141
 LONGEST, SHOWN_END = 600, 150  # characters of an error's line, and of its end where the middle is left out
 
-HELP = """Real-time semantic segmentation with its own kernels: train, evaluate, compare, predict, export.
+HELP = """Real-time semantic segmentation with its own kernels: train, evaluate, compare, predict, serve, export.
 
 Exit codes: 0 done; 1 something failed on the way, such as a damaged file or a full disk; 2 the command line or the
 configuration cannot be used, or names a file that is not there; 3 a score was below what was asked for; 130 and 143
@@ -45,7 +46,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-for _verb in (train, evaluate, compare, predict, export, loss, benchmark, data, env, config):
+for _verb in (train, evaluate, compare, predict, serve, export, loss, benchmark, data, env, config):
     app.command(_verb)
 
 

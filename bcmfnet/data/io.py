@@ -52,12 +52,14 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, turn: bool = True
             max_pixels or of more than 8 bits a sample; it names the file.
     """
     data, header = _read(path, max_pixels)
-    _check_image(header, path, turn)
-    if header.format == "PNG":
-        data = _png_without_extras(data, _png_chunks(data, path), keep_exif=header.orientation != UPRIGHT)
-    elif header.format == "JPEG":
-        _check_jpeg_is_whole(data, path)
-    return _decode(data, cv2.IMREAD_COLOR_RGB, path)
+    return _image(data, header, path, turn)
+
+
+def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """RGB image, uint8 [H, W, 3], of the bytes of a file, as `read_image` gives it. Raises DataError, which starts with
+    the name.
+    """
+    return _image(data, _header(io.BytesIO(data), name, max_pixels), name, turn=True)
 
 
 def read_label(path: str | Path, color: bool = False, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -98,17 +100,31 @@ def is_gray_png(path: str | Path) -> bool:
 
 def write_png(path: str | Path, image: np.ndarray, compression: int = 1) -> None:
     """Write ids [H, W] or RGB [H, W, 3], uint8, as PNG (zlib level `compression`, 0..9)."""
-    _write(path, ".png", image, (cv2.IMWRITE_PNG_COMPRESSION, compression))
+    Path(path).write_bytes(encode_png(image, compression))
 
 
 def write_jpeg(path: str | Path, image: np.ndarray, quality: int = 92) -> None:
     """Write RGB uint8 [H, W, 3] as JPEG of `quality` 1..100."""
-    _write(path, ".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, quality))
+    Path(path).write_bytes(_encode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, quality)))
 
 
-def _write(path: str | Path, ending: str, image: np.ndarray, options: tuple[int, int]) -> None:
+def _encode(ending: str, image: np.ndarray, options: tuple[int, int]) -> bytes:
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    Path(path).write_bytes(cv2.imencode(ending, bgr, options)[1].data)
+    return cv2.imencode(ending, bgr, options)[1].tobytes()
+
+
+def encode_png(image: np.ndarray, compression: int = 1) -> bytes:
+    """The bytes that `write_png` writes."""
+    return _encode(".png", image, (cv2.IMWRITE_PNG_COMPRESSION, compression))
+
+
+def _image(data: bytes, header: Header, path: str | Path, turn: bool) -> np.ndarray:
+    _check_image(header, path, turn)
+    if header.format == "PNG":
+        data = _png_without_extras(data, _png_chunks(data, path), keep_exif=header.orientation != UPRIGHT)
+    elif header.format == "JPEG":
+        _check_jpeg_is_whole(data, path)
+    return _decode(data, cv2.IMREAD_COLOR_RGB, path)
 
 
 def _check_image(header: Header, path: str | Path, turn: bool) -> None:
@@ -147,7 +163,7 @@ def _open(path: str | Path) -> io.BufferedReader:
     raise DataError(f"{path}: cannot be read: {reason}")
 
 
-def _header(file: io.BufferedReader, path: str | Path, max_pixels: int) -> Header:
+def _header(file: io.BufferedReader | io.BytesIO, path: str | Path, max_pixels: int) -> Header:
     """Header of a file that may be decoded."""
     try:
         start = file.read(len(PNG_SIGNATURE))

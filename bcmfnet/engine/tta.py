@@ -124,6 +124,18 @@ def argmax_of_mean(views: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     return torch.cat(bands, 1)
 
 
+def confidence(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Softmax probability float32 [N, H, W] of the class that wins at each pixel of a size (H, W).
+
+    Args:
+        logits: float32 [N, C, h, w].
+    """
+    height, width = size
+    weights = interpolation_matrix(logits.shape[2], height)
+    tops = range(0, height, BAND)
+    return torch.cat([_rows(logits, weights[top : top + BAND], width).softmax(1).amax(1) for top in tops], 1)
+
+
 def _rows(logits: Tensor, weights: Tensor, width: int) -> Tensor:
     """Rows [N, C, r, width] of upsampled logits, by their weights [r, h]: only the rows that these name are read."""
     numbers = weights.any(0).nonzero()
