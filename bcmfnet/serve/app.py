@@ -199,7 +199,7 @@ def create_app(
     app = FastAPI(
         title="bcmfnet",
         version=bcmfnet.__version__,
-        description=f"Semantic segmentation by {name}. Each error is one line in `detail`.",
+        description=f"Semantic segmentation by {name}. An error is one line, in detail.",
         lifespan=running,
         docs_url=None,
         redoc_url=None,

@@ -14,12 +14,13 @@ from bcmfnet.viz.markup import Markup, element
 from bcmfnet.viz.style import STYLE
 
 OWN_STYLE = """
-.drop {
+nav { margin-bottom: 1rem; }
+label.drop:not([hidden]) {
   display: block; margin: 0 0 1rem; padding: 1.5rem; border: 2px dashed var(--rule); border-radius: 6px;
   background: var(--panel); color: var(--ink); font-size: 0.9375rem;
 }
 .drop.over { border-color: var(--accent); }
-.drop input { display: block; max-width: 100%; margin-top: 0.5rem; font: inherit; }
+.drop input { display: block; max-width: 100%; margin-top: 0.75rem; font: inherit; }
 .view { position: relative; overflow: hidden; border-radius: 3px; touch-action: pan-y; --at: 50%; }
 .view canvas { display: block; width: 100%; height: auto; }
 .view .over { position: absolute; inset: 0; height: 100%; clip-path: inset(0 0 0 var(--at)); }
@@ -38,7 +39,9 @@ OWN_STYLE = """
 .checks label:not([hidden]) { gap: 0.5rem; margin: 0; padding: 0.25rem 0; color: var(--ink); cursor: pointer; }
 .checks input { flex: none; width: 1rem; height: 1rem; }
 .checks .swatch { flex: none; margin: 0; }
-.checks span:last-child { margin-left: auto; color: var(--quiet); }
+.checks span:last-child { margin-left: auto; color: var(--quiet); white-space: nowrap; }
+.endpoint th { padding: 0.25rem 1.5rem 0.25rem 0; vertical-align: top; white-space: nowrap; color: var(--quiet); }
+.endpoint td { padding: 0.25rem 0; }
 fieldset { margin: 0; padding: 0; border: 0; min-width: 0; }
 legend { padding: 0; font-weight: 600; }
 button {
@@ -48,7 +51,7 @@ button {
 .failed { color: var(--line5); }
 @media (max-width: 48rem) {
   .result { grid-template-columns: minmax(0, 1fr); }
-  .legend.checks { columns: 9rem; column-gap: 1.5rem; }
+  .legend.checks { columns: 10rem; column-gap: 1.5rem; }
   .legend.checks li { break-inside: avoid; }
 }
 """
@@ -143,13 +146,13 @@ def page_of_api(schema: Mapping[str, Any]) -> str:
 
 
 def _endpoint(method: str, path: str, facts: Mapping[str, Any]) -> Markup:
-    rows = [(f"{p['name']} = {p['schema'].get('default')}", _values(p)) for p in facts.get("parameters", ())]
+    rows = [(f"{p['name']}={str(p['schema'].get('default')).lower()}", _values(p)) for p in facts.get("parameters", ())]
     if body := facts.get("requestBody"):
         rows.append(("body", f"{body['description']}: {', '.join(body['content'])}"))
     rows += [(status, answer["description"]) for status, answer in facts["responses"].items()]
     table = element("table", *(element("tr", element("th", k, scope="row"), element("td", v)) for k, v in rows))
     return element(
-        "section", element("h2", f"{method.upper()} {path}"), element("p", facts["summary"]), table, class_="numbers"
+        "section", element("h2", f"{method.upper()} {path}"), element("p", facts["summary"]), table, class_="endpoint"
     )
 
 
