@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import csv
 import inspect
+import json
 import re
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
+from served import frame
 
 from bcmfnet.cli.app import app
+from bcmfnet.cli.serve import serve
 from bcmfnet.data import get_label_table, normalize
+from bcmfnet.data.io import read_label
 from bcmfnet.engine.inference import LabelPredictor, label_table
 from bcmfnet.models import create_model
 from bcmfnet.ops import backends, boundary_corrected_loss
 from bcmfnet.reference.bcl import MODES
+from bcmfnet.serve.limits import STATUSES, Limits
 
 DOCS = Path(__file__).parents[1] / "docs"
 LOSS = (DOCS / "loss.md").read_text()
+SERVE = (DOCS / "serve.md").read_text()
 
 
 def run_examples(page):
@@ -129,3 +141,39 @@ def test_what_the_design_names_is_there():
     rooms = set(re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", text, re.MULTILINE))
     packages = {path.parent.name for path in (root / "bcmfnet").glob("*/__init__.py")}
     assert packages - {"kernels"} <= {name for room in rooms for name in re.findall(r"`(\w+)`", room)}
+
+
+def test_limits_of_the_server_are_as_the_page_says():
+    rows = re.findall(r"^\| `--([\w-]+)` \| ([\d.]+) \|", SERVE, re.MULTILINE)
+    parameters = inspect.signature(serve).parameters
+    assert len(rows) == len(fields(Limits)) == 5
+    for (name, default), limit in zip(rows, fields(Limits), strict=True):
+        assert default == str(parameters[name.replace("-", "_")].default) == str(limit.default)
+
+
+def test_refusals_stand_on_the_page():
+    from_page = {int(status) for status in re.findall(r"\b[45]\d\d\b", SERVE)}
+    assert from_page == set(STATUSES) - {500}
+
+
+@pytest.mark.exhaustive
+def test_commands_of_the_server_run(tmp_path):
+    pytest.importorskip("uvicorn")
+    if shutil.which("curl") is None:
+        pytest.skip("no curl on PATH")
+    first, second = re.findall(r"```sh\n(.*?)```", SERVE, re.DOTALL)
+    (tmp_path / "photo.jpg").write_bytes(cv2.imencode(".jpg", frame(0, 360, 480))[1].tobytes())
+    words = first.splitlines()[1].replace("8000", "0").split()
+    command = [sys.executable, "-P", "-m", *words]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            port = process.stdout.readline().strip().rpartition(":")[2]
+            subprocess.run(["bash", "-e"], input=second.replace("8000", port), text=True, cwd=tmp_path, check=True)
+        finally:
+            process.terminate()
+    answer = json.loads((tmp_path / "classes.json").read_text())
+    assert sum(entry["share"] for entry in answer["classes"]) == pytest.approx(1)
+    labels = read_label(tmp_path / "labels.png")
+    shares = np.bincount(labels.ravel(), minlength=11) / labels.size
+    assert [entry["share"] for entry in answer["classes"]] == pytest.approx(shares.tolist())
+    assert cv2.imread(str(tmp_path / "overlay.png")).shape == (360, 480, 3)

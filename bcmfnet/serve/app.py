@@ -26,7 +26,7 @@ from bcmfnet.engine.inference import LabelPredictor
 from bcmfnet.engine.predict import label_ids
 from bcmfnet.errors import ConfigError, DataError
 from bcmfnet.serve.batches import Batches
-from bcmfnet.serve.limits import MEDIA_TYPES, Limits, Queue, Rate, Refused, read_body
+from bcmfnet.serve.limits import MEDIA_TYPES, STATUSES, Limits, Queue, Rate, Refused, read_body
 from bcmfnet.serve.metrics import Counted, Metrics
 from bcmfnet.serve.network import Kind, Network, Prediction
 from bcmfnet.serve.page import page_of_api, page_to_try, policy
@@ -34,17 +34,6 @@ from bcmfnet.viz import colorize, overlay
 
 log = logging.getLogger("bcmfnet.serve")
 PATHS = ("/", "/docs", "/health", "/metrics", "/openapi.json", "/predict", "/predict.png")
-STATUSES = {
-    400: "No body",
-    408: "The body did not arrive in time",
-    413: "Too many bytes or pixels",
-    415: "Not a media type of images",
-    422: "No image that can be read, of a size that the weights do not take, or a query that is not understood",
-    429: "Too many requests of one client",
-    500: "The prediction failed",
-    503: "Too many requests wait",
-    504: "The prediction took too long",
-}
 IMAGE = {
     "requestBody": {
         "required": True,

@@ -10,6 +10,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp", "image/tiff", "application/octet-stream")
+STATUSES = {
+    400: "No body",
+    408: "The body did not arrive in time",
+    413: "Too many bytes or pixels",
+    415: "Not a media type of images",
+    422: "No image that can be read, of a size that the weights do not take, or a query that is not understood",
+    429: "Too many requests of one client",
+    500: "The prediction failed",
+    503: "Too many requests wait",
+    504: "The prediction took too long",
+}
+"""Statuses of requests that are not served."""
 CLIENTS = 10_000
 """Clients whose rate is remembered; those that were not heard of for longest are forgotten first."""
 
