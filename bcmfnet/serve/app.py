@@ -116,6 +116,11 @@ class Service:
             except ConfigError:  # its message names the file of the weights
                 height, width = image.shape[:2]
                 raise Refused(422, f"image: the weights do not take images of {width}x{height}") from None
+            except Refused:
+                raise
+            except Exception as error:
+                log.error("a prediction failed: %s: %s", type(error).__name__, " ".join(str(error).split()))
+                raise Refused(500, "the prediction failed, the server's log says why") from None
 
     def _decoded(self, body: bytes) -> np.ndarray:
         header = parse_header(io.BytesIO(body))
@@ -258,8 +263,3 @@ def _answer_errors(app: FastAPI) -> None:
     async def not_understood(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         return JSONResponse({"detail": f"{first['loc'][-1]}: {first['msg']}"}, 422)
-
-    @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> JSONResponse:
-        log.error("a prediction failed: %s: %s", type(error).__name__, " ".join(str(error).split()))
-        return JSONResponse({"detail": "the prediction failed, the server's log says why"}, 500)

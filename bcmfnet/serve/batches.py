@@ -42,7 +42,11 @@ class Batches(Generic[Key, Item, Result]):
         job: _Job[Key, Item, Result] = _Job(key, item, loop.time(), loop.create_future())
         self._jobs.append(job)
         self._arrived.set()
-        return await job.result
+        try:
+            return await job.result
+        finally:  # also where nobody waits for it any more
+            if job in self._jobs:
+                self._jobs.remove(job)
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -50,7 +54,7 @@ class Batches(Generic[Key, Item, Result]):
         try:
             while True:
                 await self._arrived.wait()
-                if len(self._of_oldest()) < self._most:
+                if self._jobs and len(self._of_oldest()) < self._most:
                     await asyncio.sleep(self._jobs[0].since + self._wait - loop.time())
                 await self._serve(self._take())
         finally:
@@ -60,12 +64,12 @@ class Batches(Generic[Key, Item, Result]):
         return [job for job in self._jobs if job.key == self._jobs[0].key][: self._most]
 
     def _take(self) -> list[_Job[Key, Item, Result]]:
-        """The next batch without those that nobody waits for any more."""
+        """The next batch."""
         batch = self._of_oldest()
         self._jobs = [job for job in self._jobs if job not in batch]
         if not self._jobs:
             self._arrived.clear()
-        return [job for job in batch if not job.result.done()]
+        return batch
 
     async def _serve(self, batch: list[_Job[Key, Item, Result]]) -> None:
         if not batch:

@@ -33,7 +33,7 @@ def client(predictor):
 
     def make(network=predictor, batch=8, wait=0.005, **limits):
         app = create_app(network, TABLE, "weights", Limits(**{"rate": 1e6} | limits), batch, wait)
-        opened.append(TestClient(app, raise_server_exceptions=False))
+        opened.append(TestClient(app))
         return opened[-1].__enter__()
 
     yield make

@@ -202,6 +202,7 @@ def test_full_queue_and_slow_prediction_are_told(client):
         for answer in (each.result() for each in waiting):
             assert answer.status_code == 504
             assert answer.json()["detail"] == "prediction: expected within 1 s, try again"
+    assert served.get("/metrics").text.count("bcmfnet_queue_requests 0.0") == 1
     network.free.set()
     assert served.post("/predict.png", content=png(0)).status_code == 200
 
@@ -220,6 +221,9 @@ def test_failure_of_the_network_is_told_and_the_next_request_served(client, capl
     served = client(network)
     answer = served.post("/predict.png", content=png(0))
     assert (answer.status_code, answer.json()) == (500, {"detail": "the prediction failed, the server's log says why"})
+    assert [record.getMessage() for record in caplog.records if record.name == "bcmfnet.serve"] == [
+        "a prediction failed: RuntimeError: out of memory"
+    ]
     network.fails = False
     assert served.post("/predict.png", content=png(0)).status_code == 200
 
