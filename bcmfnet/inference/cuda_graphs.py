@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Lock
 
 import torch
@@ -55,6 +56,18 @@ class CUDAGraphs:
         return graph
 
 
+@contextmanager
+def measured_algorithms() -> Iterator[None]:
+    """Let cuDNN time its algorithms for each convolution that the thread meets for the first time, and keep the
+    fastest."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 class Graph:
     """One captured pass, with the memory that it reads images from and writes its result to."""
 
@@ -70,7 +83,7 @@ class Graph:
             self.images = torch.empty_like(images, dtype=dtype, memory_format=memory_format).copy_(images)
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+            with torch.cuda.stream(side), measured_algorithms():
                 for _ in range(WARM_UP):
                     function(self.images)
             torch.cuda.current_stream().wait_stream(side)

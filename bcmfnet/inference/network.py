@@ -42,7 +42,9 @@ def for_inference(
         memory_format: of the maps: channels_last or contiguous_format.
         compile: pass the folded network through torch.compile, anew for each size.
         cuda_graph: replay each size from a CUDA graph; the last four sizes are kept. None: on a GPU from the
-            second frame of a size on. True: from the first. The result is never written over by a later call.
+            second frame of a size on. True: from the first, and cuDNN times its algorithms for each new size, which
+            takes seconds; what it has chosen without timing, it keeps. The result is never written over by a later
+            call.
         runtime: what computes the convolutions on a CPU: None, "onnxruntime" (float32) or "openvino" (float32,
             bfloat16). A runtime converts the network for each size and number of threads, which takes seconds.
         output: "labels", or "logits" at 1/8 [N, classes, ceil(H / 8), ceil(W / 8)], float32 from a runtime, else
