@@ -71,6 +71,7 @@ def fused(network: fx.GraphModule) -> fx.GraphModule:
     for node in list(network.graph.nodes):
         if (conv := _called(network, node, nn.Conv2d)) is not None:
             _take_sum(node)
+            _take_bias(network, node, conv)
             network.set_submodule(str(node.target), ConvAddReLU(conv, relu=_take_relus(network, node)))
     for node in list(network.graph.nodes):
         _work_in_place(network, node)
@@ -165,6 +166,18 @@ def _take_sum(node: fx.Node) -> None:
         if other < node:
             node.args = (*node.args, other)
             _replace(user, node)
+
+
+@torch.no_grad()
+def _take_bias(network: fx.GraphModule, node: fx.Node, conv: nn.Conv2d) -> None:
+    """Let a convolution add the bias of the one whose result only it reads, to add it: where no ReLU follows at once,
+    a bias is a pass of its own on a GPU.
+    """
+    added = _node(node.args[1]) if len(node.args) > 1 else None
+    other = None if added is None or len(added.users) > 1 else _called(network, added, ConvAddReLU)
+    if other is not None and not other.relu and other.conv.bias is not None and conv.bias is not None:
+        conv.bias += other.conv.bias
+        other.conv.bias = None
 
 
 def _take_relus(network: fx.GraphModule, node: fx.Node) -> bool:

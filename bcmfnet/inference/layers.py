@@ -19,8 +19,9 @@ float32 57 and 26; strips of 16 rows cost a third more."""
 class ConvAddReLU(nn.Module):
     """A convolution, the sum with another map, and a ReLU; the latter two are optional.
 
-    On a CPU that oneDNN serves it is one pass, with weights that are put in oneDNN's order once for each size.
-    Elsewhere the sum and the ReLU work in place on the convolution's result.
+    On a CPU that oneDNN serves it is one pass, with weights that are put in oneDNN's order once for each size. On a
+    GPU it is one of cuDNN's where there is a ReLU, unless cuDNN has refused it; without a ReLU a 1x1 is a matrix
+    product, which adds its bias itself. Elsewhere the sum and the ReLU work in place on the convolution's result.
     """
 
     def __init__(self, conv: nn.Conv2d, relu: bool):
@@ -28,11 +29,19 @@ class ConvAddReLU(nn.Module):
         self.conv = conv
         self.relu = relu
         self._reordered: tuple[torch.Size, Tensor] | None = None
+        self._refused = False
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         if _onednn_serves(x) and not _is_one_pixel(other):
             return self._onednn(x, other)
-        y = self.conv(x)
+        if self.relu and not self._refused and _cudnn_serves(x):
+            try:
+                return self._cudnn(x, other)
+            except torch.OutOfMemoryError:
+                raise
+            except (AttributeError, RuntimeError):  # a torch without these ops, or no engine for these operands
+                self._refused = True
+        y = self._product(x) if self._is_product(x) else self.conv(x)
         if other is not None:
             y += other
         return y.relu_() if self.relu else y
@@ -50,17 +59,43 @@ class ConvAddReLU(nn.Module):
             return convolution(x, *operands, relu or "none", [], "")
         return convolution.binary(x, other, *operands, "add", 1.0, relu, [], None)
 
+    def _cudnn(self, x: Tensor, other: Tensor | None) -> Tensor:
+        conv = self.conv
+        geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        if other is None:
+            return torch.ops.aten.cudnn_convolution_relu(x, conv.weight, conv.bias, *geometry)
+        return torch.ops.aten.cudnn_convolution_add_relu(x, conv.weight, other, 1.0, conv.bias, *geometry)
+
+    def _is_product(self, x: Tensor) -> bool:
+        conv = self.conv
+        pointwise = conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1 and conv.padding == (0, 0)
+        biased = conv.bias is not None and not self.relu
+        return pointwise and biased and _cudnn_serves(x) and x.is_contiguous(memory_format=torch.channels_last)
+
+    def _product(self, x: Tensor) -> Tensor:
+        pixels = x.permute(0, 2, 3, 1)
+        assert self.conv.bias is not None
+        y = torch.addmm(self.conv.bias, pixels.flatten(0, 2), self.conv.weight.flatten(1).t())
+        return y.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
+
     def _apply(self, *arguments: Any, **keywords: Any) -> nn.Module:
-        self._reordered = None
+        self._reordered, self._refused = None, False
         return super()._apply(*arguments, **keywords)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_reordered": None}
+        return self.__dict__ | {"_reordered": None, "_refused": False}
 
 
 def _is_one_pixel(other: Tensor | None) -> bool:
     """Whether a map of 1x1 is to be added, which torch 2.11 refuses to do in the convolution."""
     return other is not None and other.shape[2:].numel() == 1
+
+
+def _cudnn_serves(x: Tensor) -> bool:
+    """Whether cuDNN convolves such a map, and nothing traces an op that no other device has."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return x.device.type == "cuda" and torch.backends.cudnn.is_available() and torch.backends.cudnn.enabled
 
 
 def _onednn_serves(x: Tensor) -> bool:

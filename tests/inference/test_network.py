@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ from gpu_manners import assert_never_waits, assert_uses_the_current_stream
 from grids import grid
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcmfnet.inference import cuda_graphs, folding, for_inference, layers, runtimes
 from bcmfnet.inference.cuda_graphs import CUDAGraphs
@@ -73,9 +75,13 @@ def frames(size: tuple[int, int], batch: int = 1, seed: int = 0) -> Tensor:
 
 def eager_scores(model: nn.Module, images: Tensor) -> Tensor:
     """At full resolution, in float64."""
+    return interpolate(eager_logits(model, images), images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def eager_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """In float64."""
     with torch.no_grad():
-        logits = copy.deepcopy(model).eval().double()(images.double()).logits
-    return interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+        return copy.deepcopy(model).eval().double()(images.double()).logits
 
 
 def assert_labels(labels: Tensor, scores: Tensor, band: float = 1e-5) -> None:
@@ -245,6 +251,98 @@ def test_without_onednn(model, monkeypatch):
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, BF16_ERROR)):
         logits = for_inference(model, dtype=dtype, output="logits")(frames((97, 131)))
         assert relative_error(logits, model(frames((97, 131))).logits) < tolerance
+
+
+@pytest.fixture
+def cudnn(monkeypatch) -> Iterator[torch.library.Library]:
+    """A CPU that counts as a GPU: there, cuDNN's fused convolutions are stand-ins that compute what they say."""
+
+    def convolved(x, weight, bias, *geometry):
+        return torch.conv2d(x, weight, bias, *geometry).relu_()
+
+    def convolved_and_added(x, weight, other, alpha, bias, *geometry):
+        assert other.stride() == torch.conv2d(x, weight, bias, *geometry).stride()
+        return (torch.conv2d(x, weight, bias, *geometry) + alpha * other).relu_()
+
+    monkeypatch.setattr(layers, "_onednn_serves", lambda x: False)
+    monkeypatch.setattr(layers, "_cudnn_serves", lambda x: True)
+    monkeypatch.setattr(layers, "STRIP_PIXELS", 2**40)
+    monkeypatch.setattr(folding, "has_kernel", lambda op, device: True)
+    monkeypatch.setattr(folding, "beats_modules", lambda *_: True)
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("cudnn_convolution_relu", convolved, "CPU")
+    library.impl("cudnn_convolution_add_relu", convolved_and_added, "CPU")
+    yield library
+    library._destroy()
+
+
+class Launches(TorchDispatchMode):
+    """Kernels that a GPU would run: one for each op that computes, unless said otherwise."""
+
+    SEVERAL = {"aten::promote_types": 0, "bcmfnet::lmfm": 5}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if not function.is_view:
+            self.count += self.SEVERAL.get(function.name(), 1)
+        if function is torch.ops.aten.convolution.default and arguments[2] is not None:
+            self.count += 1  # cuDNN's plain convolution leaves the bias to torch
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_cudnns_fused_convolutions(cudnn, model, memory_format):
+    network = for_inference(model, memory_format=memory_format, output="logits")
+    assert_close(network(frames((97, 131), batch=2)), eager_logits(model, frames((97, 131), batch=2)), tolerance=1e-5)
+
+
+def test_launches_of_a_frame_on_a_gpu(cudnn, model, monkeypatch):
+    network, images = for_inference(model), frames((128, 192))
+    with Launches() as fused:
+        network(images)
+    monkeypatch.setattr(layers, "_cudnn_serves", lambda x: False)
+    with Launches() as apart:
+        network(images)
+    assert (fused.count, apart.count) == (69, 143)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, AttributeError])
+def test_what_cudnn_refuses_is_left_to_torch_from_then_on(cudnn, model, monkeypatch, error):
+    calls = []
+
+    def refuse(*_):
+        calls.append(1)
+        raise error("no engine")
+
+    monkeypatch.setattr(layers.ConvAddReLU, "_cudnn", refuse)
+    network, images = for_inference(model, output="logits"), frames((64, 96))
+    for _ in range(2):
+        assert_close(network(images), eager_logits(model, images), tolerance=1e-5)
+    assert len(calls) == sum(layer.relu for layer in network.modules() if isinstance(layer, layers.ConvAddReLU)) == 30
+
+
+def test_a_gpu_without_memory_is_no_refusal(cudnn, model, monkeypatch):
+    def refuse(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(layers.ConvAddReLU, "_cudnn", refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        for_inference(model)(frames((64, 96)))
+
+
+def test_cudnn_times_its_algorithms_while_a_graph_warms_up():
+    for before in (False, True):
+        torch.backends.cudnn.benchmark = before
+        try:
+            with pytest.raises(KeyError), cuda_graphs.measured_algorithms():
+                assert torch.backends.cudnn.benchmark
+                raise KeyError
+            assert torch.backends.cudnn.benchmark is before
+        finally:
+            torch.backends.cudnn.benchmark = False
 
 
 def test_it_stays_in_evaluation_mode(model):
