@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -171,11 +172,14 @@ def run(step: Step, log: Path, environment: dict[str, str], limit: float) -> Out
     start = time.monotonic()
     with log.open("w") as output:
         try:
-            process = subprocess.run(
-                step.command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, timeout=limit
+            process = subprocess.Popen(
+                step.command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
-            status = "ok" if process.returncode == 0 else f"failed with exit code {process.returncode}"
+            code = process.wait(limit)
+            status = "ok" if code == 0 else f"failed with exit code {code}"
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # and what it has started, which would take the next step's time
+            process.wait()
             status = f"stopped after {limit:.0f} s"
         except OSError as error:
             status = f"could not start: {error}"

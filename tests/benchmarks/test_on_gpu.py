@@ -57,6 +57,15 @@ def test_a_step_gets_no_more_time_than_is_left(report):
     ]
 
 
+@pytest.mark.exhaustive
+def test_what_a_stopped_step_has_started_is_stopped_too(report):
+    grandchild = "import time; time.sleep(4); print('outlived', flush=True)"
+    child = f"print('begun', flush=True); import subprocess as s, sys; s.run([sys.executable, '-c', {grandchild!r}])"
+    plan = [Step("builds", python(child), 1), Step("waits", python("import time; time.sleep(4)"), 60)]
+    assert on_gpu.main([str(report)], lambda folder, dry: {"all": plan}) == 1
+    assert (report / "builds.log").read_text() == "begun\n"
+
+
 def test_the_staged_package_is_the_one_that_steps_import(report):
     code = "import bcmfnet.kernels, bcmfnet.benchmarks.on_gpu as m; print(m.__file__)"
     assert on_gpu.main([str(report)], lambda folder, dry: {"all": [Step("import", python(code), 60)]}) == 0
