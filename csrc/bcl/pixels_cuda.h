@@ -19,6 +19,25 @@ __device__ inline float exp2_of(float x) {
   return result;
 #endif
 }
+// log2(x), to 2^-22: absolutely where x is between 0.5 and 2, else relatively. 1 / x, to 1 unit in the last place.
+__device__ inline float log2_of(float x) {
+#ifdef BCM_CUDA_ON_CPU
+  return log2f(x);
+#else
+  float result;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#endif
+}
+__device__ inline float reciprocal_of(float x) {
+#ifdef BCM_CUDA_ON_CPU
+  return 1 / x;
+#else
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#endif
+}
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 __device__ inline float exponent(float z, float shift) { return fmaf(kLog2E, z, -shift); }
 

@@ -31,103 +31,312 @@ struct Lerped {
   }
 };
 
-// What the passes have in common: each visits all pixels and finds their softmax itself, unless it says otherwise.
-struct Pass {
-  static constexpr bool kSelectedAlone = false, kMapped = false, kFlips = true;
-  const Bcl& call;
-  const Scratch& scratch;
+// A block of cells by output columns: a lane has a column over all rows of the block, so that its logits change along a
+// straight line, and neither the weights nor the corners do.
+constexpr float kLeastTotal = 0x1p-100f;  // A sum that may have lost exponentials to underflow is taken again.
+// float2 of a column lie next to each other, with a gap after 16, so that cells of 8 columns meet different banks.
+__device__ inline int slot_of(int column) { return column + column / 16; }
 
-  __device__ Pass(const Bcl& call, const Scratch& scratch) : call(call), scratch(scratch) {}
-  __device__ bool has_work(const Place&, int) const { return true; }
-  template <int K>
-  __device__ Normalizer normalize(float (&z)[K], int64_t, int) const {
-    return exponentiate(z);
+// What the columns of a block share.
+template <int K>
+struct Columns {
+  static constexpr int kHeld = K <= 19 ? 256 : 128;  // whose gradient a block has before it adds them to the nodes
+  static constexpr int kSlots = kHeld + kHeld / 16;
+  float2* nodes;     // [classes, kNodes]: exponents to base 2 at the upper source row, and on to the lower one
+  float2* lines;     // [classes, threads]: the same at a thread's column
+  float2* gradient;  // [classes, kSlots]: the sum over the rows, and the part of the lower source row
+  const int classes;
+
+  __device__ Columns(float2* shared, int classes)
+      : nodes(shared), lines(nodes + classes * kNodes), gradient(lines + classes * kWarps * 32), classes(classes) {}
+  static int bytes(int classes, bool gradient) {
+    return 8 * classes * (kNodes + kWarps * 32 + (gradient ? kSlots : 0));
   }
-  __device__ void end_pixel(int64_t, int, uint16_t) const {}
-  __device__ void end_row() const {}
+
+  // A softmax does not change where all logits of a node lose the same: their largest, so that exponents are at most 0.
+  __device__ void read(const Bcl& call, int64_t image, int64_t row, int64_t lower_row, int64_t first_cell) const {
+    const int node = threadIdx.x;
+    if (node >= kNodes) return;
+    const int64_t column = first_cell + node < call.logits.width ? first_cell + node : call.logits.width - 1;
+    const View& logits = call.logits;
+    const float* from = static_cast<const float*>(logits.data) + offset_of(logits, image, 0, row, column);
+    const int64_t down = (lower_row - row) * logits.row_stride;
+    float upper[K], lower[K], most_upper = -kInfinity, most_lower = -kInfinity;
+#pragma unroll
+    for (int i = 0; i < K; ++i) {
+      if (i >= classes) continue;
+      upper[i] = from[i * logits.channel_stride], lower[i] = from[i * logits.channel_stride + down];
+      most_upper = fmaxf(most_upper, upper[i]), most_lower = fmaxf(most_lower, lower[i]);
+    }
+    const float shift_upper = kLog2E * most_upper, shift_lower = kLog2E * most_lower;
+#pragma unroll
+    for (int i = 0; i < K; ++i) {
+      if (i >= classes) continue;
+      const float at = exponent(upper[i], shift_upper);
+      nodes[i * kNodes + node] = make_float2(at, exponent(lower[i], shift_lower) - at);
+    }
+  }
+
+  // Add the columns from `first_x` on to the source rows above and below: of a class always the same warp, of a cell the
+  // same lane.
+  __device__ void fold(
+      const Scratch& scratch, const int* edges, const float* weights_x, int first_x, bool first,
+      int64_t channels) const {
+    constexpr int kOfWarp = (K + kWarps - 1) / kWarps;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int begin = max(edges[lane] - first_x, 0), end = min(edges[lane + 1] - first_x, kHeld);
+    float sum[kOfWarp] = {}, below[kOfWarp] = {}, right[kOfWarp] = {}, below_right[kOfWarp] = {};
+    for (int column = begin; column < end; ++column) {
+      const float weight = weights_x[slot_of(column)];
+      const float2* const from = gradient + warp * kSlots + slot_of(column);
+#pragma unroll
+      for (int i = 0; i < kOfWarp; ++i) {
+        if (warp + i * kWarps >= classes) continue;
+        const float2 value = from[i * kWarps * kSlots];
+        sum[i] += value.x, right[i] = fmaf(weight, value.x, right[i]);
+        below[i] += value.y, below_right[i] = fmaf(weight, value.y, below_right[i]);
+      }
+    }
+    const int64_t block = static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y;
+    const int64_t at = (block * channels + warp) * kNodes + lane;
+    float *const upper = scratch.upper + at, *const lower = scratch.lower + at;
+#pragma unroll
+    for (int i = 0; i < kOfWarp; ++i) {
+      if (warp + i * kWarps >= classes) continue;
+      const float right_upper = right[i] - below_right[i], right_lower = below_right[i];
+      const float left_upper = (sum[i] - below[i]) - right_upper, left_lower = below[i] - right_lower;
+      const float from_left_upper = __shfl_up_sync(kFullWarp, right_upper, 1);
+      const float from_left_lower = __shfl_up_sync(kFullWarp, right_lower, 1);
+      const auto add = [&](int64_t node, float above, float under) {
+        upper[node] = (first ? 0.0f : upper[node]) + above, lower[node] = (first ? 0.0f : lower[node]) + under;
+      };
+      const int64_t held = static_cast<int64_t>(i) * kWarps * kNodes;
+      add(held, left_upper + (lane > 0 ? from_left_upper : 0.0f), left_lower + (lane > 0 ? from_left_lower : 0.0f));
+      if (lane == 31) add(held + 1, right_upper, right_lower);
+    }
+  }
 };
 
 // A pass scores the pixels, and adds up the gradient of their cross-entropy.
-struct ScorePass : Pass {
-  static constexpr bool kFlips = false;
+struct ScorePass {
+  static constexpr bool kSelectedAlone = false;
+  const Bcl& call;
+  const Scratch& scratch;
   const float of_ce, of_boundary = 0;
-  float ces = 0;
+  float ces = 0;  // of some rows: a cell may have thousands
+  double sum = 0;
   unsigned flags = 0;
-  double* const row_ces;  // A cell may have thousands of columns: a float adds up those of one row alone.
 
   __device__ ScorePass(const Bcl& call, const Scratch& scratch)
-      : Pass(call, scratch), of_ce(call.options.ce_weight != 0 ? 1.0f : 0.0f), row_ces(own_sum()) {
-    *row_ces = 0;
+      : call(call), scratch(scratch), of_ce(call.options.ce_weight != 0 ? 1.0f : 0.0f) {}
+  __device__ Labels labels(int y, int x, int64_t image) const {
+    return Narrow::unpacked(scratch.score[(image * call.target.height + y) * scratch.score_pitch + x]);
   }
-  __device__ static double* own_sum() {
-    __shared__ double sums[kWarps * 32];
-    return sums + threadIdx.x;
-  }
-  __device__ uint16_t* scores(int64_t row) const { return scratch.score + row * scratch.score_pitch; }
-
-  __device__ bool selected(const Place&, int, int) const { return false; }
-  __device__ Labels labels(const Place&, int, int x, int64_t row) const { return Narrow::unpacked(scores(row)[x]); }
-  __device__ bool evaluates(bool) const { return true; }
   __device__ uint16_t add(const CrossEntropies& ce, float weight) {
     const float s = ce.sum(call.options.score);
     ces += times_weight(weight, ce.own), flags |= isnan(s) ? kNan : 0;
     return on_grid_of(s);
   }
-  __device__ void end_pixel(int64_t row, int x, uint16_t score) const {
-    if (selects(call)) scores(row)[x] = score;
+  __device__ void end_pixel(int y, int x, int64_t image, uint16_t score) {
+    if (selects(call)) scratch.score[(image * call.target.height + y) * scratch.score_pitch + x] = score;
+    if (y % 8 == 7) end_rows();
   }
-  __device__ void end_row() {
-    *row_ces += ces;
-    ces = 0;
+  __device__ void end_rows() { sum += ces, ces = 0; }
+  __device__ void finish() {
+    end_rows();
+    write_scored(sum, flags, scratch.scored + block_number());
   }
-  __device__ void finish() const { write_scored(*row_ces, flags, scratch.scored + block_number()); }
 };
 
-// What the passes over selected pixels share: they add up boundary terms.
-struct BoundaryPass : Pass {
+// A pass over the selected pixels alone: their boundary term, and its gradient.
+struct SelectedPass {
+  static constexpr bool kSelectedAlone = true;
+  const Bcl& call;
+  const Scratch& scratch;
+  const float of_ce = 0;
   float of_boundary = 0, sum = 0;
 
-  __device__ BoundaryPass(const Bcl& call, const Scratch& scratch) : Pass(call, scratch) {
+  __device__ SelectedPass(const Bcl& call, const Scratch& scratch) : call(call), scratch(scratch) {
     if (selects(call)) of_boundary = scratch.factors->divisors.boundary_factor;
   }
-  __device__ bool selected(const Place& place, int y, int x) const {
-    return is_selected(call, scratch, place.image, y, x);
+  __device__ Labels labels(int y, int x, int64_t image) const {
+    return Target{call, static_cast<int>(image)}.of_term(y, x);
   }
   __device__ uint16_t add(const CrossEntropies& ce, float weight) {
     sum += times_weight(weight, ce.sum(call.options.terms));
     return 0;
   }
+  __device__ void end_pixel(int, int, int64_t, uint16_t) const {}
   __device__ void finish() const {
-    if (selects(call) && blockIdx.z == 0) write_sum(sum, scratch.boundary + block_number());
+    if (selects(call)) write_sum(sum, scratch.boundary + block_number());
   }
 };
 
-// A pass over the selected pixels alone: their boundary term, and its gradient.
-struct SelectedPass : BoundaryPass {
-  static constexpr bool kSelectedAlone = true;
-  const float of_ce = 0;
+template <typename Visit, int K, bool kGradient>
+__global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) columns_kernel(
+    const Bcl call, const Scratch scratch) {
+  constexpr int kHeld = Columns<K>::kHeld, kSlots = Columns<K>::kSlots;
+  BCM_DYNAMIC_SHARED(float2, shared);
+  // The first column of each cell; the first row, and that of the row of cells below. All of it is written: the compiler
+  // reads 16 bytes at once.
+  constexpr int kEdges = kNodes + 3;
+  __shared__ __align__(16) int edges[kEdges];
+  __shared__ float weights_x[kSlots], class_weights[K];
+  const int classes = min(K, static_cast<int>(call.logits.channels));
+  const Columns<K> columns(shared, classes);
+  const int lane = threadIdx.x % 32;
+  const unsigned source_height = static_cast<unsigned>(call.logits.height);
+  const int64_t image = blockIdx.x / source_height, source_row = blockIdx.x % source_height;
+  const int64_t first_cell = static_cast<int64_t>(blockIdx.y) * kCells;
+  if (threadIdx.x < kEdges) {
+    const int row = static_cast<int>(threadIdx.x) - kNodes;
+    const View &logits = call.logits, &target = call.target;
+    edges[threadIdx.x] = static_cast<int>(
+        row >= 0 ? first_output(source_row + row, logits.height, target.height)
+                 : first_output(first_cell + threadIdx.x, logits.width, target.width));
+  }
+  if (threadIdx.x < classes) class_weights[threadIdx.x] = class_weight_of(call, threadIdx.x);
+  const int64_t lower_row = high_of(source_row, call.logits.height, call.target.height);
+  columns.read(call, image, source_row, lower_row, first_cell);
+  __syncthreads();
 
-  using BoundaryPass::BoundaryPass;
-  __device__ bool has_work(const Place& place, int y) const {
-    bool any = false;
-    for (int x = place.begin_x; x < place.end_x; ++x) any |= selected(place, y, x);
-    return __any_sync(kFullWarp, any);
+  const int begin_y = edges[kNodes], end_y = edges[kNodes + 1], end_x = edges[kCells];
+  // lerp_weight: how far a row or a column is ahead of its source, in steps.
+  const float per_step_y = 1 / static_cast<float>(2 * call.target.height);
+  const float per_step_x = 1 / static_cast<float>(2 * call.target.width);
+  const bool has_below = lower_row != source_row;
+  const int step_y = has_below ? static_cast<int>(2 * call.logits.height) : 0;
+  const int first_ahead_y = has_below ? static_cast<int>(
+      (2 * begin_y + 1) * call.logits.height - call.target.height - 2 * call.target.height * source_row) : 0;
+  const int64_t ahead_of_edge =
+      (2 * static_cast<int64_t>(edges[0]) + 1) * call.logits.width - call.target.width -
+      2 * call.target.width * first_cell;
+  const unsigned cell_width = static_cast<unsigned>(2 * call.target.width);
+  const int threshold = Visit::kSelectedAlone && selects(call)
+      ? scratch.factors->threshold[call.options.per_image ? image : 0] : 0;
+  const bool adds = Visit::kSelectedAlone && call.options.ce_weight != 0;
+  Visit pass(call, scratch);
+
+  for (int first_x = edges[0]; first_x < end_x; first_x += kHeld) {
+    bool wrote = !Visit::kSelectedAlone;
+    for (int held = threadIdx.x; held < kHeld; held += kWarps * 32) {
+      const int x = first_x + held, slot = slot_of(held);
+      if (first_x + held - lane >= end_x) break;
+      const bool inside = x < end_x;
+      const int64_t reaches = ahead_of_edge + 2 * call.logits.width * (x - edges[0]);
+      const unsigned ahead = reaches > 0 && inside ? static_cast<unsigned>(reaches) : 0;
+      const int node = static_cast<int>(ahead / cell_width);
+      const bool has_right = high_of(first_cell + node, call.logits.width, call.target.width) != first_cell + node;
+      const float weight_x = has_right ? static_cast<float>(ahead - node * cell_width) * per_step_x : 0.0f;
+      weights_x[slot] = weight_x;
+      float from[K], slope[K], sum[K], below[K];
+      float2* const gradient = columns.gradient + slot;
+      float2* const lines = columns.lines + threadIdx.x;
+      bool ready = false;
+      const auto prepare = [&] {
+        ready = wrote = true;
+#pragma unroll
+        for (int i = 0; i < K; ++i) {
+          sum[i] = below[i] = 0;
+          from[i] = -kInfinity, slope[i] = 0;
+          if (i >= classes) continue;
+          const float2* const at = columns.nodes + i * kNodes + node;
+          const float2 left = at[0], right = at[has_right];
+          from[i] = fmaf(weight_x, right.x - left.x, left.x), slope[i] = fmaf(weight_x, right.y - left.y, left.y);
+          lines[i * kWarps * 32] = make_float2(from[i], slope[i]);
+        }
+      };
+      if (kGradient)
+        for (int i = 0; i < classes; ++i) gradient[i * kSlots] = make_float2(0.0f, 0.0f);
+      const auto visit = [&](int y) {
+        const int ahead_y = first_ahead_y + step_y * (y - begin_y);
+        const float weight_y = ahead_y > 0 ? static_cast<float>(ahead_y) * per_step_y : 0.0f;
+        const Labels labels = pass.labels(y, x, image);
+        uint16_t score = 0;
+        if (labels.own >= 0) {
+          float z[K], total = 0, shift = 0;
+#pragma unroll
+          for (int i = 0; i < K; ++i) z[i] = exp2_of(fmaf(weight_y, slope[i], from[i])), total += z[i];
+          if (!(total > kLeastTotal)) {
+            shift = -kInfinity, total = 0;
+#pragma unroll
+            for (int i = 0; i < K; ++i) shift = fmaxf(shift, fmaf(weight_y, slope[i], from[i]));
+#pragma unroll
+            for (int i = 0; i < K; ++i) z[i] = exp2_of(fmaf(weight_y, slope[i], from[i]) - shift), total += z[i];
+          }
+          const float log_sum = log2_of(total);
+          const CrossEntropies ce(labels, [&](int label) {
+            const float2 line = lines[label * kWarps * 32];
+            return cross_entropy(call, log_sum, fmaf(weight_y, line.y, line.x) - shift);
+          });
+          const float weight = class_weights[labels.own];
+          score = pass.add(ce, weight);
+          if (kGradient) {
+            const Amounts<float> amounts = bcmfnet::amounts_of(
+                call.options.terms, pass.of_ce != 0 ? weight * pass.of_ce : 0.0f,
+                Visit::kSelectedAlone ? weight * pass.of_boundary : 0.0f, labels.rows >= 0, labels.columns >= 0);
+            const float each = amounts.total * reciprocal_of(total), each_below = each * weight_y;
+#pragma unroll
+            for (int i = 0; i < K; ++i) {
+              sum[i] = fmaf(each, z[i], sum[i]), below[i] = fmaf(each_below, z[i], below[i]);
+            }
+            const auto take = [&](int label, float amount) {
+              if (amount == 0) return;
+              float2& at = gradient[label * kSlots];
+              at = make_float2(at.x - amount, fmaf(-weight_y, amount, at.y));
+            };
+            take(labels.own, amounts.own);
+            if (Visit::kSelectedAlone) take(labels.rows, amounts.rows), take(labels.columns, amounts.columns);
+          }
+        }
+        pass.end_pixel(y, x, image, score);
+      };
+      if constexpr (Visit::kSelectedAlone) {
+        for (int first_y = begin_y; first_y < end_y; first_y += 32) {
+          unsigned rows = 0;
+          for (int y = first_y; inside && selects(call) && y < min(end_y, first_y + 32); ++y) {
+            const int score = score_of_candidate(scratch, image * call.target.height + y, x);
+            rows |= static_cast<unsigned>(score >= 0 && score >= threshold) << (y - first_y);
+          }
+          if (!__any_sync(kFullWarp, rows != 0)) continue;
+          if (!ready) prepare();
+          for (; rows != 0; rows &= rows - 1) visit(first_y + __ffs(rows) - 1);
+        }
+      } else {
+        prepare();
+        for (int y = begin_y; inside && y < end_y; ++y) visit(y);
+      }
+      if (kGradient && ready) {
+#pragma unroll
+        for (int i = 0; i < K; ++i) {
+          if (i >= classes) continue;
+          float2& at = gradient[i * kSlots];
+          at = make_float2(at.x + sum[i], at.y + below[i]);
+        }
+      }
+    }
+    if (!kGradient) continue;
+    const bool first = first_x == edges[0] && !adds;
+    if (!__syncthreads_or(wrote) && !first) continue;
+    columns.fold(scratch, edges, weights_x, first_x, first, call.logits.channels);
+    __syncthreads();
   }
-  __device__ Labels labels(const Place& place, int y, int x, int64_t) const {
-    return Target{call, place.image}.of_term(y, x);
-  }
-  __device__ bool evaluates(bool selected) const { return selected; }
-};
+  pass.finish();
+}
 
 // A pass for a group of the classes, with max z and log-sum-exp from maps: both gradients, and with the first group the
 // boundary terms.
-struct MappedPass : BoundaryPass {
-  static constexpr bool kMapped = true;
+struct MappedPass {
+  const Bcl& call;
+  const Scratch& scratch;
   const float of_ce;
+  float of_boundary = 0, sum = 0;
 
   __device__ MappedPass(const Bcl& call, const Scratch& scratch)
-      : BoundaryPass(call, scratch), of_ce(call.options.ce_weight != 0 ? 1.0f : 0.0f) {}
-  __device__ Labels labels(const Place&, int, int x, int64_t row) const {
+      : call(call), scratch(scratch), of_ce(call.options.ce_weight != 0 ? 1.0f : 0.0f) {
+    if (selects(call)) of_boundary = scratch.factors->divisors.boundary_factor;
+  }
+  __device__ Labels labels(int64_t row, int x) const {
     return Wide::unpacked(scratch.labels[row * scratch.score_pitch + x]);
   }
   template <int K>
@@ -140,10 +349,16 @@ struct MappedPass : BoundaryPass {
     return {shift, scale, log_sum};
   }
   __device__ bool evaluates(bool selected) const { return selected && blockIdx.z == 0; }
+  __device__ void add(const CrossEntropies& ce, float weight) {
+    sum += times_weight(weight, ce.sum(call.options.terms));
+  }
+  __device__ void finish() const {
+    if (selects(call) && blockIdx.z == 0) write_sum(sum, scratch.boundary + block_number());
+  }
 };
 
-template <typename Visit, int K, bool kGradient>
-__global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) cells_kernel(
+template <int K, bool kGradient>
+__global__ void __launch_bounds__(kWarps * 32, 2) cells_kernel(
     const Bcl call, const Scratch scratch) {
   BCM_DYNAMIC_SHARED(float, shared);
   __shared__ float weights_y[kWarps];
@@ -158,16 +373,13 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) cel
   const int64_t first_ahead =
       (2 * place.begin_x + 1) * call.logits.width - call.target.width - 2 * call.target.width * place.cell;
   const int begin_ahead = place.has_right ? static_cast<int>(first_ahead) : 0;
-  Visit pass(call, scratch);
-  bool wrote = !Visit::kSelectedAlone;
+  MappedPass pass(call, scratch);
   if (kGradient) rows.clear_block();
 
   for (int first_row = place.begin; first_row < place.end; first_row += kWarps) {
     const int y = first_row + warp;
-    const bool works = y < place.end && pass.has_work(place, y);
-    wrote |= works;
     if (kGradient && y < place.end) rows.clear_row(lane);
-    if (works) {
+    if (y < place.end) {
       const float weight_y = lerp_weight(y, place.row, call.logits.height, call.target.height);
       const Source source_row{place.row, place.row + place.has_below, weight_y};
       if (lane == 0) weights_y[warp] = place.has_below ? weight_y : 0.0f;
@@ -183,11 +395,9 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) cel
       const int64_t pixel_row = place.image * call.target.height + y;
       int ahead = begin_ahead;
       for (int x = place.begin_x; x < place.end_x; ++x, ahead += in_step) {
-        const bool selected = pass.selected(place, y, x);
-        if (Visit::kSelectedAlone && !selected) continue;
+        const bool selected = is_selected(call, scratch, place.image, y, x);
         const float weight_x = ahead > 0 ? static_cast<float>(ahead) * per_step : 0.0f;
-        const Labels labels = pass.labels(place, y, x, pixel_row);
-        uint16_t score = 0;
+        const Labels labels = pass.labels(pixel_row, x);
         if (labels.own >= 0) {
           float z[K];
 #pragma unroll
@@ -195,8 +405,6 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) cel
           const Normalizer softmax = pass.normalize(z, pixel_row, x);
           if (pass.evaluates(selected)) {
             const auto logit = [&](int label) {
-              const int held = label * kCells + lane;
-              if (!Visit::kMapped) return fmaf(weight_x, rows.step[held], rows.left[held]);
               // The label may be of another group of classes, which this block does not hold.
               const Source column{place.cell, place.cell + place.has_right, weight_x};
               return Lerped(call, place.image, source_row, column)(label);
@@ -204,7 +412,7 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) cel
             const CrossEntropies ce(labels, [&](int label) {
               return cross_entropy(call, softmax.log_sum, exponent(logit(label), softmax.shift));
             });
-            score = pass.add(ce, class_weight_of(call, labels.own));
+            pass.add(ce, class_weight_of(call, labels.own));
           }
           const Amounts<float> amounts = amounts_of(call, labels, selected, pass.of_ce, pass.of_boundary);
           if (kGradient && amounts.total != 0) {
@@ -215,13 +423,10 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) cel
               const int i = label - first_class;
               if (amount != 0 && i >= 0 && i < classes) rows.take(i, lane, weight_x, amount);
             };
-            take(labels.own, amounts.own);
-            if (Visit::kFlips) take(labels.rows, amounts.rows), take(labels.columns, amounts.columns);
+            take(labels.own, amounts.own), take(labels.rows, amounts.rows), take(labels.columns, amounts.columns);
           }
         }
-        pass.end_pixel(pixel_row, x, score);
       }
-      pass.end_row();
 #pragma unroll
       for (int i = 0; kGradient && i < K; ++i) {
         if (i >= classes) continue;
@@ -238,13 +443,11 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) cel
   }
   pass.finish();
   if (!kGradient) return;
-  const bool adds = Visit::kSelectedAlone && call.options.ce_weight != 0;
-  if (!__syncthreads_or(wrote) && adds) return;
+  __syncthreads();
   const int64_t block = static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y;
   const int64_t at = (block * call.logits.channels + first_class) * kNodes;
   for (int i = threadIdx.x; i < classes * kNodes; i += blockDim.x) {
-    scratch.upper[at + i] = (adds ? scratch.upper[at + i] : 0.0f) + rows.upper[i];
-    scratch.lower[at + i] = (adds ? scratch.lower[at + i] : 0.0f) + rows.lower[i];
+    scratch.upper[at + i] = rows.upper[i], scratch.lower[at + i] = rows.lower[i];
   }
 }
 
@@ -281,21 +484,21 @@ __global__ void __launch_bounds__(kThreads) widen_kernel(const Bcl call, float* 
   }
 }
 
-template <typename Visit, int K, bool kGradient>
-int launch_cells(const Bcl& call, const Scratch& scratch, void* stream) {
-  const int classes = static_cast<int>(call.logits.channels < K ? call.logits.channels : K);
-  const int bytes = 4 * classes * (4 * kWarps * kCells + 2 * kNodes);
-  return launch_with_shared(
-      cells_kernel<Visit, K, kGradient>, cell_grid(call), kWarps * 32, bytes, stream, call, scratch);
-}
-
 template <typename Visit>
-int launch_cells(const Bcl& call, const Scratch& scratch, bool gradient, void* stream) {
+int launch_columns(const Bcl& call, const Scratch& scratch, bool gradient, void* stream) {
   return by_classes(call.logits.channels, [&](auto k) {
     constexpr int K = decltype(k)::value;
-    return gradient ? launch_cells<Visit, K, true>(call, scratch, stream)
-                    : launch_cells<Visit, K, false>(call, scratch, stream);
+    const auto kernel = gradient ? columns_kernel<Visit, K, true> : columns_kernel<Visit, K, false>;
+    const int bytes = Columns<K>::bytes(static_cast<int>(call.logits.channels), gradient);
+    return launch_with_shared(kernel, cell_grid(call), kWarps * 32, bytes, stream, call, scratch);
   });
+}
+
+template <bool kGradient>
+int launch_groups(const Bcl& call, const Scratch& scratch, void* stream) {
+  constexpr int kBytes = 4 * kMostClasses * (4 * kWarps * kCells + 2 * kNodes);
+  return launch_with_shared(
+      cells_kernel<kMostClasses, kGradient>, cell_grid(call), kWarps * 32, kBytes, stream, call, scratch);
 }
 
 }  // namespace
@@ -309,17 +512,17 @@ int widen(const Bcl& call, const Scratch& scratch, void* stream) {
 }
 
 int launch_upsampled_scores(const Bcl& call, const Scratch& scratch, bool gradient, void* stream) {
-  if (!is_wide(call)) return launch_cells<ScorePass>(call, scratch, gradient && call.options.ce_weight != 0, stream);
+  if (!is_wide(call)) return launch_columns<ScorePass>(call, scratch, gradient && call.options.ce_weight != 0, stream);
   BCM_LAUNCH(
       (score_pixels_kernel<Lerped, kMostClasses>), pixel_grid(call), kThreads, 0, stream, call, scratch);
   return cudaGetLastError();
 }
 
 int launch_selected(const Bcl& call, const Scratch& scratch, bool gradient, void* stream) {
-  if (is_wide(call) && gradient) return launch_cells<MappedPass, kMostClasses, true>(call, scratch, stream);
-  if (is_wide(call)) return selects(call) ? launch_cells<MappedPass, kMostClasses, false>(call, scratch, stream) : 0;
+  if (is_wide(call) && gradient) return launch_groups<true>(call, scratch, stream);
+  if (is_wide(call)) return selects(call) ? launch_groups<false>(call, scratch, stream) : 0;
   const bool first = gradient && call.options.ce_weight == 0;  // nothing has been written yet
-  return selects(call) || first ? launch_cells<SelectedPass>(call, scratch, gradient, stream) : 0;
+  return selects(call) || first ? launch_columns<SelectedPass>(call, scratch, gradient, stream) : 0;
 }
 
 int gather_gradient(const Bcl& call, const Scratch& scratch, float* gradient, void* stream) {

@@ -112,6 +112,7 @@ LARGE = {
     "cells": ((2, 5, 9, 150), (70, 600), {}),
     "cells of many classes": ((1, 150, 3, 40), (20, 300), {}),
     "one large cell": ((2, 19, 1, 1), (40, 300), {}),
+    "one large cell of more classes": ((2, 25, 1, 1), (40, 300), {}),
     "suppression": ((1, 3, 40, 300), (40, 300), {"nms": 21}),
     "images": ((9, 3, 4, 6), (12, 20), {"per_image": True}),
 }
