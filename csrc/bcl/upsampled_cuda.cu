@@ -453,35 +453,47 @@ __global__ void __launch_bounds__(kWarps * 32, 2) cells_kernel(
 
 // The gradient of a source pixel: of the cells below and above it, and of the block of cells to its left. Of one class
 // it is 0, unless that is a binary one.
+constexpr int kGathered = 128;  // columns of a block, whose threads go over the classes
+
 template <bool kBinary>
-__global__ void __launch_bounds__(kThreads) gather_kernel(
+__global__ void __launch_bounds__(kGathered) gather_kernel(
     const Bcl call, const Scratch scratch, float* gradient, const int64_t segments) {
-  const int64_t unit = blockIdx.x, image = unit / call.logits.height, row = unit % call.logits.height;
+  const unsigned unit = blockIdx.x, height = static_cast<unsigned>(call.logits.height);
+  const unsigned image = unit / height, row = unit % height, x = blockIdx.y * kGathered + threadIdx.x;
+  const int64_t classes = call.logits.channels, block = classes * kNodes, above = segments * block;
+  if (x >= call.logits.width) return;
+  const unsigned segment = x / kCells, node = x % kCells;
+  const int64_t at = (unit * segments + segment) * block + node;
+  const float *upper = scratch.upper + at, *lower = scratch.lower + at - above;
   const float scale = scratch.factors->divisors.scale;
-  for (int64_t i = threadIdx.x; i < call.logits.channels * call.logits.width; i += kThreads) {
-    const int64_t c = i / call.logits.width, x = i % call.logits.width, segment = x / kCells;
-    const auto parts = [&](int64_t part, int64_t node) {
-      const int64_t below = ((unit * segments + part) * call.logits.channels + c) * kNodes + node;
-      const float lower = row > 0 ? scratch.lower[below - segments * call.logits.channels * kNodes] : 0.0f;
-      return scratch.upper[below] + lower;
-    };
-    float sum = parts(segment, x % kCells);
-    if (x % kCells == 0 && segment > 0) sum += parts(segment - 1, kCells);
-    const float value = !kBinary && call.logits.channels == 1 ? 0.0f : scale * sum;
-    gradient[((image * call.logits.channels + c) * call.logits.height + row) * call.logits.width + x] = value;
+  const bool is_shared = node == 0 && segment > 0;
+  const int64_t before = kCells - block;  // the last node of the block to the left
+  const int64_t plane = call.logits.height * call.logits.width;
+  float* to = gradient + (image * classes * height + row) * call.logits.width + x;
+#pragma unroll 4
+  for (int64_t c = 0; c < classes; ++c, upper += kNodes, lower += kNodes, to += plane) {
+    float sum = upper[0] + (row > 0 ? lower[0] : 0.0f);
+    if (is_shared) sum += upper[before] + (row > 0 ? lower[before] : 0.0f);
+    *to = !kBinary && classes == 1 ? 0.0f : scale * sum;
   }
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) widen_kernel(const Bcl call, float* to) {
-  const int64_t unit = blockIdx.x, image = unit / call.logits.height, row = unit % call.logits.height;
+__global__ void __launch_bounds__(kGathered) widen_kernel(const Bcl call, float* to) {
   const View& logits = call.logits;
-  const T* from = static_cast<const T*>(logits.data) + offset_of(logits, image, 0, row);
-  for (int64_t i = threadIdx.x; i < call.logits.channels * call.logits.width; i += kThreads) {
-    const int64_t c = i / call.logits.width, x = i % call.logits.width;
-    to[((image * call.logits.channels + c) * call.logits.height + row) * call.logits.width + x] =
-        as_float(from[c * logits.channel_stride + x * logits.column_stride]);
-  }
+  const unsigned height = static_cast<unsigned>(logits.height), image = blockIdx.x / height, row = blockIdx.x % height;
+  const unsigned x = blockIdx.y * kGathered + threadIdx.x;
+  if (x >= logits.width) return;
+  const T* from = static_cast<const T*>(logits.data) + offset_of(logits, image, 0, row, x);
+  to += (image * logits.channels * height + row) * logits.width + x;
+#pragma unroll 4
+  for (int64_t c = 0; c < logits.channels; ++c, from += logits.channel_stride, to += logits.height * logits.width)
+    *to = as_float(*from);
+}
+
+// Rows of the low-resolution logits, by their columns.
+dim3 gather_grid(const Bcl& call) {
+  return dim3(static_cast<unsigned>(units_of(call)), blocks_for(call.logits.width, kGathered));
 }
 
 template <typename Visit>
@@ -506,7 +518,7 @@ int launch_groups(const Bcl& call, const Scratch& scratch, void* stream) {
 int widen(const Bcl& call, const Scratch& scratch, void* stream) {
   return dispatch_float(call.logits.dtype, [&](auto zero) {
     using T = decltype(zero);
-    BCM_LAUNCH(widen_kernel<T>, static_cast<unsigned>(units_of(call)), kThreads, 0, stream, call, scratch.logits);
+    BCM_LAUNCH(widen_kernel<T>, gather_grid(call), kGathered, 0, stream, call, scratch.logits);
     return static_cast<int>(cudaGetLastError());
   });
 }
@@ -527,8 +539,7 @@ int launch_selected(const Bcl& call, const Scratch& scratch, bool gradient, void
 
 int gather_gradient(const Bcl& call, const Scratch& scratch, float* gradient, void* stream) {
   BCM_LAUNCH(
-      (call.options.binary ? gather_kernel<true> : gather_kernel<false>), static_cast<unsigned>(units_of(call)),
-      kThreads, 0, stream, call, scratch, gradient, segments_of(call));
+      (call.options.binary ? gather_kernel<true> : gather_kernel<false>), gather_grid(call), kGathered, 0, stream, call, scratch, gradient, segments_of(call));
   return cudaGetLastError();
 }
 
