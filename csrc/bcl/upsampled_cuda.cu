@@ -38,17 +38,18 @@ constexpr float kLeastTotal = 0x1p-100f;  // A sum that may have lost exponentia
 __device__ inline int slot_of(int column) { return column + column / 16; }
 
 // What the columns of a block share.
-template <int K>
+template <int K, bool kExact>
 struct Columns {
   static constexpr int kHeld = K <= 19 ? 256 : 128;  // whose gradient a block has before it adds them to the nodes
   static constexpr int kSlots = kHeld + kHeld / 16;
   float2* nodes;     // [classes, kNodes]: exponents to base 2 at the upper source row, and on to the lower one
   float2* lines;     // [classes, threads]: the same at a thread's column
   float2* gradient;  // [classes, kSlots]: the sum over the rows, and the part of the lower source row
-  const int classes;
+  const int given;
 
   __device__ Columns(float2* shared, int classes)
-      : nodes(shared), lines(nodes + classes * kNodes), gradient(lines + classes * kWarps * 32), classes(classes) {}
+      : nodes(shared), lines(nodes + classes * kNodes), gradient(lines + classes * kWarps * 32), given(classes) {}
+  __device__ int classes() const { return kExact ? K : given; }
   static int bytes(int classes, bool gradient) {
     return 8 * classes * (kNodes + kWarps * 32 + (gradient ? kSlots : 0));
   }
@@ -64,14 +65,14 @@ struct Columns {
     float upper[K], lower[K], most_upper = -kInfinity, most_lower = -kInfinity;
 #pragma unroll
     for (int i = 0; i < K; ++i) {
-      if (i >= classes) continue;
+      if (i >= classes()) continue;
       upper[i] = from[i * logits.channel_stride], lower[i] = from[i * logits.channel_stride + down];
       most_upper = fmaxf(most_upper, upper[i]), most_lower = fmaxf(most_lower, lower[i]);
     }
     const float shift_upper = kLog2E * most_upper, shift_lower = kLog2E * most_lower;
 #pragma unroll
     for (int i = 0; i < K; ++i) {
-      if (i >= classes) continue;
+      if (i >= classes()) continue;
       const float at = exponent(upper[i], shift_upper);
       nodes[i * kNodes + node] = make_float2(at, exponent(lower[i], shift_lower) - at);
     }
@@ -91,7 +92,7 @@ struct Columns {
       const float2* const from = gradient + warp * kSlots + slot_of(column);
 #pragma unroll
       for (int i = 0; i < kOfWarp; ++i) {
-        if (warp + i * kWarps >= classes) continue;
+        if (warp + i * kWarps >= classes()) continue;
         const float2 value = from[i * kWarps * kSlots];
         sum[i] += value.x, right[i] = fmaf(weight, value.x, right[i]);
         below[i] += value.y, below_right[i] = fmaf(weight, value.y, below_right[i]);
@@ -102,7 +103,7 @@ struct Columns {
     float *const upper = scratch.upper + at, *const lower = scratch.lower + at;
 #pragma unroll
     for (int i = 0; i < kOfWarp; ++i) {
-      if (warp + i * kWarps >= classes) continue;
+      if (warp + i * kWarps >= classes()) continue;
       const float right_upper = right[i] - below_right[i], right_lower = below_right[i];
       const float left_upper = (sum[i] - below[i]) - right_upper, left_lower = below[i] - right_lower;
       const float from_left_upper = __shfl_up_sync(kFullWarp, right_upper, 1);
@@ -122,28 +123,28 @@ struct ScorePass {
   static constexpr bool kSelectedAlone = false;
   const Bcl& call;
   const Scratch& scratch;
-  const float of_ce, of_boundary = 0;
-  float ces = 0;  // of some rows: a cell may have thousands
+  uint16_t* at = nullptr;  // the labels of a pixel, then its score
+  float ces = 0;           // of some rows: a cell may have thousands
   double sum = 0;
   unsigned flags = 0;
 
-  __device__ ScorePass(const Bcl& call, const Scratch& scratch)
-      : call(call), scratch(scratch), of_ce(call.options.ce_weight != 0 ? 1.0f : 0.0f) {}
-  __device__ Labels labels(int y, int x, int64_t image) const {
-    return Narrow::unpacked(scratch.score[(image * call.target.height + y) * scratch.score_pitch + x]);
+  __device__ ScorePass(const Bcl& call, const Scratch& scratch) : call(call), scratch(scratch) {}
+  __device__ void begin_column(int y, int x, int64_t image) {
+    at = scratch.score + (image * call.target.height + y) * scratch.score_pitch + x;
   }
+  __device__ Labels labels(int, int, int64_t) const { return Narrow::unpacked(*at); }
   __device__ uint16_t add(const CrossEntropies& ce, float weight) {
     const float s = ce.sum(call.options.score);
     ces += times_weight(weight, ce.own), flags |= isnan(s) ? kNan : 0;
     return on_grid_of(s);
   }
-  __device__ void end_pixel(int y, int x, int64_t image, uint16_t score) {
-    if (selects(call)) scratch.score[(image * call.target.height + y) * scratch.score_pitch + x] = score;
-    if (y % 8 == 7) end_rows();
+  __device__ Amounts<float> amounts(const Labels&, float weight) const { return {weight, 0, 0, weight}; }
+  __device__ void end_pixel(uint16_t score) {
+    if (selects(call)) *at = score;
+    at += scratch.score_pitch;
   }
   __device__ void end_rows() { sum += ces, ces = 0; }
-  __device__ void finish() {
-    end_rows();
+  __device__ void finish() const {
     write_scored(sum, flags, scratch.scored + block_number());
   }
 };
@@ -153,7 +154,6 @@ struct SelectedPass {
   static constexpr bool kSelectedAlone = true;
   const Bcl& call;
   const Scratch& scratch;
-  const float of_ce = 0;
   float of_boundary = 0, sum = 0;
 
   __device__ SelectedPass(const Bcl& call, const Scratch& scratch) : call(call), scratch(scratch) {
@@ -166,24 +166,29 @@ struct SelectedPass {
     sum += times_weight(weight, ce.sum(call.options.terms));
     return 0;
   }
-  __device__ void end_pixel(int, int, int64_t, uint16_t) const {}
+  __device__ Amounts<float> amounts(const Labels& labels, float weight) const {
+    const float boundary = weight * of_boundary;
+    return bcmfnet::amounts_of(call.options.terms, 0.0f, boundary, labels.rows >= 0, labels.columns >= 0);
+  }
+  __device__ void end_pixel(uint16_t) const {}
   __device__ void finish() const {
     if (selects(call)) write_sum(sum, scratch.boundary + block_number());
   }
 };
 
-template <typename Visit, int K, bool kGradient>
+// Of K classes exactly, or of at most so many.
+template <typename Visit, int K, bool kExact, bool kGradient>
 __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) columns_kernel(
     const Bcl call, const Scratch scratch) {
-  constexpr int kHeld = Columns<K>::kHeld, kSlots = Columns<K>::kSlots;
+  constexpr int kHeld = Columns<K, kExact>::kHeld, kSlots = Columns<K, kExact>::kSlots;
   BCM_DYNAMIC_SHARED(float2, shared);
   // The first column of each cell; the first row, and that of the row of cells below. All of it is written: the compiler
   // reads 16 bytes at once.
   constexpr int kEdges = kNodes + 3;
   __shared__ __align__(16) int edges[kEdges];
   __shared__ float weights_x[kSlots], class_weights[K];
-  const int classes = min(K, static_cast<int>(call.logits.channels));
-  const Columns<K> columns(shared, classes);
+  const int classes = kExact ? K : min(K, static_cast<int>(call.logits.channels));
+  const Columns<K, kExact> columns(shared, classes);
   const int lane = threadIdx.x % 32;
   const unsigned source_height = static_cast<unsigned>(call.logits.height);
   const int64_t image = blockIdx.x / source_height, source_row = blockIdx.x % source_height;
@@ -272,9 +277,7 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) col
           const float weight = class_weights[labels.own];
           score = pass.add(ce, weight);
           if (kGradient) {
-            const Amounts<float> amounts = bcmfnet::amounts_of(
-                call.options.terms, pass.of_ce != 0 ? weight * pass.of_ce : 0.0f,
-                Visit::kSelectedAlone ? weight * pass.of_boundary : 0.0f, labels.rows >= 0, labels.columns >= 0);
+            const Amounts<float> amounts = pass.amounts(labels, weight);
             const float each = amounts.total * reciprocal_of(total), each_below = each * weight_y;
 #pragma unroll
             for (int i = 0; i < K; ++i) {
@@ -289,22 +292,27 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) col
             if (Visit::kSelectedAlone) take(labels.rows, amounts.rows), take(labels.columns, amounts.columns);
           }
         }
-        pass.end_pixel(y, x, image, score);
+        pass.end_pixel(score);
       };
-      if constexpr (Visit::kSelectedAlone) {
-        for (int first_y = begin_y; first_y < end_y; first_y += 32) {
+      if constexpr (!Visit::kSelectedAlone) {
+        prepare();
+        pass.begin_column(begin_y, x, image);
+      }
+      for (int first_y = begin_y; first_y < end_y; first_y += 32) {
+        const int last_y = min(end_y, first_y + 32);
+        if constexpr (Visit::kSelectedAlone) {
           unsigned rows = 0;
-          for (int y = first_y; inside && selects(call) && y < min(end_y, first_y + 32); ++y) {
+          for (int y = first_y; inside && selects(call) && y < last_y; ++y) {
             const int score = score_of_candidate(scratch, image * call.target.height + y, x);
             rows |= static_cast<unsigned>(score >= 0 && score >= threshold) << (y - first_y);
           }
           if (!__any_sync(kFullWarp, rows != 0)) continue;
           if (!ready) prepare();
           for (; rows != 0; rows &= rows - 1) visit(first_y + __ffs(rows) - 1);
+        } else {
+          for (int y = first_y; inside && y < last_y; ++y) visit(y);
+          pass.end_rows();
         }
-      } else {
-        prepare();
-        for (int y = begin_y; inside && y < end_y; ++y) visit(y);
       }
       if (kGradient && ready) {
 #pragma unroll
@@ -500,9 +508,13 @@ template <typename Visit>
 int launch_columns(const Bcl& call, const Scratch& scratch, bool gradient, void* stream) {
   return by_classes(call.logits.channels, [&](auto k) {
     constexpr int K = decltype(k)::value;
-    const auto kernel = gradient ? columns_kernel<Visit, K, true> : columns_kernel<Visit, K, false>;
-    const int bytes = Columns<K>::bytes(static_cast<int>(call.logits.channels), gradient);
-    return launch_with_shared(kernel, cell_grid(call), kWarps * 32, bytes, stream, call, scratch);
+    const auto launch = [&](auto exact) {
+      constexpr bool kExact = decltype(exact)::value;
+      const auto kernel = gradient ? columns_kernel<Visit, K, kExact, true> : columns_kernel<Visit, K, kExact, false>;
+      const int bytes = Columns<K, kExact>::bytes(static_cast<int>(call.logits.channels), gradient);
+      return launch_with_shared(kernel, cell_grid(call), kWarps * 32, bytes, stream, call, scratch);
+    };
+    return call.logits.channels == K ? launch(std::true_type()) : launch(std::false_type());
   });
 }
 
