@@ -78,8 +78,8 @@ struct Columns {
     }
   }
 
-  // Add the columns from `first_x` on to the source rows above and below: of a class always the same warp, of a cell the
-  // same lane.
+  // Add the columns from `first_x` on to the source rows above and below: of a class always the same warp does, of a
+  // cell the same lane.
   __device__ void fold(
       const Scratch& scratch, const int* edges, const float* weights_x, int first_x, bool first,
       int64_t channels) const {
@@ -182,8 +182,8 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K <= 19 ? 3 : 2) col
     const Bcl call, const Scratch scratch) {
   constexpr int kHeld = Columns<K, kExact>::kHeld, kSlots = Columns<K, kExact>::kSlots;
   BCM_DYNAMIC_SHARED(float2, shared);
-  // The first column of each cell; the first row, and that of the row of cells below. All of it is written: the compiler
-  // reads 16 bytes at once.
+  // The first column of each cell; the first row, and that of the row of cells below. All of it is written, since the
+  // compiler reads 16 bytes at once.
   constexpr int kEdges = kNodes + 3;
   __shared__ __align__(16) int edges[kEdges];
   __shared__ float weights_x[kSlots], class_weights[K];
@@ -551,7 +551,8 @@ int launch_selected(const Bcl& call, const Scratch& scratch, bool gradient, void
 
 int gather_gradient(const Bcl& call, const Scratch& scratch, float* gradient, void* stream) {
   BCM_LAUNCH(
-      (call.options.binary ? gather_kernel<true> : gather_kernel<false>), gather_grid(call), kGathered, 0, stream, call, scratch, gradient, segments_of(call));
+      (call.options.binary ? gather_kernel<true> : gather_kernel<false>), gather_grid(call), kGathered, 0, stream, call,
+      scratch, gradient, segments_of(call));
   return cudaGetLastError();
 }
 
