@@ -1,4 +1,4 @@
-// The CPU kernel, compiled once for each instruction set.
+// The CPU kernels, compiled once for each instruction set.
 #pragma once
 
 #include "common/isa.h"
@@ -8,5 +8,6 @@
 namespace bcmfnet {
 
 BCM_DECLARE(void upsample_add_relu_cpu(const UpsampleAddReLU& call, Parallel parallel))
+BCM_DECLARE(void upsample_add_relu_backward_cpu(const UpsampleAddReLUBackward& call, Parallel parallel))
 
 }  // namespace bcmfnet

@@ -125,6 +125,20 @@ def pools() -> Example:
     )
 
 
+def fusion() -> Example:
+    def backward(high: Tensor, low: Tensor) -> tuple[Any, ...]:
+        out = torch.ops.bcmfnet.upsample_add_relu(high.detach(), low.detach())
+        return high.detach().requires_grad_(), out, list(low.shape[2:])
+
+    return Example(
+        "upsample_add_relu",
+        lambda high, low: (upsample_add_relu(high, low),),
+        lambda batch: {"high": normal(batch, 5, 7, 18), "low": normal(batch, 5, 3, 9, seed=1)},
+        {"upsample_add_relu": lambda *maps: maps, "upsample_add_relu_backward": backward},
+        ("high", "low"),
+    )
+
+
 def labels(classes: int, confidence: bool) -> Example:
     def size(logits: Tensor) -> tuple[int, int]:
         return 3 * logits.shape[2] + 1, 2 * logits.shape[3]
@@ -153,12 +167,7 @@ EXAMPLES = {
     "bcl, terms, upsampled": loss(4, 11, **TERMS, align_corners=True),
     "lmfm": context(),
     "pyramid_pool": pools(),
-    "upsample_add_relu": Example(
-        "upsample_add_relu",
-        lambda high, low: (upsample_add_relu(high, low),),
-        lambda batch: {"high": normal(batch, 5, 7, 18), "low": normal(batch, 5, 3, 9, seed=1)},
-        {"upsample_add_relu": lambda *maps: maps},
-    ),
+    "upsample_add_relu": fusion(),
     "upsample_argmax": labels(5, confidence=True),
     "upsample_argmax, int16": labels(300, confidence=False),
 }

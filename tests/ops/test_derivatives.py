@@ -55,7 +55,9 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, torch.Tensor]]] = {
     ),
 }  # fmt: skip
 """For each op the call that a user makes, and its tensors by their names in the schema."""
-HAVE_A_GRADIENT = [("bcl_forward", "logits"), ("pyramid_pool", "x")]
+HAVE_A_GRADIENT = [
+    ("bcl_forward", "logits"), ("pyramid_pool", "x"), ("upsample_add_relu", "high"), ("upsample_add_relu", "low")
+]  # fmt: skip
 ARGUMENTS = [
     (op, argument.name)
     for op in CALLS

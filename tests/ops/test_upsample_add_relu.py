@@ -181,3 +181,87 @@ def test_bad_arguments(arguments, error, message):
     with pytest.raises(error) as caught:
         upsample_add_relu(*arguments)
     assert str(caught.value) == message
+
+
+def gradients(high, low, grad):
+    """Of both maps, by torch's own ops in float64; where the result is 0 there is none."""
+    high, low = (x.double().cpu().requires_grad_() for x in (high, low))
+    return torch.autograd.grad(torchs(high, low), (high, low), grad.double().cpu())
+
+
+def assert_gradients(high, low, grad):
+    high, low = (x.detach().requires_grad_() for x in (high, low))
+    actual = torch.autograd.grad(upsample_add_relu(high, low), (high, low), grad)
+    for one, of, expected in zip(actual, (high, low), gradients(high.detach(), low.detach(), grad), strict=True):
+        assert one.dtype == of.dtype
+        assert_close(one.cpu(), expected)
+
+
+def safe(high, low):
+    """`high` with no sum so near to 0 that a rounding decides whether the ReLU passes it."""
+    total = high.double() + F.interpolate(low.double(), high.shape[2:], mode="bilinear", align_corners=False)
+    return torch.where(total.abs() < 0.05, high + 1, high)
+
+
+@grid({"planes, low, high": CASES, "dtype": DTYPES, "layouts": LAYOUTS}, together=1)
+@pytest.mark.usefixtures("poisoned")
+def test_gradients_are_torchs(device, planes, low, high, dtype, layouts):
+    x, y = maps(planes, low, high, dtype)
+    x, y = (
+        tensor.contiguous(memory_format=layout).to(device)
+        for tensor, layout in zip((safe(x, y), y), layouts, strict=True)
+    )
+    assert_gradients(x, y, normal((*planes, *high), dtype, seed=2).contiguous(memory_format=layouts[0]).to(device))
+
+
+@pytest.mark.tail
+@pytest.mark.parametrize("layout", [CONTIGUOUS, CHANNELS_LAST])
+def test_a_gradient_of_any_strides(device, layout):
+    x, y = maps((2, 8), (2, 3), (4, 7))
+    x, y = safe(x, y).contiguous(memory_format=layout).to(device), y.to(device)
+    grad = normal(x.shape, seed=2).to(device)
+    for one in (grad, grad.contiguous(memory_format=CHANNELS_LAST), grad[..., :1].expand_as(grad)):
+        assert_gradients(x, y, one)
+
+
+@pytest.mark.tail
+@given(
+    planes=st.tuples(st.integers(1, 2), st.integers(1, 40)), low=st.tuples(st.integers(1, 9), st.integers(1, 20)),
+    more=st.tuples(st.integers(0, 20), st.integers(0, 40)), layout=st.sampled_from([CONTIGUOUS, CHANNELS_LAST]),
+)  # fmt: skip
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_gradients_of_any_shape(device, planes, low, more, layout):
+    x, y = maps(planes, low, (low[0] + more[0], low[1] + more[1]))
+    x, y = safe(x, y).contiguous(memory_format=layout).to(device), y.to(device)
+    assert_gradients(x, y, normal(x.shape, seed=2).to(device))
+
+
+@pytest.mark.tail
+def test_the_relu_passes_a_gradient_to_nan_and_none_to_zero(device):
+    high = torch.tensor([NAN, 0.0, -1.0, 2.0]).view(1, 1, 1, 4).to(device).requires_grad_()
+    low = torch.zeros(1, 1, 1, 4, device=device, requires_grad=True)
+    result = upsample_add_relu(high, low)
+    for gradient in torch.autograd.grad(result, (high, low), torch.tensor([[[[1.0, 2.0, 3.0, 4.0]]]]).to(device)):
+        assert gradient.flatten().tolist() == [1, 0, 0, 4]
+
+
+@pytest.mark.parametrize("sizes", [((1, 2), (2, 3), (5, 6)), ((2, 1), (3, 2), (3, 2))])
+def test_gradients_of_gradients(sizes):
+    x, y = maps(*sizes, torch.float64)
+    x, y = safe(x, y).requires_grad_(), y.requires_grad_()
+    assert torch.autograd.gradcheck(upsample_add_relu, (x, y))
+    assert torch.autograd.gradgradcheck(upsample_add_relu, (x, y))
+
+
+def test_gradients_at_every_level_of_instruction_sets(at_level):
+    code = """
+import torch
+from test_upsample_add_relu import CASES, CHANNELS_LAST, CONTIGUOUS, assert_gradients, maps, normal, safe
+for sizes in CASES.values():
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        x, y = maps(*sizes, dtype)
+        for layout in (CONTIGUOUS, CHANNELS_LAST):
+            assert_gradients(safe(x, y).contiguous(memory_format=layout), y, normal(x.shape, dtype, seed=2))
+"""
+    for level in ("plain", "v3", "v4"):
+        at_level(level, OP, code)
