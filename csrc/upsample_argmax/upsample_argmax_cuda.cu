@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kColumns, 3) upsample_argmax_kernel(const Upsa
     for (int group = 0; group < classes; group += kGroup) {
       __syncthreads();  // the bounds are complete; the sets and weights of the round before have been read
       set[threadIdx.x] = 0;
-      if (static_cast<int>(threadIdx.x) < rows)
+      if (threadIdx.x < kRows)  // those beyond `rows` too: they are read, though nothing of them is written
         weight[threadIdx.x] = lerp_weight(y + threadIdx.x, row, call.logits.height, call.out_height);
       __syncthreads();
       const int members_end = group + kGroup < classes ? kGroup : classes - group;
