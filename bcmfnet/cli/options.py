@@ -86,11 +86,13 @@ class InferenceOptions(DeviceOptions):
     exist_ok: bool = False
     """Write into an output folder that has something in it."""
 
-    def folder(self, verb: str) -> AbstractContextManager[Path]:
+    def folder(self, verb: str, resume: bool = False) -> AbstractContextManager[Path]:
         """The folder for the results, for the time of the code inside; see `engine.run_folder`."""
         from bcmfnet.engine.run_folder import run_folder
 
-        return run_folder(verb, self.output_dir, self.name, self.exist_ok)
+        if resume and self.output_dir is None and self.name is None:
+            raise ConfigError("resume: expected --output-dir or --name, the folder to go on in, got none")
+        return run_folder(verb, self.output_dir, self.name, self.exist_ok or resume)
 
 
 @Parameter(name="data")

@@ -17,6 +17,8 @@ def predict(
     *source: Annotated[str, Parameter(required=True), PATH],
     weights: Path = Path("camvid11"),
     max_pixels: Annotated[int, Between(1, 2**31 - 1)] = 2**26,
+    workers: Annotated[int, Between(1, 1024)] = 2,
+    resume: bool = False,
     inference: InferenceOptions = InferenceOptions(),
     tta: TTAOptions = TTAConfig(),
     common: CommonOptions = CommonOptions(),
@@ -35,17 +37,27 @@ def predict(
         file of bcmfnet export.
     max_pixels
         Largest image that is read; the memory that a prediction takes grows with it.
+    workers
+        Threads that read images ahead of the network, and as many that write behind it; each holds images in memory.
+    resume
+        Go on in the output folder of a prediction that was interrupted: what is done is skipped, what failed is tried
+        again.
     """
     common.start_logging()
     from bcmfnet.engine.exported import load_predictor
     from bcmfnet.engine.inference import label_table
-    from bcmfnet.engine.predict import find_images, predict
+    from bcmfnet.engine.predict import find_images, keep_settings, predict
     from bcmfnet.engine.tta import with_tta
 
     frames = find_images(source)
     predictor, metadata = load_predictor(weights, inference.device, inference.amp)
     table = label_table(metadata, weights)
-    with inference.folder("predict") as folder:
-        result = predict(with_tta(predictor, tta), table, frames, folder, max_pixels)
-    print(f"{result.done} of {len(frames)} images written to {printable(folder)}")
+    settings = {"weights": str(weights), "device": inference.device, "amp": inference.amp} | tta.changes()
+    with inference.folder("predict", resume) as folder:
+        keep_settings(folder, settings, resume)
+        result = predict(with_tta(predictor, tta), table, frames, folder, max_pixels, workers, resume)
+    before = f", {result.kept} of them before" if result.kept else ""
+    print(f"{result.done} of {len(frames)} images written to {printable(folder)}{before}")
+    if result.done > result.kept:
+        print(result.times.summary(result.done - result.kept))
     return 1 if result.failed else 0

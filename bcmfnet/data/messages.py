@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TextIO
@@ -20,6 +21,7 @@ class DecoderMessages:
     def __enter__(self) -> DecoderMessages:
         self._python: TextIO | None = sys.stderr
         self._read = 0
+        self._keeping, self._lock = 0, threading.Lock()
         try:
             self._shown: int | None = os.dup(2)
         except OSError:  # standard error is closed: nobody hears the decoders anyway
@@ -42,15 +44,22 @@ class DecoderMessages:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Keep what is written to descriptor 2 by the code inside, in whatever thread."""
+        """Keep what is written to descriptor 2 while any thread is in the code inside, by whatever thread."""
         if self._shown is None:
             yield
             return
-        os.dup2(self._file.fileno(), 2)
+        self._enter(self._file.fileno(), 1)
         try:
             yield
         finally:
-            os.dup2(self._shown, 2)
+            self._enter(self._shown, -1)
+
+    def _enter(self, descriptor: int, step: int) -> None:
+        """Count a thread that comes or goes; the first one and the last change where descriptor 2 leads."""
+        with self._lock:
+            self._keeping += step
+            if self._keeping == (step > 0):
+                os.dup2(descriptor, 2)
 
     @property
     def size(self) -> int:

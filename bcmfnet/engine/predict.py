@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import json
 import logging
 import os
-import time
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +24,9 @@ from bcmfnet.data.labels import LabelTable, cityscapes_train_id_to_id
 from bcmfnet.data.messages import DecoderMessages
 from bcmfnet.data.pairs import check_frame_size
 from bcmfnet.engine.inference import Predictor
+from bcmfnet.engine.pipeline import StageTimes, in_order
 from bcmfnet.engine.progress import progress_bar
+from bcmfnet.engine.run_folder import write_json, write_text
 from bcmfnet.errors import ConfigError, DataError, printable
 from bcmfnet.viz import colorize, overlay, with_legend
 
@@ -29,7 +34,7 @@ log = logging.getLogger("bcmfnet.predict")
 
 
 PICTURES = ("_labelIds.png", "_color.png", "_overlay.jpg")  # what is written for a frame, after its name
-ROWS = "predictions.jsonl"
+ROWS, SETTINGS = "predictions.jsonl", "settings.json"
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,15 @@ class Frame:
 
 @dataclass
 class PredictResult:
-    """What became of the frames: files written for `done` of them, one line of reason for each that failed."""
+    """What became of the frames: files written for `done` of them, one line of reason for each that failed.
+
+    `kept` of the done ones are of an earlier prediction; `times` are those of the others.
+    """
 
     done: int
     failed: list[str]
+    kept: int
+    times: StageTimes
 
 
 def find_images(sources: Sequence[str]) -> list[Frame]:
@@ -109,35 +119,93 @@ def _without_predictions(root: Path, images: list[Path]) -> list[Path]:
 
 
 def predict(
-    predictor: Predictor, table: LabelTable, frames: Sequence[Frame], folder: Path, max_pixels: int = MAX_PIXELS
+    predictor: Predictor,
+    table: LabelTable,
+    frames: Sequence[Frame],
+    folder: Path,
+    max_pixels: int = MAX_PIXELS,
+    workers: int = 1,
+    resume: bool = False,
 ) -> PredictResult:
     """Write NAME_labelIds.png, NAME_color.png, NAME_overlay.jpg for each frame, and a line of predictions.jsonl.
 
     Whatever goes wrong with a frame, such as a file that is no image or has more than max_pixels, is reported, and the
     others go on. Raises ConfigError where a frame's files would replace a frame.
+
+    Args:
+        workers: threads that read, and as many that write, while the network is at work.
+        resume: go on in the folder of a prediction that was interrupted; a frame that failed is tried again.
     """
     _check_no_frame_is_replaced(frames, folder)
-    result = PredictResult(0, [])
+    rows = _finished_rows(frames, folder) if resume else {}
+    todo = [frame for frame in frames if str(frame.path) not in rows]
+    result = PredictResult(len(rows), [], len(rows), StageTimes("decode", "network", "write"))
+    write_text(folder / ROWS, "".join(map(_line, rows.values())))
     with (
-        (folder / ROWS).open("w", encoding="utf-8") as rows,
+        (folder / ROWS).open("a", encoding="utf-8", buffering=1) as file,
         DecoderMessages() as messages,
-        progress_bar("predict", len(frames)) as progress,
+        progress_bar("predict", len(frames), len(rows)) as progress,
+        ThreadPoolExecutor(workers) as readers,
+        ThreadPoolExecutor(workers) as writers,
     ):
-        for frame in frames:
-            try:
-                row = _predict_one(predictor, table, frame, folder, max_pixels, messages)
-            except Exception as error:
-                line = _reason(frame, error)
+        reader = _Reader(messages, max_pixels, workers, result.times)
+        read = in_order(readers, reader.read, todo, workers)
+        predicted = (_label(predictor, future.result(), result.times) for future in read)
+        write = functools.partial(_write_pictures, table=table, folder=folder, times=result.times)
+        for future in in_order(writers, write, predicted, workers):
+            row, lines = future.result()
+            for line in lines:
                 log.warning("%s", line)
-                result.failed.append(line)
-                row = {"file": str(frame.path), "error": line}
-            else:
-                result.done += 1
-            for line in messages.new():
-                log.warning("%s", printable(f"{frame.path}: {line}"))
-            rows.write(json.dumps(row) + "\n")
+            if "error" in row:
+                result.failed.append(row["error"])
+            result.done += "error" not in row
+            rows[row["file"]] = row
+            file.write(_line(row))
             progress.advance()
+        for line in reader.unexplained():
+            log.warning("%s", printable(line))
+    if result.kept:
+        write_text(folder / ROWS, "".join(_line(rows[str(frame.path)]) for frame in frames))
     return result
+
+
+def _finished_rows(frames: Sequence[Frame], folder: Path) -> dict[str, dict[str, Any]]:
+    """Rows of the frames that an earlier prediction has finished, by their files."""
+    try:
+        lines = (folder / ROWS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    rows = {}
+    for line in lines:
+        with contextlib.suppress(ValueError):  # the line that was being written
+            row = json.loads(line)
+            if isinstance(row, dict) and "error" not in row and "share" in row:
+                rows[row.get("file")] = row
+
+    def finished(frame: Frame) -> bool:
+        return str(frame.path) in rows and all(os.path.exists(output) for output in frame.outputs(folder))
+
+    return {str(frame.path): rows[str(frame.path)] for frame in frames if finished(frame)}
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"
+
+
+def keep_settings(folder: Path, settings: dict[str, Any], resume: bool) -> None:
+    """Write the settings of a prediction into its folder, or raise ConfigError where those to go on with are others."""
+    path = folder / SETTINGS
+    if resume and path.exists():
+        try:
+            earlier = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise ConfigError(printable(f"resume: expected the settings of a prediction in {path}")) from None
+        now = json.loads(json.dumps(settings))
+        for key in earlier | now:
+            if earlier.get(key) != now.get(key):
+                expected = f"{key} {earlier.get(key)}, as the images in {folder} were predicted with"
+                raise ConfigError(printable(f"resume: expected {expected}, got {now.get(key)}"))
+    write_json(path, settings)
 
 
 def _check_no_frame_is_replaced(frames: Sequence[Frame], folder: Path) -> None:
@@ -163,30 +231,116 @@ def _reason(frame: Frame, error: Exception) -> str:
     return printable(f"{frame.path}: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
-def _predict_one(
-    predictor: Predictor, table: LabelTable, frame: Frame, folder: Path, max_pixels: int, messages: DecoderMessages
-) -> dict[str, object]:
-    with messages.kept():
-        image = read_image(frame.path, max_pixels)
-    height, width = image.shape[:2]
-    check_frame_size(frame.path, height, width)
-    start = time.perf_counter()
-    labels = predictor(torch.from_numpy(image).permute(2, 0, 1)[None])[0].cpu().numpy()
-    seconds = time.perf_counter() - start
+@dataclass
+class _Work:
+    """A frame on its way: its image, its labels, or what went wrong; and what the decoder printed."""
+
+    frame: Frame
+    image: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    error: Exception | None = None
+    printed: Sequence[str] = ()
+
+
+class _Reader:
+    """Reads frames in several threads. A frame whose decoder prints is read again alone, so that it is known whose."""
+
+    def __init__(self, messages: DecoderMessages, max_pixels: int, workers: int, times: StageTimes) -> None:
+        self.messages, self.max_pixels, self.workers, self.times = messages, max_pixels, workers, times
+        self._slots, self._alone = threading.Semaphore(workers), threading.Lock()
+        self._heard: dict[str, None] = {}
+        self._explained: set[str] = set()
+
+    def read(self, frame: Frame) -> _Work:
+        with self.times.measure("decode"):
+            with self._slots:
+                before = self.messages.size
+                work = self._decode(frame)
+                silent = self.messages.size == before
+            return work if silent else self._read_alone(frame)
+
+    def _read_alone(self, frame: Frame) -> _Work:
+        with self._alone:
+            for _ in range(self.workers):
+                self._slots.acquire()
+            self._heard |= dict.fromkeys(self.messages.new())
+            work = self._decode(frame)
+            work.printed = self.messages.new()
+            self._explained |= set(work.printed)
+            self._slots.release(self.workers)
+        return work
+
+    def _decode(self, frame: Frame) -> _Work:
+        try:
+            with self.messages.kept():
+                image = read_image(frame.path, self.max_pixels)
+            check_frame_size(frame.path, *image.shape[:2])
+            return _Work(frame, image)
+        except Exception as error:
+            return _Work(frame, error=error)
+
+    def unexplained(self) -> list[str]:
+        """Lines that were printed meanwhile, and not by the decoder of a frame."""
+        return [line for line in [*self._heard, *self.messages.new()] if line not in self._explained]
+
+
+def _label(predictor: Predictor, work: _Work, times: StageTimes) -> _Work:
+    if work.image is not None:
+        try:
+            with times.measure("network"):
+                work.labels = predictor(torch.from_numpy(work.image).permute(2, 0, 1)[None])[0].cpu().numpy()
+        except Exception as error:
+            work.error = error
+    return work
+
+
+def _write_pictures(
+    work: _Work, table: LabelTable, folder: Path, times: StageTimes
+) -> tuple[dict[str, Any], list[str]]:
+    """The row of a frame whose pictures are written now, and the warnings about it."""
+    path = work.frame.path
+    row: dict[str, Any] = {"file": str(path)}
+    lines = [printable(f"{path}: {line}") for line in work.printed]
+    try:
+        if work.image is None or work.labels is None:
+            raise work.error or ValueError("it has no labels")
+        with times.measure("write"):
+            row |= _row_of_pictures(work.frame, work.image, work.labels, table, folder)
+    except Exception as error:
+        row["error"] = _reason(work.frame, error)
+        lines.insert(0, row["error"])
+    return row, lines
+
+
+def _row_of_pictures(
+    frame: Frame, image: np.ndarray, labels: np.ndarray, table: LabelTable, folder: Path
+) -> dict[str, Any]:
     ids, color, shown = frame.outputs(folder)
     ids.parent.mkdir(parents=True, exist_ok=True)
-    write_png(ids, label_ids(labels, table))
-    write_png(color, colorize(labels, table))
-    write_jpeg(shown, with_legend(overlay(image, labels, table), labels, table))
+    with _whole(ids, folder) as path:
+        write_png(path, label_ids(labels, table))
+    with _whole(color, folder) as path:
+        write_png(path, colorize(labels, table))
+    with _whole(shown, folder) as path:
+        write_jpeg(path, with_legend(overlay(image, labels, table), labels, table))
     shares = np.bincount(labels.ravel(), minlength=table.num_classes) / labels.size
     named = zip(table.classes, shares.tolist(), strict=True)
     return {
-        "file": str(frame.path),
-        "width": width,
-        "height": height,
-        "seconds": round(seconds, 4),
+        "width": image.shape[1],
+        "height": image.shape[0],
         "share": {name: round(share, 5) for name, share in named if share > 0},
     }
+
+
+@contextlib.contextmanager
+def _whole(path: Path, folder: Path) -> Iterator[Path]:
+    """A name to write to, which becomes `path` when it is written: of a killed process `owned` sweeps it."""
+    temporary = folder / f".{threading.get_ident()}.{os.getpid()}.tmp"
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def label_ids(labels: np.ndarray, table: LabelTable) -> np.ndarray:

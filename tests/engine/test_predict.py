@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 import struct
+import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -14,7 +18,9 @@ import torch
 from frames import with_exif
 
 from bcmfnet.data import get_label_table
+from bcmfnet.engine import predict as predict_module
 from bcmfnet.engine.predict import find_images, predict
+from bcmfnet.engine.run_folder import owned
 from bcmfnet.errors import ConfigError
 
 PNG = cv2.imencode(".png", np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8))[1].tobytes()
@@ -214,3 +220,96 @@ def test_an_image_is_turned_as_its_orientation_says(here):
     _, rows = run("a.png")
     assert (rows[0]["width"], rows[0]["height"]) == (64, 80)
     assert cv2.imread("out/a_labelIds.png", cv2.IMREAD_UNCHANGED).shape == (80, 64)
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+def brightness(images):
+    return images.float().mean(1) // 25
+
+
+def test_a_prediction_that_was_killed_goes_on_and_leaves_the_same_bytes(here):
+    """Frames in folders, some of them corrupt, and a kill while others are read and written."""
+    rng = np.random.default_rng(1)
+    for number in range(24):
+        data = cv2.imencode(".png", rng.integers(0, 256, (64, 80, 3), np.uint8))[1].tobytes()
+        write(f"F/{number % 2}/{number:02}.png", data=data[: 300 if number % 5 == 0 else None])
+
+    def kill(images):
+        if len(seen) == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        seen.append(0)
+        return brightness(images)
+
+    def predict_and_die():
+        torch.set_num_threads(1)
+        with owned(Path("out"), "output_dir"):
+            run("F/**/*.png", network=kill, workers=3)
+
+    seen: list[int] = []
+    os.mkdir("out")
+    child = multiprocessing.get_context("fork").Process(target=predict_and_die)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    rows = (here / "out" / "predictions.jsonl").read_text().splitlines()
+    assert 0 < len(rows) < 19
+    with (here / "out" / "predictions.jsonl").open("a") as file:
+        file.write('{"file": "F/0/1')
+    (here / "out" / ".1.2.tmp").write_bytes(b"half")
+
+    with owned(Path("out"), "output_dir"):
+        result, _ = run("F/**/*.png", network=lambda images: seen.append(0) or brightness(images), resume=True)
+    assert (result.done, len(result.failed)) == (19, 5)
+    assert result.kept == sum("error" not in json.loads(row) for row in rows) == 19 - len(seen)
+    assert all("truncated PNG" in line for line in result.failed)
+    straight, _ = run("F/**/*.png", folder="straight", network=brightness)
+    expected = {name.replace("straight", "out", 1): data for name, data in contents("straight").items()}
+    assert contents("out") == expected and straight.done == 19
+
+
+def test_reading_and_writing_overlap_the_network(here, monkeypatch):
+    """While the first frame is in the network the next ones are read; while the last ones are, the first is written."""
+    write(*(f"F/{number}.png" for number in range(4)))
+    read, written_to = threading.Semaphore(0), threading.Event()
+    decode, encode = predict_module.read_image, predict_module.write_png
+    monkeypatch.setattr(predict_module, "read_image", lambda *args: (decode(*args), read.release())[0])
+    monkeypatch.setattr(predict_module, "write_png", lambda *args: (encode(*args), written_to.set())[0])
+    calls: list[int] = []
+
+    def network(images):
+        waits = [read.acquire(timeout=10) for _ in range(3)] if not calls else [written_to.wait(10)] * (len(calls) == 3)
+        calls.append(0)
+        assert all(waits)
+        return torch.zeros(images[:, 0].shape)
+
+    result, _ = run("F", network=network, workers=2)
+    assert (result.done, result.failed) == (4, [])
+
+
+def test_few_images_are_in_memory(here, monkeypatch):
+    """However slow the network is, no more frames are read than threads read ahead and hold one."""
+    write(*(f"F/{number:02}.png" for number in range(20)))
+    decode, count = predict_module.read_image, []
+    monkeypatch.setattr(predict_module, "read_image", lambda *args: (count.append(0), decode(*args))[1])
+
+    def network(images):
+        time.sleep(0.005)
+        ahead.append(len(count) - len(ahead))
+        return torch.zeros(images[:, 0].shape)
+
+    ahead: list[int] = []
+    run("F", network=network, workers=3)
+    assert len(ahead) == 20 and max(ahead) <= 4
+
+
+def test_messages_of_decoders_name_their_file_when_several_decode(here, caplog, capfd):
+    data = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8))[1].tobytes()
+    write(*(f"{number:02}.jpg" for number in range(30)), data=data)
+    write("07.jpg", "08.jpg", "21.jpg", data=data[: len(data) // 2] + b"\xff\xd9")
+    assert run("*.jpg", workers=4)[0].done == 30
+    line = "{}.jpg: Corrupt JPEG data: premature end of data segment"
+    assert caplog.messages == [line.format(number) for number in ("07", "08", "21")]
+    assert capfd.readouterr().err == ""
