@@ -16,7 +16,7 @@ class PyramidWeights(NamedTuple):
     """What LMFM and DAPPM compute with in evaluation mode, in the order that the kernels read.
 
     There are B branches of b channels: the map itself (if B = P + 2), its P average pools, and its global average. K is
-    the sum of `kernel`^2 over the branches; a convolution has one matrix [in, out] for each of its taps, row by row.
+    the sum of the squares of `kernels`; a convolution has one matrix [in, out] for each of its taps, row by row.
     """
 
     scale_norms: Tensor
