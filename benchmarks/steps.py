@@ -1,23 +1,27 @@
 """Where the time of a training step goes, and what more processes cost it.
 
 python -m bcmfnet.benchmarks.steps [--processes N ...] [--amp off bf16] [--sync] [--size H W] [--frames N] [--steps N]
+    [--output FILE.csv]
 
 Each process is one thread, loads its frames itself and trains on as many of them as one alone: weak scaling. All ways
-are run in turn, `--rounds` times; printed are medians over the steps of all rounds, without those that a run begins
+are run in turn, `--rounds` times; told are medians over the steps of all rounds, without those that a run begins
 with.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -59,24 +63,53 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=8, help="of each process in a step")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="CSV file to write the rows to as well")
     options = parser.parse_args(arguments)
     ways = list(product(options.processes, options.amp))
     found: dict[Way, list[dict[str, float]]] = {way: [] for way in ways}
     for _ in range(options.rounds):
         for way in ways:
             found[way] += run(way, options)
+    rows = [summary(way, steps, options) for way, steps in found.items()]
+    if options.output is not None:
+        write(options.output, rows)
+    print(*lines(rows), sep="\n")
+
+
+def summary(way: Way, steps: list[dict[str, float]], options: argparse.Namespace) -> dict[str, Any]:
+    """A row: medians of the seconds of a step and of the share that each part has in it."""
     machine = _machine.describe(torch.device("cpu"))
-    height, width = options.size
-    text = f"{options.frames} frames of {height}x{width} a process, one thread each"
-    print(f"{machine['machine']} ({machine['capability']}), {text}\n")
-    print(f"| processes | precision | s a step | frames/s | efficiency | {' | '.join(PARTS)} |")
-    print("|---" * (5 + len(PARTS)) + "|")
-    for (processes, amp), rows in found.items():
-        seconds = median(row["seconds"] for row in rows)
-        alone = median(row["seconds"] for row in found[options.processes[0], amp])
-        parts = [median(row[f"{part}_s"] / row["seconds"] for row in rows) for part in PARTS]
-        figures = [f"{seconds:.2f}", f"{processes * options.frames / seconds:.1f}", f"{alone / seconds:.0%}"]
-        print(f"| {processes} | {amp} | {' | '.join(figures)} | {' | '.join(f'{part:.1%}' for part in parts)} |")
+    return {
+        "processes": way[0],
+        "precision": way[1],
+        "sync": options.sync,
+        "frames": options.frames,
+        "size": "x".join(map(str, options.size)),
+        "steps": len(steps),
+        "seconds": median(step["seconds"] for step in steps),
+        **{part: median(step[f"{part}_s"] / step["seconds"] for step in steps) for part in PARTS},
+        **{name: machine[name] for name in ("machine", "capability", "commit", "date", "torch")},
+    }
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Rows in Markdown; efficiency is over the first number of processes of the same precision."""
+    yield f"| processes | precision | s a step | frames/s | efficiency | {' | '.join(PARTS)} |"
+    yield "|---" * (5 + len(PARTS)) + "|"
+    for row in rows:
+        seconds = float(row["seconds"])
+        alone = next(float(other["seconds"]) for other in rows if other["precision"] == row["precision"])
+        frames = int(row["processes"]) * int(row["frames"]) / seconds
+        figures = [f"{seconds:.2f}", f"{frames:.1f}", f"{alone / seconds:.0%}"]
+        figures += [f"{float(row[part]):.1%}" for part in PARTS]
+        yield f"| {row['processes']} | {row['precision']} | {' | '.join(figures)} |"
 
 
 if __name__ == "__main__":

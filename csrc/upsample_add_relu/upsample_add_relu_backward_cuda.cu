@@ -15,7 +15,6 @@ namespace {
 using Call = UpsampleAddReLUBackward;
 
 constexpr int kThreads = 256;
-constexpr int kBytes = 16;    // of the largest load
 constexpr int kSums = 4096;   // floats of a chunk: 16 KB
 constexpr int kEach = 2;      // Each thread has so many of a block's columns and channels of `low`.
 constexpr int64_t kMostBlocks = 65535;  // along the second and the third axis of a grid
@@ -28,6 +27,16 @@ struct Block {
   // From a column of a chunk to the next, and from a channel: threads side by side write side by side.
   static constexpr int kColumnPitch = kChannelsLast ? kChannels : 1;
   static constexpr int kChannelPitch = kChannelsLast ? 1 : kWide + 1;  // another bank for each channel
+
+  // Column and channel of `low` that are the k-th ones of a thread.
+  __device__ static int column_of(int thread, int k) {
+    const int i = thread + k * kThreads;
+    return kChannelsLast ? i / kChannels : i % kColumns;
+  }
+  __device__ static int channel_of(int thread, int k) {
+    const int i = thread + k * kThreads;
+    return kChannelsLast ? i % kChannels : i / kColumns;
+  }
 };
 
 // Sum of the rows that read a row of `low`, at one column: `cell` [2] are the rows before and after it.
@@ -96,8 +105,7 @@ __global__ void __launch_bounds__(kThreads, 4) upsample_add_relu_backward_kernel
       __syncthreads();
 #pragma unroll
       for (int k = 0; k < kEach; ++k) {
-        const int i = thread + k * kThreads;
-        const int x = kChannelsLast ? i / kChannels : i % kColumns, c = kChannelsLast ? i % kChannels : i / kColumns;
+        const int x = Shape::column_of(thread, k), c = Shape::channel_of(thread, k);
         if (x >= last || c >= channels) continue;
         const float* const from = sums + c * Shape::kChannelPitch;
 #pragma unroll
@@ -114,8 +122,7 @@ __global__ void __launch_bounds__(kThreads, 4) upsample_add_relu_backward_kernel
     }
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
-      const int i = thread + k * kThreads;
-      const int x = kChannelsLast ? i / kChannels : i % kColumns, c = kChannelsLast ? i % kChannels : i / kColumns;
+      const int x = Shape::column_of(thread, k), c = Shape::channel_of(thread, k);
       if (x >= last || c >= channels) continue;
       store(static_cast<T*>(call.low.data) + offset_of(call.low, image, first_channel + c, row, first + x), own[k]);
     }
@@ -132,15 +139,9 @@ void launch(const Call& call, void* stream) {
   BCM_LAUNCH((upsample_add_relu_backward_kernel<T, kCount, kChannelsLast>), grid, kThreads, 0, stream, call);
 }
 
-// Whether channels can be read and written by 16 bytes at once.
-bool has_packs(const View& map, int64_t count) {
-  return map.channel_stride == 1 && reinterpret_cast<uintptr_t>(map.data) % kBytes == 0 &&
-         map.batch_stride % count == 0 && map.row_stride % count == 0 && map.column_stride % count == 0;
-}
-
 template <typename T>
 void launch(const Call& call, void* stream) {
-  constexpr int kCount = kBytes / sizeof(T);
+  constexpr int kCount = kPackBytes / sizeof(T);
   if (call.out.channels % kCount == 0 && has_packs(call.grad, kCount) && has_packs(call.out, kCount) &&
       has_packs(call.high, kCount)) {
     launch<T, kCount, true>(call, stream);

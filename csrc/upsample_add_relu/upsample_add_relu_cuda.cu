@@ -14,7 +14,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kLanes = 32;  // A block has at most so many threads along the innermost axis.
 constexpr int kRows = 4;    // A thread reads so many rows before it writes the first of them.
-constexpr int kBytes = 16;  // of the largest load
 constexpr int64_t kMostBlocks = 65535;  // along the second and the third axis of a grid
 
 // The channels [channel, channel + kCount) between two source columns, of one source row.
@@ -107,15 +106,9 @@ void launch(const UpsampleAddReLU& call, void* stream) {
   BCM_LAUNCH((upsample_add_relu_kernel<T, kCount, kChannelsLast>), grid, block, 0, stream, call);
 }
 
-// Whether channels can be read and written by 16 bytes at once.
-bool has_packs(const View& map, int64_t count) {
-  return map.channel_stride == 1 && reinterpret_cast<uintptr_t>(map.data) % kBytes == 0 &&
-         map.batch_stride % count == 0 && map.row_stride % count == 0 && map.column_stride % count == 0;
-}
-
 template <typename T>
 void launch(const UpsampleAddReLU& call, void* stream) {
-  constexpr int kCount = kBytes / sizeof(T);
+  constexpr int kCount = kPackBytes / sizeof(T);
   if (call.high.channels % kCount == 0 && has_packs(call.low, kCount) && has_packs(call.high, kCount) &&
       has_packs(call.out, kCount)) {
     launch<T, kCount, true>(call, stream);

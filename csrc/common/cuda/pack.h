@@ -1,7 +1,17 @@
 // Neighbouring elements that one instruction moves.
 #pragma once
 
+#include "common/view.h"
+
 namespace bcmfnet {
+
+constexpr int kPackBytes = 16;  // of the largest load
+
+// Whether the channels of a map can be read and written so many at a time, by as many bytes.
+inline bool has_packs(const View& map, int64_t count) {
+  return map.channel_stride == 1 && reinterpret_cast<uintptr_t>(map.data) % kPackBytes == 0 &&
+         map.batch_stride % count == 0 && map.row_stride % count == 0 && map.column_stride % count == 0;
+}
 
 // Elements that are loaded and stored at once, or by 16 bytes where they are more.
 template <typename T, int kCount>
