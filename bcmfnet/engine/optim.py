@@ -100,8 +100,8 @@ def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimiz
         {"params": params, "weight_decay": optim.weight_decay * decays, "factor": factor, "lr": factor * optim.lr}
         for (decays, factor), params in parameters.items()
     ]
+    # one kernel in place of several for each tensor
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
     if optim.name == "adamw":
-        # one kernel instead of a dozen for each tensor
-        fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
         return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.momentum, 0.999), fused=fused)
-    return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)
+    return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, fused=fused)

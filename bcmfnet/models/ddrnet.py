@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bcmfnet.nn.context import DAPPM, PyramidContext, resize
+from bcmfnet.nn.context import DAPPM, PyramidContext, fuse_relu, resize
 from bcmfnet.ops import _limits, _options
 
 MIN_SIZE = 64
@@ -130,9 +130,9 @@ class DDRNetBackbone(nn.Module):
         x4 = self.layer4(F.relu(x))
         h4 = self.high4(F.relu(h))
         x = x4 + self.down4(F.relu(h4))
-        h = h4 + resize(self.compression4(F.relu(x4)), h4.shape[-2:])
+        h = fuse_relu(h4, self.compression4(F.relu(x4)), self.training)
 
-        return first_fused, self.high5(F.relu(h)), self.layer5(F.relu(x))
+        return first_fused, self.high5(h), self.layer5(F.relu(x))
 
 
 class SegmentationHead(nn.Module):

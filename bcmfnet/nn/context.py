@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bcmfnet.ops import PyramidWeights, _options, pyramid_pool
+from bcmfnet.ops import PyramidWeights, _options, pyramid_pool, upsample_add_relu
 from bcmfnet.ops._checks import checked_pools, is_channels_last
 from bcmfnet.ops._derivatives import in_forward_mode
 
@@ -260,6 +260,13 @@ class LMFM(PyramidContext):
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, half-pixel centres, to (H, W)."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def fuse_relu(high: Tensor, low: Tensor, training: bool) -> Tensor:
+    """relu(high + resize(low)); in training one op, which keeps nothing but its result for the gradients."""
+    if training and not torch.compiler.is_compiling() and not _needs_torchs_ops() and high.dtype == low.dtype:
+        return upsample_add_relu(high, low)
+    return F.relu(high + resize(low, high.shape[-2:]))
 
 
 def _pooled(x: Tensor, pools: Sequence[tuple[int, int, int]]) -> Sequence[Tensor]:

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bcmfnet.nn import context
 from bcmfnet.nn.context import DAPPM, LMFM
-from bcmfnet.ops import lmfm, pyramid_pool
+from bcmfnet.ops import lmfm, pyramid_pool, upsample_add_relu
 
 # The map of a 1024x2048 and of a 360x480 frame (the 17-pool gives 1x1 there), an odd one, and the smallest.
 MAP_SIZES = [(16, 32), (6, 8), (17, 9), (1, 1)]
@@ -148,6 +148,28 @@ def test_pools_are_one_op_where_that_is_faster(monkeypatch, layout, size, gradie
     with FakeTensorMode():
         assert len(context._pooled(torch.empty(size[0], 24, *size[1:], device="cuda"), ())) == 1
     assert calls[op:] == ["cuda"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("low_dtype", [torch.float32, torch.float64])
+def test_a_fusion_is_one_op_in_training(monkeypatch, training, low_dtype):
+    calls = []
+
+    def noted(high, low):
+        calls.append(low.dtype)
+        return upsample_add_relu(high, low)
+
+    def fuse(high_dtype, low_dtype, training):
+        maps = [random_map(6, size).to(dtype) for size, dtype in (((9, 14), high_dtype), ((5, 7), low_dtype))]
+        out = context.fuse_relu(*(x.requires_grad_() for x in maps), training)
+        out.backward(random_map(6, (9, 14)).to(out.dtype))
+        return [out, *(x.grad for x in maps)]
+
+    expected = fuse(torch.float64, torch.float64, training=False)
+    monkeypatch.setattr(context, "upsample_add_relu", noted)
+    for actual, value in zip(fuse(torch.float32, low_dtype, training), expected, strict=True):
+        assert_close(actual, value, tolerance=1e-6)
+    assert calls == [torch.float32] * (training and low_dtype is torch.float32)
 
 
 @pytest.mark.parametrize("size", MAP_SIZES)
