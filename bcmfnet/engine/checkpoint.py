@@ -27,8 +27,8 @@ FORMAT = 3
 LAST = "checkpoints/last.pt"
 """Where the folder of a run has its last checkpoint."""
 MAY_CHANGE = {
-    "where it runs": ("device", "amp", "compile", "deterministic", "data.root", "data.colors", "data.workers",
-                      "data.strict", "optim.accumulate"),
+    "where it runs": ("device", "amp", "compile", "cuda_graph", "deterministic", "data.root", "data.colors",
+                      "data.workers", "data.strict", "optim.accumulate"),
     "how long and how fast": ("patience", "optim.steps", "optim.epochs", "optim.lr", "optim.warmup_steps",
                               "optim.power"),
     "what each step reads of the optimiser's options": ("optim.momentum", "optim.weight_decay", "optim.clip"),

@@ -252,6 +252,8 @@ class TrainConfig:
     """cpu, cuda or cuda:N; auto is the GPU where there is one."""
     compile: bool = False
     """Compile the model with torch.compile."""
+    cuda_graph: bool = False
+    """Replay the passes forward and back from a CUDA graph, one for each crop; needs loss.jitter off."""
     deterministic: bool = False
     """Use deterministic algorithms alone: equal runs have equal weights, bit for bit, at the same number of threads."""
     val_every: Annotated[float, Between(0, MAX_EPOCHS, "(]")] = 1.0
@@ -273,6 +275,8 @@ class TrainConfig:
         check_fields(self)
         both = self.optim.steps, self.optim.epochs
         _require(not all(both), "optim.steps, optim.epochs", "one of the two", both)
+        moving = self.cuda_graph and self.loss.jitter
+        _require(not moving, "cuda_graph", "loss.jitter off, which changes from step to step", self.cuda_graph)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values; what is unset (None) is left out."""

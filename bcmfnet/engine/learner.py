@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bcmfnet.data import IMAGENET_MEAN, IMAGENET_STD, Batch, normalize
 from bcmfnet.data.labels import LabelTable
 from bcmfnet.engine.build import build_loss, build_teacher
+from bcmfnet.engine.captured import CapturedGradients
 from bcmfnet.engine.checkpoint import TrainState
 from bcmfnet.engine.config import TrainConfig
 from bcmfnet.engine.distributed import Processes
@@ -22,7 +23,7 @@ from bcmfnet.engine.ema import MovingAverage
 from bcmfnet.engine.inference import LabelPredictor
 from bcmfnet.engine.optim import Schedule, build_optimizer
 from bcmfnet.engine.runtime import autocast
-from bcmfnet.errors import TrainingError
+from bcmfnet.errors import ConfigError, TrainingError
 from bcmfnet.models.ddrnet import DualResolutionNet
 from bcmfnet.reference.bcl import BclOptions
 
@@ -54,7 +55,9 @@ class Laps:
         self.marks: list[tuple[str, Any]] = []
 
     def mark(self, part: str) -> None:
-        """A part begins, and the one before it ends."""
+        """A part begins, and the one before it ends; in a CUDA graph parts have no times of their own."""
+        if self.on_gpu and torch.cuda.is_current_stream_capturing():
+            return
         moment: Any = time.perf_counter()
         if self.on_gpu:
             moment = torch.cuda.Event(enable_timing=True)
@@ -87,6 +90,9 @@ class Learner:
     processes: Processes
 
     def __post_init__(self) -> None:
+        if self.config.cuda_graph and (self.device.type != "cuda" or self.processes.count > 1):
+            got = f"{self.device.type}, {self.processes.count} process{'es' * (self.processes.count > 1)}"
+            raise ConfigError(f"cuda_graph: expected a CUDA device and one process, got {got}")
         self.laps = Laps(self.device)
         self.criterion = build_loss(self.config.loss, self.table.ignore_index, self.processes).to(self.device)
         self.teacher = build_teacher(self.config.loss, self.table, self.device)
@@ -94,6 +100,7 @@ class Learner:
         """What a step tells of its loss."""
         if self.class_weights is not None:
             self.weight = torch.tensor(list(self.class_weights.values()), dtype=torch.float32, device=self.device)
+            self.criterion.weight = self.faded_weight = self.weight.clone()
         self.optimizer = build_optimizer(self.model, self.config.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp is torch.float16)
         self.one = torch.ones((), device=self.device)
@@ -110,6 +117,7 @@ class Learner:
         """Which part of a step has begun: none, backward or update."""
         self.parallel = self.processes.parallel(self.model)
         self.forward = torch.compile(self.parallel) if self.config.compile else self.parallel
+        self.captured = CapturedGradients(self._add_gradients, self.model)
         if self.config.model.freeze:
             self.model.backbone.eval()  # its batch norms keep their statistics
 
@@ -119,11 +127,11 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = group["factor"] * self.plan.lr(step)
         if self.class_weights is not None:
-            self.criterion.weight = 1 + self.plan.class_weights_left(step) * (self.weight - 1)
+            self.faded_weight.copy_(1 + self.plan.class_weights_left(step) * (self.weight - 1))
         torch._foreach_copy_(self.buffers_before, self.buffers)
         self.rng = torch.get_rng_state()
         self.unfinished = "backward"
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.config.cuda_graph)
         figures = []
         for batch in batches:
             with self._averaging(last=batch is batches[-1]):
@@ -143,16 +151,19 @@ class Learner:
     def add_gradients(self, step: int, batch: Batch) -> Tensor:
         """Add the gradients of a batch; its `figures`, float32 on the device."""
         self.laps.mark("copy")
-        images = batch.images.to(self.device, non_blocking=True)
-        images = normalize(images, IMAGENET_MEAN, IMAGENET_STD, torch.channels_last)
-        labels = batch.labels.to(self.device, non_blocking=True)
+        images, labels = (x.to(self.device, non_blocking=True) for x in (batch.images, batch.labels))
         self.laps.mark("forward")
+        if self.config.cuda_graph:
+            return self.captured(images, labels)
+        return self._add_gradients(images, labels, jitter=step if self.config.loss.jitter else None)
+
+    def _add_gradients(self, images: Tensor, labels: Tensor, jitter: int | None = None) -> Tensor:
+        images = normalize(images, IMAGENET_MEAN, IMAGENET_STD, torch.channels_last)
         with autocast(self.device, self.amp):
             output = self.forward(images)
             with torch.no_grad():
                 teacher = None if self.teacher is None else self.teacher(images).logits
         self.laps.mark("loss")
-        jitter = step if self.config.loss.jitter else None
         loss, stats = self.criterion(output, labels, teacher=teacher, jitter=jitter, return_stats=True)
         self.laps.mark("backward")
         self.scaler.scale(loss / self.config.optim.accumulate).backward()

@@ -32,7 +32,8 @@ REQUIRED = {
     "data convert": ("a.json", "--output-dir", "o"),
     "data prepare": ("--data.name", "synthetic", "--output-dir", "o"),
 }  # fmt: skip
-NEGATIVE = {"--model.no-aux", "--model.no-freeze", "--optim.no-decay-1d", "--no-compile", "--no-deterministic",
+NEGATIVE = {"--model.no-aux", "--model.no-freeze", "--optim.no-decay-1d", "--no-compile", "--no-cuda-graph",
+            "--no-deterministic",
             "--data.no-strict", "--loss.no-jitter", "--loss.no-overlap-log", "--loss.no-per-image",
             "--loss.no-inplace-grad", "--loss.no-validate", "--loss.no-sync", "--no-tensorboard"}  # fmt: skip
 

@@ -228,11 +228,12 @@ OTHER = {
     "loss.boundary_term": "focal", "optim.lr": 0.5, "optim.backbone_lr": 0.1,
     "optim.momentum": 0.5, "optim.weight_decay": 0.5, "optim.decay_1d": False, "optim.power": 1.0,
     "optim.warmup_steps": 1, "optim.steps": 4, "seed": 1, "amp": "off", "device": "cpu", "compile": True,
+    "cuda_graph": True,
     "val_every": 2.0, "log_every": 1, "save_every_minutes": 1.0, "keep": 3, "tensorboard": True, "select": "last",
 }  # fmt: skip
 OBEYED = ("data.root", "data.workers", "optim.lr", "optim.momentum", "optim.weight_decay", "optim.power", "amp",
-          "data.colors", "optim.warmup_steps", "optim.steps", "device", "compile", "val_every", "log_every",
-          "save_every_minutes", "keep", "optim.clip", "optim.accumulate", "data.strict",
+          "data.colors", "optim.warmup_steps", "optim.steps", "device", "compile", "cuda_graph", "val_every",
+          "log_every", "save_every_minutes", "keep", "optim.clip", "optim.accumulate", "data.strict",
           "deterministic", "patience", "tensorboard")  # fmt: skip
 
 
