@@ -50,7 +50,7 @@ void fill_columns(const Bcl& call, const Columns& columns) {
 // What a forward and a backward need.
 Run take_run(const Bcl& call, Arena& arena, Parallel parallel) {
   const int64_t rows = call.target.batch * call.target.height, units = call.logits.batch * call.logits.height;
-  Run run{call, parallel, rows, units, take_columns(call, arena), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+  Run run{call, parallel, rows, units, take_columns(call, arena), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
   for (float** piece : {&run.spread.of_class, &run.spread.least}) *piece = arena.take<float>(classes_of(call));
   run.maps.labels = arena.take<int16_t>(rows * call.target.width);
   run.by_row = arena.take<RowStats>(rows);
@@ -66,8 +66,11 @@ void take_forward(Run& run, bool saves, Arena& arena) {
     run.overlap_sums = arena.take<double>(run.units * 3 * classes_of(run.call));
     run.own_slopes = arena.take<float>(overlap_groups(run.call) * 2 * classes_of(run.call));
   }
-  if (up && saves) run.lower = arena.take<float>(run.units * run.call.logits.channels * run.call.logits.width);
-  if (!selects(run.call)) return;
+  const int64_t gradients = up && saves ? run.units * run.call.logits.channels * run.call.logits.width : 0;
+  if (gradients > 0) run.lower = arena.take<float>(gradients);
+  if (gradients > 0 && decides(run.call))
+    run.chosen = arena.take<float>(gradients), run.chosen_lower = arena.take<float>(gradients);
+  if (!selects(run.call) || (decides(run.call) && !by_rank(run.call.options.selection))) return;
   run.histogram = arena.take<uint32_t>(groups * kScores), run.maps.score = arena.take<uint16_t>(pixels);
   if (!up) run.maps.term = arena.take<float>(pixels);
   if (up || !saves) run.maps.mask = arena.take<uint8_t>(pixels);
@@ -205,7 +208,8 @@ bool bcl_forward_cpu(const Bcl& given, const BclOutputs& outputs, bool saves, vo
   } else {
     score_full(run);
   }
-  if (selects(call)) {
+  const bool known = decides(call) && chosen_are_enough(run);
+  if (selects(call) && !known) {
     find_candidates(run);
     select(run);
   } else {
@@ -214,6 +218,7 @@ bool bcl_forward_cpu(const Bcl& given, const BclOutputs& outputs, bool saves, vo
   }
 
   sum = sum_of_rows(run);
+  for (int64_t i = 0; known && i < run.units; ++i) sum.selected += run.by_unit[i].selected;
   const bool usable = std::isfinite(sum.weight);
   const Divisors divisors = divisors_of(run, sum);
   double means[kValues] = {};
@@ -222,10 +227,12 @@ bool bcl_forward_cpu(const Bcl& given, const BclOutputs& outputs, bool saves, vo
   const float scale = terms ? (usable ? 1.0f : __builtin_nanf("")) : divisors.scale;
   if (up && overlaps && outputs.gradient) {
     differentiate_upsampled(run, outputs.gradient);
-  } else if (up && selects(call)) {
+  } else if (up && selects(call) && !known) {
     add_selected(run, terms ? run.factors.boundary : divisors.boundary_factor, outputs.gradient);
   }
-  if (outputs.gradient) add_lower(run, scale, outputs.gradient);
+  const float of_ce = options.ce_weight != 0 ? 1.0f : 0.0f;
+  if (outputs.gradient)
+    add_lower(run, scale, of_ce + divisors.boundary_factor * options.terms[0], outputs.gradient);
   for (int64_t i = 0; i < run.units; ++i) {
     const RowStats& unit = run.by_unit[i];
     sum.ce += unit.ce, sum.boundary += unit.boundary, sum.focal += unit.focal;

@@ -10,12 +10,14 @@ namespace {
 // Sums over kLanes pixels after the other, of terms with their weights.
 struct TermSums {
   Float ce = fill(0.0f), boundary = ce, focal = ce, spread = ce, distillation = ce;
+  Int selected = fill(0), candidates = selected;  // negative counts, of pixels that are decided upon
 
   template <bool kTerms>
   void add_to(RowStats& stats) const {
-    stats.ce += sum_of(ce);
+    stats.ce += sum_of(ce), stats.boundary += sum_of(boundary);
+    for (int i = 0; i < kLanes; ++i) stats.selected -= selected[i], stats.candidates -= candidates[i];
     if (!kTerms) return;
-    stats.boundary += sum_of(boundary), stats.focal += sum_of(focal);
+    stats.focal += sum_of(focal);
     stats.spread += sum_of(spread), stats.distillation += sum_of(distillation);
   }
 };
@@ -33,6 +35,9 @@ struct Line {
   int32_t *own_by_column, *others_by_column;  // Labels by column, and a 0 behind them
   const bool counts_everywhere, has_weights;
   float *weight, *weight_by_column;           // of pixels, where not all have 1
+  const bool decided;
+  const int32_t least;                        // the score from which a pixel is chosen, where that is decided
+  Int chosen = fill(0);                       // pixels in hand
   Pixels pixels;                              // at the positions in hand
   Focal focal;
   Distillation distillation;
@@ -41,7 +46,8 @@ struct Line {
   Line(const Run& run, Arena& arena)
       : run(run), call(run.call), columns(run.columns), maps(run.maps),
         counts_everywhere(distills(call) && call.options.everywhere),
-        has_weights(call.pixel_weight.data || counts_everywhere), pixels(call, arena), distillation(call, arena),
+        has_weights(call.pixel_weight.data || counts_everywhere), decided(decides(call)),
+        least(larger_of(call.options.selection.tau, int32_t{1})), pixels(call, arena), distillation(call, arena),
         overlap(call, arena) {
     for (int32_t** piece : {&own, &others, &score}) *piece = arena.take<int32_t>(columns.positions());
     for (float** piece : {&term, &lse}) *piece = arena.take<float>(columns.positions());
@@ -142,7 +148,13 @@ void Line::evaluate(
   if (!selects(call)) return;
   const Float s = pixels.sum_of(options.score, label, ce);
   stats.nan |= any(s != s);
-  store(score + position, __builtin_convertvector(on_grid(s), Int), kLanes);
+  const Int steps = __builtin_convertvector(on_grid(s), Int);
+  store(score + position, steps, kLanes);
+  if (decided) {
+    chosen = steps >= least;
+    sums.selected += chosen, sums.candidates += steps > 0;
+    sums.boundary += (chosen & counts) != 0 ? weight * boundary_term<kTerms>(pixels, label, ce) : fill(0.0f);
+  }
   if (!maps.term) return;
   store(term + position, counts ? weight * boundary_term<kTerms>(pixels, label, ce) : fill(0.0f), kLanes);
 }
@@ -180,9 +192,8 @@ void Line::evaluate_again(const Logits& logits, const Logits& teacher, int64_t p
 inline void Line::write_maps() const {
   const int64_t width = call.target.width, at = row * width;
   for (int64_t x = 0; maps.lse && x < width; ++x) maps.lse[at + x] = lse[columns.position[x]];
-  if (!selects(call)) return;
   for (int64_t x = 0; maps.term && x < width; ++x) maps.term[at + x] = term[columns.position[x]];
-  for (int64_t x = 0; x < width; ++x) maps.score[at + x] = static_cast<uint16_t>(score[columns.position[x]]);
+  for (int64_t x = 0; maps.score && x < width; ++x) maps.score[at + x] = static_cast<uint16_t>(score[columns.position[x]]);
 }
 
 }  // namespace

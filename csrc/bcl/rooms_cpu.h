@@ -20,10 +20,18 @@ static inline bool has_terms(const Bcl& call) {
          options.focal_weight != 0 || options.focal_boundary;
 }
 
+// Whether a pixel whose score reaches tau is known as selected as soon as it is scored: nothing suppresses it or ranks it
+// out, and the boundary term trains its own label, so that its gradient is that of the cross-entropy times a number.
+static inline bool decides(const Bcl& call) {
+  const BclOptions& options = call.options;
+  return selects(call) && is_upsampled(call) && !has_terms(call) && options.nms == 1 &&
+         options.selection.max_kept < 0 && options.terms[1] == 0 && options.terms[2] == 0;
+}
+
 // Maps [batch, H, W].
 struct Maps {
   int16_t* labels;  // -1: not valid
-  uint16_t* score;  // on the grid
+  uint16_t* score;  // on the grid; null where it is not read again
   float* term;      // the boundary term, weighted; null with upsampling
   float* lse;       // log sum exp(z - max z); null where there is no gradient at full resolution
   uint8_t* mask;    // candidates, then the selected
@@ -47,7 +55,7 @@ struct Columns {
 struct RowStats {
   double weight, plain, all;  // of labels with their weights; of the weights of valid pixels, and of all
   double ce, boundary, focal, spread, distillation;
-  int64_t valid, selected;
+  int64_t valid, selected, candidates;
   bool wrong_label, nan;
 };
 
@@ -69,6 +77,7 @@ struct Run {
   int32_t* thresholds;         // one, or one for each image
   uint32_t* histogram;         // [thresholds, kScores]
   float* lower;                // [units, channels, w]: what a row of cells adds to the source row below it
+  float *chosen, *chosen_lower;  // the same two of the pixels that are known as selected (decides), else null
   SpreadWeights spread;
   double* overlap_sums;        // [units, 3, classes]: I, P and Y
   float* own_slopes;           // where they are not saved
@@ -99,16 +108,18 @@ void score_full(const Run& run);
 void write_gradient(const Run& run, float grad, const View& gradient);
 
 // upsampled: the gradient is [batch, channels, h, w], or null. What `score` finds of it is completed by the selected
-// pixels alone; where overlap is a term, which takes sums over all pixels first, `differentiate` finds all of it.
+// pixels alone, as far as it could not know them (decides); where overlap is a term, which takes sums over all pixels
+// first, `differentiate` finds all of it. `add_lower` multiplies with `factor`, and what is of chosen pixels with both.
 void score_upsampled(const Run& run, float* gradient);
 void add_selected(const Run& run, float factor, float* gradient);
 void differentiate_upsampled(const Run& run, float* gradient);
-void add_lower(const Run& run, float factor, float* gradient);
+void add_lower(const Run& run, float factor, float of_chosen, float* gradient);
 
 // overlap: from the sums of units the values of the terms [3], the sums to [groups, 3, classes] and the slopes.
 void evaluate_overlap(const Run& run, double* values, float* sums, float* slopes);
 
-// selection.
+// selection. The pixels from tau on, where their number is known, are enough unless ranks let in easier ones.
+bool chosen_are_enough(const Run& run);
 void find_candidates(const Run& run);
 void select(const Run& run);
 

@@ -60,6 +60,17 @@ int32_t threshold_of(const uint32_t* histogram, const Selection& selection) {
 
 }  // namespace
 
+bool chosen_are_enough(const Run& run) {
+  const int64_t units = run.call.options.per_image ? run.call.logits.height : run.units;
+  for (int64_t first = 0; first < run.units; first += units) {
+    int64_t selected = 0, candidates = 0;
+    for (int64_t i = first; i < first + units; ++i)
+      selected += run.by_unit[i].selected, candidates += run.by_unit[i].candidates;
+    if (selected < kept_of(candidates, run.call.options.selection)) return false;
+  }
+  return true;
+}
+
 // Non-maximum suppression, to the mask, and where ranks decide counts of the candidates by score. A range of rows counts
 // for itself first.
 void find_candidates(const Run& run) {
@@ -92,11 +103,13 @@ void find_candidates(const Run& run) {
   });
 }
 
-// Thresholds, and of the candidates those that reach them: mask, number and boundary term.
+// Thresholds, and of the candidates those that reach them: mask, number and boundary term. The mask leaves out those that
+// are known since they were scored.
 void select(const Run& run) {
   const Bcl& call = run.call;
   const int64_t height = call.target.height, width = call.target.width;
   const Selection& selection = call.options.selection;
+  const int32_t known = decides(call) ? selection.tau : kScores;
   for (int64_t i = 0; i < run.thresholds_count(); ++i)
     run.thresholds[i] = by_rank(selection) ? threshold_of(run.histogram + i * kScores, selection) : selection.tau;
   run.parallel_rows(0, [&](int64_t begin, int64_t end, void*) {
@@ -104,8 +117,9 @@ void select(const Run& run) {
       const int32_t threshold = run.thresholds[call.options.per_image ? row / height : 0];
       const int64_t at = row * width;
       each_marked(run.maps.mask + at, width, [&](int64_t x) {
-        const bool selected = run.maps.score[at + x] >= threshold;
-        run.maps.mask[at + x] = selected;
+        const int32_t score = run.maps.score[at + x];
+        const bool selected = score >= threshold;
+        run.maps.mask[at + x] = selected && score < known;
         run.by_row[row].selected += selected;
         if (selected && run.maps.term) run.by_row[row].boundary += run.maps.term[at + x];
       });

@@ -134,6 +134,7 @@ struct Corners {
   const int64_t classes, pitch;
   float *top_left, *top_right, *bottom_left, *bottom_right;
   float *sum, *right;  // [classes, kLanes]: of the row in hand, over the columns of a cell: all, and times weight_x
+  bool touched = false;  // whether they hold anything
 
   Corners(const Bcl& call, int64_t pitch, Arena& arena) : call(call), classes(classes_of(call)), pitch(pitch) {
     for (float** piece : {&top_left, &top_right, &bottom_left, &bottom_right})
@@ -145,13 +146,12 @@ struct Corners {
     for (float* piece : {top_left, top_right, bottom_left, bottom_right})
       std::memset(piece, 0, classes * pitch * sizeof(float));
   }
-  void clear_row() {
-    for (float* piece : {sum, right}) std::memset(piece, 0, classes * kLanes * sizeof(float));
-  }
-
   // Add pixels at the same place of kLanes cells to the row in hand.
   template <typename Gradient>
   void add_position(const Gradient& gradient, Float weight_x) {
+    if (!touched)
+      for (float* piece : {sum, right}) std::memset(piece, 0, classes * kLanes * sizeof(float));
+    touched = true;
     for (int64_t c = 0; c < classes; ++c) {
       const Float g = gradient(c);
       store(sum + c * kLanes, load<Float>(sum + c * kLanes) + g, kLanes);
@@ -160,6 +160,8 @@ struct Corners {
   }
 
   void add_row(int64_t cell, float weight_y) {
+    if (!touched) return;
+    touched = false;
     for (int64_t c = 0; c < classes; ++c) {
       const Float b = load<Float>(right + c * kLanes), a = load<Float>(sum + c * kLanes) - b;
       const int64_t at = c * pitch + cell;
@@ -275,12 +277,13 @@ void walk(const Run& run, bool differentiates, float* gradient) {
   const View& of_teacher = distills(call) ? call.teacher : call.logits;
   Arena needed{nullptr};
   Line(run, needed), SourceRows(call, call.logits, needed), Corners(call, columns.pitch, needed);
+  if (run.chosen) Corners(call, columns.pitch, needed);
   if (kTerms) SourceRows(call, of_teacher, needed), Progression(run, needed);
   run.parallel_units(needed.bytes, [&](int64_t begin, int64_t end, void* scratch) {
     Arena arena{static_cast<char*>(scratch)}, none{nullptr};
     Line line(run, arena);
     SourceRows source(call, call.logits, arena);
-    Corners corners(call, columns.pitch, arena);
+    Corners corners(call, columns.pitch, arena), chosen(call, columns.pitch, run.chosen ? arena : none);
     SourceRows teacher(call, of_teacher, kTerms ? arena : none);
     Progression progression(run, kTerms ? arena : none);
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -290,6 +293,7 @@ void walk(const Run& run, bool differentiates, float* gradient) {
       if (kTerms && distills(call)) teacher.read_pair(image, row);
       if (kTerms && kScores) line.begin_unit();
       if (gradient) corners.clear();
+      if (run.chosen) chosen.clear();
       each_output_row(call, row, [&](int64_t y, float weight_y) {
         line.read_labels(image, y, !kScores && selects(call));
         for (int64_t cell = 0; cell < columns.pitch; cell += kLanes) {
@@ -297,7 +301,6 @@ void walk(const Run& run, bool differentiates, float* gradient) {
           source.interpolate(cell, fill(weight_y));
           if (kTerms && distills(call)) teacher.interpolate(cell, fill(weight_y));
           if (!kScores) progression.begin(source);
-          if (differentiates) corners.clear_row();
           for (int64_t at = cell; at < columns.positions(); at += columns.pitch) {
             if (!line.any_counts<kTerms>(at)) {  // such as in the half cells at the sides
               if (kScores) store(line.score + at, fill(0), kLanes);
@@ -317,19 +320,26 @@ void walk(const Run& run, bool differentiates, float* gradient) {
             if constexpr (kTerms) {
               line.gradient(at, image).use([&](const auto& g) { corners.add_position(g, weight_x); });
             } else {
-              constexpr TermFactors factors{1, 0, 0, 0, 0};
               const Labels label = line.labels(at);
-              const Amounts<Float> amounts = amounts_of<false>(line.pixels, label, fill(1.0f), {}, factors);
-              corners.add_position(Gradient(line.pixels, label, amounts), weight_x);
+              const auto add_to = [&](Corners& to, Int which) {
+                constexpr TermFactors factors{1, 0, 0, 0, 0};
+                if (!any(which)) return;
+                const Float counts = which != 0 ? fill(1.0f) : fill(0.0f);
+                const Amounts<Float> amounts = amounts_of<false>(line.pixels, label, counts, {}, factors);
+                to.add_position(Gradient(line.pixels, label, amounts), weight_x);
+              };
+              add_to(chosen, line.chosen);
+              if (call.options.ce_weight != 0) add_to(corners, ~line.chosen & (label(0) >= 0));
             }
           }
-          if (differentiates) corners.add_row(cell, weight_y);
+          if (differentiates) corners.add_row(cell, weight_y), chosen.add_row(cell, weight_y);
           sums.add_to<kTerms>(stats);
         }
         if (kScores) line.write_maps();
       });
       if (kTerms && kScores) line.end_unit(unit);
       if (gradient) corners.write(image, row, false, gradient, run.lower);
+      if (run.chosen) chosen.write(image, row, false, run.chosen, run.chosen_lower);
     }
   });
 }
@@ -383,7 +393,8 @@ void add_boundary(const Run& run, const TermFactors& factors, float* gradient) {
 
 void score_upsampled(const Run& run, float* gradient) {
   const TermFactors& factors = run.factors;
-  if (!has_terms(run.call)) return walk<false, true>(run, gradient && run.call.options.ce_weight != 0, gradient);
+  if (!has_terms(run.call))
+    return walk<false, true>(run, gradient && (run.call.options.ce_weight != 0 || run.chosen), gradient);
   const bool dense = factors.ce != 0 || factors.focal != 0 || factors.spread != 0 || factors.distillation != 0;
   walk<true, true>(run, gradient && dense, gradient);
 }
@@ -400,7 +411,7 @@ void add_selected(const Run& run, float factor, float* gradient) {
 }
 
 // Makes `gradient` what it is to be: `factor` times the sum of what the cells above and below a source row add.
-void add_lower(const Run& run, float factor, float* gradient) {
+void add_lower(const Run& run, float factor, float of_chosen, float* gradient) {
   const int64_t channels = run.call.logits.channels, height = run.call.logits.height, width = run.call.logits.width;
   const bool constant = classes_of(run.call) == 1;
   parallel_tasks(run.parallel, run.units, channels * width, 0, [&](int64_t begin, int64_t end, void*) {
@@ -409,9 +420,12 @@ void add_lower(const Run& run, float factor, float* gradient) {
       const bool adds = row > 0 && below(run.call, row - 1) != row - 1;
       for (int64_t c = 0; c < channels; ++c) {
         float* to = gradient + ((image * channels + c) * height + row) * width;
-        const float* from = run.lower + ((unit - 1) * channels + c) * width;
-        for (int64_t x = 0; x < width; ++x)
-          to[x] = constant ? 0.0f : factor * (to[x] + (adds ? from[x] : 0.0f));
+        const int64_t at = (to - gradient), above = ((unit - 1) * channels + c) * width;
+        for (int64_t x = 0; x < width; ++x) {
+          float sum = to[x] + (adds ? run.lower[above + x] : 0.0f);
+          if (run.chosen) sum += of_chosen * (run.chosen[at + x] + (adds ? run.chosen_lower[above + x] : 0.0f));
+          to[x] = constant ? 0.0f : factor * sum;
+        }
       }
     }
   });

@@ -130,6 +130,24 @@ def test_large_cases(device, name):
     agrees(device, logits, target.to(torch.uint8), None, {"nms": 3} | options | {"ratio": 0.5, "threshold": 6.0}, name)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"mode": "ohem", "ce_weight": 0.0}, {"per_image": True}, {"threshold": 6.0, "ratio": 0.5}]
+)
+def test_a_limit_that_is_met_changes_nothing(device, options):
+    """A pixel may be decided upon while it is scored, or when its rank is known."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(2, 5, 7, 13, generator=generator)
+    target = torch.randint(0, 5, (2, 24, 40), generator=generator)
+    value, stats, gradient = run(device, logits, target, **options)
+    assert 0 < stats.selected.item() < target.numel()
+    for limit in ({"min_kept": 1}, {"max_kept": target.numel()}):
+        limited = run(device, logits, target, **options | limit)
+        assert limited[1].selected.item() == stats.selected.item()
+        assert torch.equal(limited[1].threshold, stats.threshold)
+        assert_close(limited[0], value, f"loss with {limit}", 1e-6)
+        assert_close(limited[2], gradient, f"gradient with {limit}", 1e-6)
+
+
 @pytest.mark.parametrize("grid", FULL_AND_UPSAMPLED)
 def test_ties_are_all_selected(device, grid):
     """Equal logits, equal scores wherever a flipped label differs: no order among them, and no rounding."""
