@@ -1,6 +1,8 @@
 // The loss on a CPU: its memory, its labels, and the order of the stages that its rooms have.
 #include "bcl/bcl_cpu.h"
 
+#include <type_traits>
+
 #include "bcl/bcl_math.h"
 #include "bcl/rooms_cpu.h"
 #include "common/arena.h"
@@ -51,7 +53,7 @@ void fill_columns(const Bcl& call, const Columns& columns) {
 Run take_run(const Bcl& call, Arena& arena, Parallel parallel) {
   const int64_t rows = call.target.batch * call.target.height, units = call.logits.batch * call.logits.height;
   Run run{call, parallel, rows, units, take_columns(call, arena), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
-  for (float** piece : {&run.spread.of_class, &run.spread.least}) *piece = arena.take<float>(classes_of(call));
+  run.spread.of_class = arena.take<float>(classes_of(call));
   run.maps.labels = arena.take<int16_t>(rows * call.target.width);
   run.by_row = arena.take<RowStats>(rows);
   return run;
@@ -79,18 +81,32 @@ void take_forward(Run& run, bool saves, Arena& arena) {
 // A pixel of weight 0 has no label.
 template <bool kWeights, typename T>
 RowStats read_labels(const Bcl& call, const T* from, const float* weights, int16_t* to) {
-  const BclOptions& options = call.options;
-  const int64_t width = call.target.width, classes = classes_of(call);
+  using Wide = std::conditional_t<sizeof(T) < sizeof(int64_t), int32_t, int64_t>;
+  const int64_t width = call.target.width, stride = call.pixel_weight.column_stride;
+  const Wide classes = static_cast<Wide>(classes_of(call)), ignored = static_cast<Wide>(call.options.ignore_index);
+  const bool ignores = ignored == call.options.ignore_index;  // else no label of this type is ignored
+  const auto weight_of = [&](int64_t x) { return kWeights ? weights[x * stride] : 1.0f; };
+  int32_t count = 0, wrong = 0;
+  const auto read = [&](int64_t step) __attribute__((always_inline)) {
+    for (int64_t x = 0; x < width; ++x) {
+      const Wide label = from[x * step];
+      const bool valid = !(ignores & (label == ignored)) & (weight_of(x) != 0);
+      const bool known = (label >= 0) & (label < classes);
+      to[x] = valid & known ? static_cast<int16_t>(label) : int16_t{-1};
+      count += valid, wrong |= valid & !known;
+    }
+  };
+  if (call.target.column_stride == 1) {
+    read(1);  // in vectors
+  } else {
+    read(call.target.column_stride);
+  }
   RowStats row{};
-  for (int64_t x = 0; x < width; ++x) {
-    const int64_t label = from[x * call.target.column_stride];
-    const float weight = kWeights ? weights[x * call.pixel_weight.column_stride] : 1.0f;
-    const bool valid = label != options.ignore_index && weight != 0, known = label >= 0 && label < classes;
-    to[x] = valid && known ? static_cast<int16_t>(label) : -1;
-    row.valid += valid;
-    row.wrong_label |= valid && !known;
-    if (call.class_weight && valid && known) row.weight += weight * call.class_weight[label];
-    if (kWeights) row.all += weight, row.plain += valid ? weight : 0.0f;
+  row.valid = count, row.wrong_label = wrong;
+  for (int64_t x = 0; (kWeights || call.class_weight) && x < width; ++x) {
+    const float weight = weight_of(x);
+    if (call.class_weight && to[x] >= 0) row.weight += weight * call.class_weight[to[x]];
+    row.all += weight, row.plain += to[x] >= 0 ? weight : 0.0f;
   }
   if (!kWeights) row.all = static_cast<double>(width), row.plain = static_cast<double>(row.valid);
   if (!call.class_weight) row.weight = row.plain;
@@ -166,7 +182,7 @@ Bcl weighted(const Bcl& call, float (&weights)[2]) {
 void fill_spread(Run& run) {
   for (int64_t c = 0; c < classes_of(run.call); ++c) {
     const float weight = run.call.class_weight ? run.call.class_weight[c] : 1.0f;
-    run.spread.of_class[c] = weight, run.spread.least[c] = weight != 0 ? -__builtin_inff() : 0.0f;
+    run.spread.of_class[c] = weight;
     run.spread.sum += weight;
   }
 }

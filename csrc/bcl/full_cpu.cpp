@@ -11,6 +11,14 @@ struct Planes {
   const float* at_position;
 
   Float operator()(int64_t c) const { return load<Float>(at_position + c * kChunk); }
+
+  // sum_c w[c] (z - best)
+  Float spread(const SpreadWeights& weights, int64_t classes, Float best) const {
+    Float sum = fill(0.0f);
+    for (int64_t c = 0; c < classes; ++c)
+      if (weights.of_class[c] != 0) sum += weights.of_class[c] * ((*this)(c) - best);
+    return sum;
+  }
 };
 
 // Logits of kChunk columns of a row, [classes, kChunk]; of binary logits the first class has zeros.
@@ -76,8 +84,8 @@ void score(const Run& run) {
       chunk.read(image, y, x);
       if (teacher.classes > 0) teacher.read(image, y, x);
       for (int64_t i = 0; i < chunk.count; i += kLanes)
-        line.evaluate<kTerms, kTerms>(Planes{chunk.planes + i}, Planes{teacher.planes + i}, x + i, unit, stats, sums);
-      sums.add_to<kTerms>(stats);
+        line.evaluate<kTerms, kTerms, false>(Planes{chunk.planes + i}, Planes{teacher.planes + i}, x + i, unit, stats, sums);
+      sums.add_to<kTerms, false>(stats);
     }
     line.end_unit(unit);
     line.write_maps();

@@ -12,10 +12,11 @@ struct TermSums {
   Float ce = fill(0.0f), boundary = ce, focal = ce, spread = ce, distillation = ce;
   Int selected = fill(0), candidates = selected;  // negative counts, of pixels that are decided upon
 
-  template <bool kTerms>
+  template <bool kTerms, bool kDecides>
   void add_to(RowStats& stats) const {
-    stats.ce += sum_of(ce), stats.boundary += sum_of(boundary);
-    for (int i = 0; i < kLanes; ++i) stats.selected -= selected[i], stats.candidates -= candidates[i];
+    stats.ce += sum_of(ce);
+    if (kTerms || kDecides) stats.boundary += sum_of(boundary);
+    for (int i = 0; kDecides && i < kLanes; ++i) stats.selected -= selected[i], stats.candidates -= candidates[i];
     if (!kTerms) return;
     stats.focal += sum_of(focal);
     stats.spread += sum_of(spread), stats.distillation += sum_of(distillation);
@@ -35,8 +36,7 @@ struct Line {
   int32_t *own_by_column, *others_by_column;  // Labels by column, and a 0 behind them
   const bool counts_everywhere, has_weights;
   float *weight, *weight_by_column;           // of pixels, where not all have 1
-  const bool decided;
-  const int32_t least;                        // the score from which a pixel is chosen, where that is decided
+  const int32_t least;                        // the score from which a pixel is chosen, where it `kDecides`
   Int chosen = fill(0);                       // pixels in hand
   Pixels pixels;                              // at the positions in hand
   Focal focal;
@@ -46,7 +46,7 @@ struct Line {
   Line(const Run& run, Arena& arena)
       : run(run), call(run.call), columns(run.columns), maps(run.maps),
         counts_everywhere(distills(call) && call.options.everywhere),
-        has_weights(call.pixel_weight.data || counts_everywhere), decided(decides(call)),
+        has_weights(call.pixel_weight.data || counts_everywhere),
         least(larger_of(call.options.selection.tau, int32_t{1})), pixels(call, arena), distillation(call, arena),
         overlap(call, arena) {
     for (int32_t** piece : {&own, &others, &score}) *piece = arena.take<int32_t>(columns.positions());
@@ -66,7 +66,7 @@ struct Line {
     return any(load<Int>(own + position)) || (kTerms && counts_everywhere && any(load<Float>(weight + position) != 0.0f));
   }
   // Of pixels of a unit; `teacher` is read where there is distillation.
-  template <bool kKeeps, bool kTerms, typename Logits>
+  template <bool kKeeps, bool kTerms, bool kDecides, typename Logits>
   void evaluate(
       const Logits& logits, const Logits& teacher, int64_t position, int64_t unit, RowStats& stats, TermSums& sums);
   // What the gradient of all terms takes, where the sums of a first pass are known, and the boundary term.
@@ -87,7 +87,7 @@ struct Line {
   void read_others(int64_t image, int64_t y);
   void read_weights(int64_t image, int64_t y);
   template <typename Logits>
-  void add_terms(const Logits& teacher, const Labels& label, int64_t position, int64_t unit, TermSums& sums);
+  void add_terms(const Logits& logits, const Logits& teacher, const Labels& label, int64_t position, int64_t unit, TermSums& sums);
 };
 
 // Weights of the pixels, whatever their labels are; 0 at positions without a column.
@@ -128,29 +128,25 @@ inline void Line::read_others(int64_t image, int64_t y) {
     store(others + p, gather(others_by_column, load<Int>(columns.column + p)), kLanes);
 }
 
-template <bool kKeeps, bool kTerms, typename Logits>
+template <bool kKeeps, bool kTerms, bool kDecides, typename Logits>
 void Line::evaluate(
     const Logits& logits, const Logits& teacher, int64_t position, int64_t unit, RowStats& stats, TermSums& sums) {
   const BclOptions& options = call.options;
-  if (kTerms && options.smoothing != 0) {
-    pixels.evaluate<true, true>(logits, run.spread);
-  } else {
-    pixels.evaluate<kKeeps>(logits);
-  }
+  pixels.evaluate<kKeeps>(logits);
   const Labels label = labels(position);
   Float weight = class_weights(call, label(0));
   if (kTerms) weight *= weights(position);
   const Float ce = pixels.cross_entropy(label(0));
   const Int counts = weight != 0.0f;
   sums.ce += counts ? weight * ce : fill(0.0f);
-  if (kTerms) add_terms(teacher, label, position, unit, sums);
+  if (kTerms) add_terms(logits, teacher, label, position, unit, sums);
   if (maps.lse) store(lse + position, pixels.log_sum, kLanes);
   if (!selects(call)) return;
   const Float s = pixels.sum_of(options.score, label, ce);
   stats.nan |= any(s != s);
   const Int steps = __builtin_convertvector(on_grid(s), Int);
   store(score + position, steps, kLanes);
-  if (decided) {
+  if (kDecides) {
     chosen = steps >= least;
     sums.selected += chosen, sums.candidates += steps > 0;
     sums.boundary += (chosen & counts) != 0 ? weight * boundary_term<kTerms>(pixels, label, ce) : fill(0.0f);
@@ -161,7 +157,7 @@ void Line::evaluate(
 
 template <typename Logits>
 void Line::add_terms(
-    const Logits& teacher, const Labels& label, int64_t position, int64_t unit, TermSums& sums) {
+    const Logits& logits, const Logits& teacher, const Labels& label, int64_t position, int64_t unit, TermSums& sums) {
   const BclOptions& options = call.options;
   const Float pixel_weight = weights(position), valid = label(0) >= 0 ? pixel_weight : fill(0.0f);
   const auto add = [](Float& sum, Float weight, Float value) { sum += weight != 0.0f ? weight * value : fill(0.0f); };
@@ -169,7 +165,9 @@ void Line::add_terms(
     focal = Focal(pixels, label(0));
     add(sums.focal, class_weights(call, label(0)) * pixel_weight, focal.loss);
   }
-  if (options.smoothing != 0) add(sums.spread, valid, run.spread.sum * pixels.log_sum - pixels.spread);
+  if (options.smoothing != 0)
+    add(sums.spread, valid,
+        run.spread.sum * pixels.log_sum - logits.spread(run.spread, pixels.classes, pixels.best));
   if (has_overlap(options))
     overlap.add(pixels, label(0), valid, run.overlap_sums + unit * 3 * overlap.classes);
   if (!distills(call)) return;

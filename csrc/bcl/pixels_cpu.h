@@ -63,41 +63,53 @@ struct Pixels {
   const int64_t classes;
   const Int lane = lane_numbers();
   float *below, *exps;  // [classes, kLanes]: z - max z, and its exponential where it is kept
+  Float best;           // max z
   Float sum, log_sum;   // of the exponentials
-  Float spread;         // sum_c w[c] (z - max z) for smoothing, see SpreadWeights
 
   Pixels(const Bcl& call, Arena& arena)
       : call(call), classes(classes_of(call)), below(arena.take<float>(classes * kLanes)),
         exps(arena.take<float>(classes * kLanes)) {}
 
-  template <bool kKeeps, bool kSpreads = false, typename Logits>
-  __attribute__((always_inline)) void evaluate(const Logits& logits, const SpreadWeights& weights = {}) {
-    const Float best = largest(logits, classes);
+  template <bool kKeeps, typename Logits>
+  __attribute__((always_inline)) void evaluate(const Logits& logits) {
+    if (call.options.binary) return evaluate_binary(logits(1));
+    const Float highest = largest(logits, classes);
     float *to_below = below, *to_exps = exps;
-    Float total = fill(0.0f), all = total;
+    Float total = fill(0.0f);
     for (int64_t c = 0; c < classes; ++c) {
-      const Float difference = logits(c) - best, e = exp(difference);
+      const Float difference = logits(c) - highest, e = exp(difference);
       store(to_below + c * kLanes, difference, kLanes);
       if (kKeeps) store(to_exps + c * kLanes, e, kLanes);
       total += e;
-      if (kSpreads) all += weights.of_class[c] * larger(difference, fill(weights.least[c]));
     }
-    sum = total, log_sum = log(total);
-    if (kSpreads) spread = all;
+    best = highest, sum = total, log_sum = log(total);
+  }
+
+  // Of the logits 0 and z: one of the two exponentials is 1.
+  void evaluate_binary(Float z) {
+    best = larger(z, fill(0.0f));
+    const Float first = -best, second = z - best, e = exp(first + second);
+    store(below, first, kLanes), store(below + kLanes, second, kLanes);
+    store(exps, z > 0.0f ? e : fill(1.0f), kLanes), store(exps + kLanes, z > 0.0f ? fill(1.0f) : e, kLanes);
+    sum = 1.0f + e, log_sum = log1p(e);
+  }
+
+  // Those of the labels, or of class 0, from `below` or `exps`.
+  Float of_label(const float* planes, Int label) const {
+    if (call.options.binary) return label > 0 ? load<Float>(planes + kLanes) : load<Float>(planes);
+    return gather(planes, (label >= 0 ? label : fill(0)) * kLanes + lane);
   }
 
   // 0 where the label does not count.
   Float cross_entropy(Int label) const {
-    const Int counts = label >= 0;
-    const Float value = log_sum - gather(below, (counts ? label : fill(0)) * kLanes + lane);
-    return counts ? value : fill(0.0f);
+    const Float value = log_sum - of_label(below, label);
+    return label >= 0 ? value : fill(0.0f);
   }
 
   // 0 where the label does not count.
   Float probability(Int label) const {
-    const Int counts = label >= 0;
-    const Float value = gather(exps, (counts ? label : fill(0)) * kLanes + lane) / sum;
-    return counts ? value : fill(0.0f);
+    const Float value = of_label(exps, label) / sum;
+    return label >= 0 ? value : fill(0.0f);
   }
 
   // Sum of the cross-entropies that have a coefficient, of which the first is known.

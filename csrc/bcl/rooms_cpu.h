@@ -59,10 +59,9 @@ struct RowStats {
   bool wrong_label, nan;
 };
 
-// Weights of the classes that smoothing spreads over [classes], and their sum. The least that a class of weight 0 reads
-// is 0: it is left out.
+// Weights of the classes that smoothing spreads over [classes], and their sum. A class of weight 0 is left out.
 struct SpreadWeights {
-  float *of_class, *least, sum;
+  float *of_class, sum;
 };
 
 // A call with its memory. A unit of work of scores and gradients is a row of logits: a row of pixels, or with

@@ -204,6 +204,13 @@ struct TermGradient {
     taking = Taking(pixels.call, label, amounts, counts);
   }
 
+  // What smoothing spreads, without the weights of the classes; it is then no part any more.
+  Float take_spread() {
+    const Float taken = parts & kSpread ? spread : fill(0.0f);
+    parts &= ~kSpread;
+    return taken;
+  }
+
   // The gradient as a function of the class, of those parts that `kParts` allows.
   template <int kParts>
   struct Of {

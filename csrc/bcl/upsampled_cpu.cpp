@@ -7,12 +7,18 @@
 namespace bcmfnet::BCM_ISA {
 namespace {
 
-// Logits between two columns of source pixels, [classes, kLanes]: left + weight * step.
+// Logits between two columns of source pixels, [classes, kLanes]: left + weight * step; and the sum of all with the weights
+// that smoothing spreads, where it does.
 struct Between {
   const float *left, *step;
-  Float weight;
+  Float weight, left_sum, step_sum;
 
   Float operator()(int64_t c) const { return load<Float>(left + c * kLanes) + weight * load<Float>(step + c * kLanes); }
+
+  // sum_c w[c] (z - best)
+  Float spread(const SpreadWeights& weights, int64_t, Float best) const {
+    return left_sum + weight * step_sum - weights.sum * best;
+  }
 };
 
 int64_t below(const Bcl& call, int64_t row) { return high_of(row, call.logits.height, call.target.height); }
@@ -24,6 +30,7 @@ struct SourceRows {
   const View& logits;
   const int64_t classes, pitch;
   float *top, *bottom, *left, *step;
+  Float left_sum, step_sum;  // see Between
   int64_t held = -1;  // the source row in `bottom`: of the next row of cells it is the upper one
 
   SourceRows(const Bcl& call, const View& logits, Arena& arena)
@@ -66,6 +73,17 @@ struct SourceRows {
       store(step + c * kLanes, to - from, kLanes);
     }
   }
+
+  void add_up(const SpreadWeights& weights) {
+    left_sum = step_sum = fill(0.0f);
+    for (int64_t c = 0; c < classes; ++c) {
+      const float one = weights.of_class[c];
+      if (one == 0) continue;
+      left_sum += one * load<Float>(left + c * kLanes), step_sum += one * load<Float>(step + c * kLanes);
+    }
+  }
+
+  Between between(Float weight) const { return {left, step, weight, left_sum, step_sum}; }
 };
 
 // The softmax of pixels that follow each other in kLanes cells, whose logits have equal steps: each exponential is the
@@ -134,7 +152,8 @@ struct Corners {
   const int64_t classes, pitch;
   float *top_left, *top_right, *bottom_left, *bottom_right;
   float *sum, *right;  // [classes, kLanes]: of the row in hand, over the columns of a cell: all, and times weight_x
-  bool touched = false;  // whether they hold anything
+  Float spread, right_spread;  // the same of what smoothing spreads, without the weights of the classes
+  bool touched = false;        // whether they hold anything
 
   Corners(const Bcl& call, int64_t pitch, Arena& arena) : call(call), classes(classes_of(call)), pitch(pitch) {
     for (float** piece : {&top_left, &top_right, &bottom_left, &bottom_right})
@@ -146,16 +165,33 @@ struct Corners {
     for (float* piece : {top_left, top_right, bottom_left, bottom_right})
       std::memset(piece, 0, classes * pitch * sizeof(float));
   }
-  // Add pixels at the same place of kLanes cells to the row in hand.
+  void touch() {
+    if (touched) return;
+    for (float* piece : {sum, right}) std::memset(piece, 0, classes * kLanes * sizeof(float));
+    spread = right_spread = fill(0.0f), touched = true;
+  }
+
+  // Add pixels at the same place of kLanes cells to the row in hand. Of binary logits the first class is none.
   template <typename Gradient>
   void add_position(const Gradient& gradient, Float weight_x) {
-    if (!touched)
-      for (float* piece : {sum, right}) std::memset(piece, 0, classes * kLanes * sizeof(float));
-    touched = true;
-    for (int64_t c = 0; c < classes; ++c) {
+    touch();
+    for (int64_t c = classes - call.logits.channels; c < classes; ++c) {
       const Float g = gradient(c);
       store(sum + c * kLanes, load<Float>(sum + c * kLanes) + g, kLanes);
       store(right + c * kLanes, load<Float>(right + c * kLanes) + weight_x * g, kLanes);
+    }
+  }
+
+  void add_spread(Float amount, Float weight_x) {
+    touch();
+    spread += amount, right_spread += weight_x * amount;
+  }
+
+  void spread_out(const SpreadWeights& weights) {
+    for (int64_t c = 0; touched && c < classes; ++c) {
+      const float weight = weights.of_class[c];
+      store(sum + c * kLanes, load<Float>(sum + c * kLanes) - weight * spread, kLanes);
+      store(right + c * kLanes, load<Float>(right + c * kLanes) - weight * right_spread, kLanes);
     }
   }
 
@@ -270,20 +306,21 @@ struct Selected {
 
 // Goes through all pixels: to score them, and where it `differentiates` for the gradient; or, where their scores are
 // known, for the gradient alone, which is then complete.
-template <bool kTerms, bool kScores>
+template <bool kTerms, bool kScores, bool kDecides>
 void walk(const Run& run, bool differentiates, float* gradient) {
   const Bcl& call = run.call;
   const Columns& columns = run.columns;
+  const bool smooths = call.options.smoothing != 0;
   const View& of_teacher = distills(call) ? call.teacher : call.logits;
   Arena needed{nullptr};
   Line(run, needed), SourceRows(call, call.logits, needed), Corners(call, columns.pitch, needed);
-  if (run.chosen) Corners(call, columns.pitch, needed);
+  if (kDecides) Corners(call, columns.pitch, needed);
   if (kTerms) SourceRows(call, of_teacher, needed), Progression(run, needed);
   run.parallel_units(needed.bytes, [&](int64_t begin, int64_t end, void* scratch) {
     Arena arena{static_cast<char*>(scratch)}, none{nullptr};
     Line line(run, arena);
     SourceRows source(call, call.logits, arena);
-    Corners corners(call, columns.pitch, arena), chosen(call, columns.pitch, run.chosen ? arena : none);
+    Corners corners(call, columns.pitch, arena), chosen(call, columns.pitch, kDecides ? arena : none);
     SourceRows teacher(call, of_teacher, kTerms ? arena : none);
     Progression progression(run, kTerms ? arena : none);
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -300,6 +337,7 @@ void walk(const Run& run, bool differentiates, float* gradient) {
           TermSums sums;
           source.interpolate(cell, fill(weight_y));
           if (kTerms && distills(call)) teacher.interpolate(cell, fill(weight_y));
+          if (kTerms && smooths) source.add_up(run.spread);
           if (!kScores) progression.begin(source);
           for (int64_t at = cell; at < columns.positions(); at += columns.pitch) {
             if (!line.any_counts<kTerms>(at)) {  // such as in the half cells at the sides
@@ -307,33 +345,36 @@ void walk(const Run& run, bool differentiates, float* gradient) {
               continue;
             }
             const Float weight_x = load<Float>(columns.weight + at);
-            const Between logits{source.left, source.step, weight_x}, others{teacher.left, teacher.step, weight_x};
+            const Between logits = source.between(weight_x), others = teacher.between(weight_x);
             if (!kScores) {
               const bool known = progression.evaluate(line.pixels, logits, at / columns.pitch);
               if (!known) line.evaluate_again(logits, others, at, sums);
             } else if (kTerms || differentiates) {
-              line.evaluate<true, kTerms>(logits, others, at, unit, stats, sums);
+              line.evaluate<true, kTerms, kDecides>(logits, others, at, unit, stats, sums);
             } else {
-              line.evaluate<false, kTerms>(logits, others, at, unit, stats, sums);
+              line.evaluate<false, kTerms, kDecides>(logits, others, at, unit, stats, sums);
             }
             if (!differentiates) continue;
             if constexpr (kTerms) {
-              line.gradient(at, image).use([&](const auto& g) { corners.add_position(g, weight_x); });
+              TermGradient gradient = line.gradient(at, image);
+              if (smooths) corners.add_spread(gradient.take_spread(), weight_x);
+              gradient.use([&](const auto& g) { corners.add_position(g, weight_x); });
             } else {
               const Labels label = line.labels(at);
               const auto add_to = [&](Corners& to, Int which) {
                 constexpr TermFactors factors{1, 0, 0, 0, 0};
-                if (!any(which)) return;
-                const Float counts = which != 0 ? fill(1.0f) : fill(0.0f);
+                const Float counts = !kDecides || which != 0 ? fill(1.0f) : fill(0.0f);
                 const Amounts<Float> amounts = amounts_of<false>(line.pixels, label, counts, {}, factors);
                 to.add_position(Gradient(line.pixels, label, amounts), weight_x);
               };
-              add_to(chosen, line.chosen);
-              if (call.options.ce_weight != 0) add_to(corners, ~line.chosen & (label(0) >= 0));
+              const Int rest = (label(0) >= 0) & ~line.chosen;
+              if (kDecides && any(line.chosen)) add_to(chosen, line.chosen);
+              if (!kDecides || (call.options.ce_weight != 0 && any(rest))) add_to(corners, rest);
             }
           }
+          if (kTerms && smooths) corners.spread_out(run.spread);
           if (differentiates) corners.add_row(cell, weight_y), chosen.add_row(cell, weight_y);
-          sums.add_to<kTerms>(stats);
+          sums.add_to<kTerms, kDecides>(stats);
         }
         if (kScores) line.write_maps();
       });
@@ -362,7 +403,7 @@ void add_boundary(const Run& run, const TermFactors& factors, float* gradient) {
       Float boundary;
       const auto evaluate = [&](int64_t cell, const Labels& labels, Float pixel_weight, Float weight_x, Float weight_y) {
         source.interpolate(cell, weight_y);
-        pixels.evaluate<true>(Between{source.left, source.step, weight_x});
+        pixels.evaluate<true>(source.between(weight_x));
         const Float weight = class_weights(call, labels(0)) * pixel_weight;
         const Float terms = boundary_term<kTerms>(pixels, labels, pixels.cross_entropy(labels(0)));
         boundary += weight != 0.0f ? weight * terms : fill(0.0f);
@@ -393,13 +434,13 @@ void add_boundary(const Run& run, const TermFactors& factors, float* gradient) {
 
 void score_upsampled(const Run& run, float* gradient) {
   const TermFactors& factors = run.factors;
-  if (!has_terms(run.call))
-    return walk<false, true>(run, gradient && (run.call.options.ce_weight != 0 || run.chosen), gradient);
+  if (decides(run.call)) return walk<false, true, true>(run, gradient != nullptr, gradient);
+  if (!has_terms(run.call)) return walk<false, true, false>(run, gradient && run.call.options.ce_weight != 0, gradient);
   const bool dense = factors.ce != 0 || factors.focal != 0 || factors.spread != 0 || factors.distillation != 0;
-  walk<true, true>(run, gradient && dense, gradient);
+  walk<true, true, false>(run, gradient && dense, gradient);
 }
 
-void differentiate_upsampled(const Run& run, float* gradient) { walk<true, false>(run, true, gradient); }
+void differentiate_upsampled(const Run& run, float* gradient) { walk<true, false, false>(run, true, gradient); }
 
 void add_selected(const Run& run, float factor, float* gradient) {
   const TermFactors factors{0, factor, 0, 0, 0};

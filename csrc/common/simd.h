@@ -145,6 +145,14 @@ static inline Float log(Float x) {
   return x < float_of(fill(int32_t{0x7f800000})) ? result : x;  // infinity and NaN stay
 }
 
+// log(1 + x) of 0 <= x <= 1, relative error 2e-7; NaN stays. It is 2 artanh(x / (2 + x)).
+static inline Float log1p(Float x) {
+  const Float s = x / (x + 2.0f), square = s * s;
+  Float p = fill(1.0f / 13);
+  for (int odd = 11; odd > 0; odd -= 2) p = p * square + 1.0f / static_cast<float>(odd);
+  return 2.0f * s * p;
+}
+
 // base[index] in each lane.
 static inline Float gather(const float* base, Int index) {
 #if defined(__AVX512F__)
