@@ -84,7 +84,8 @@ void score(const Run& run) {
       chunk.read(image, y, x);
       if (teacher.classes > 0) teacher.read(image, y, x);
       for (int64_t i = 0; i < chunk.count; i += kLanes)
-        line.evaluate<kTerms, kTerms, false>(Planes{chunk.planes + i}, Planes{teacher.planes + i}, x + i, unit, stats, sums);
+        line.evaluate<kTerms, kTerms, false>(
+            Planes{chunk.planes + i}, Planes{teacher.planes + i}, x + i, unit, stats, sums);
       sums.add_to<kTerms, false>(stats);
     }
     line.end_unit(unit);

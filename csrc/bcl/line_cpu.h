@@ -87,7 +87,8 @@ struct Line {
   void read_others(int64_t image, int64_t y);
   void read_weights(int64_t image, int64_t y);
   template <typename Logits>
-  void add_terms(const Logits& logits, const Logits& teacher, const Labels& label, int64_t position, int64_t unit, TermSums& sums);
+  void add_terms(
+      const Logits& logits, const Logits& teacher, const Labels& label, int64_t position, int64_t unit, TermSums& sums);
 };
 
 // Weights of the pixels, whatever their labels are; 0 at positions without a column.
@@ -191,7 +192,8 @@ inline void Line::write_maps() const {
   const int64_t width = call.target.width, at = row * width;
   for (int64_t x = 0; maps.lse && x < width; ++x) maps.lse[at + x] = lse[columns.position[x]];
   for (int64_t x = 0; maps.term && x < width; ++x) maps.term[at + x] = term[columns.position[x]];
-  for (int64_t x = 0; maps.score && x < width; ++x) maps.score[at + x] = static_cast<uint16_t>(score[columns.position[x]]);
+  for (int64_t x = 0; maps.score && x < width; ++x)
+    maps.score[at + x] = static_cast<uint16_t>(score[columns.position[x]]);
 }
 
 }  // namespace

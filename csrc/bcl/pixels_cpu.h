@@ -86,7 +86,7 @@ struct Pixels {
   }
 
   // Of the logits 0 and z: one of the two exponentials is 1.
-  void evaluate_binary(Float z) {
+  __attribute__((always_inline)) void evaluate_binary(Float z) {
     best = larger(z, fill(0.0f));
     const Float first = -best, second = z - best, e = exp(first + second);
     store(below, first, kLanes), store(below + kLanes, second, kLanes);

@@ -20,8 +20,8 @@ static inline bool has_terms(const Bcl& call) {
          options.focal_weight != 0 || options.focal_boundary;
 }
 
-// Whether a pixel whose score reaches tau is known as selected as soon as it is scored: nothing suppresses it or ranks it
-// out, and the boundary term trains its own label, so that its gradient is that of the cross-entropy times a number.
+// Whether a pixel whose score reaches tau is known as selected as soon as it is scored: nothing suppresses it or ranks
+// it out, and the boundary term trains its own label: its gradient is that of the cross-entropy times a number.
 static inline bool decides(const Bcl& call) {
   const BclOptions& options = call.options;
   return selects(call) && is_upsampled(call) && !has_terms(call) && options.nms == 1 &&

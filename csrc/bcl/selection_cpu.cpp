@@ -103,8 +103,8 @@ void find_candidates(const Run& run) {
   });
 }
 
-// Thresholds, and of the candidates those that reach them: mask, number and boundary term. The mask leaves out those that
-// are known since they were scored.
+// Thresholds, and of the candidates those that reach them: mask, number and boundary term. The mask leaves out those
+// that are known since they were scored.
 void select(const Run& run) {
   const Bcl& call = run.call;
   const int64_t height = call.target.height, width = call.target.width;

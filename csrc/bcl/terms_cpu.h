@@ -114,14 +114,15 @@ Amounts<Float> amounts_of(
     const Pixels& pixels, const Labels& label, Float pixel_weight, const Focal& focal, const TermFactors& factors) {
   const BclOptions& options = pixels.call.options;
   const Float weight = class_weights(pixels.call, label(0)) * pixel_weight;
-  const Float hard = label.selected() != 0 ? weight * factors.boundary : fill(0.0f);
-  const Int has_rows = label(1) >= 0, has_columns = label(2) >= 0;
   Float own = weight * factors.ce;
   if (kTerms && factors.focal != 0) own += weight != 0.0f ? weight * factors.focal * focal.slope : fill(0.0f);
+  if (factors.boundary == 0) return {own, fill(0.0f), fill(0.0f), own};
+  const Float hard = label.selected() != 0 ? weight * factors.boundary : fill(0.0f);
+  const Int has_rows = label(1) >= 0, has_columns = label(2) >= 0;
   const auto slope = [&](int which, Float amount) {
     return amount != 0.0f ? amount * Focal(pixels, label(which)).slope : fill(0.0f);
   };
-  if (!kTerms || !options.focal_boundary || factors.boundary == 0)
+  if (!kTerms || !options.focal_boundary)
     return bcmfnet::amounts_of(options.terms, own, hard, has_rows, has_columns);
   const Float each[3] = {slope(0, hard), slope(1, hard), slope(2, hard)};
   return bcmfnet::amounts_of(options.terms, own, each, has_rows, has_columns);

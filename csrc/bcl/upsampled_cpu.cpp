@@ -7,8 +7,8 @@
 namespace bcmfnet::BCM_ISA {
 namespace {
 
-// Logits between two columns of source pixels, [classes, kLanes]: left + weight * step; and the sum of all with the weights
-// that smoothing spreads, where it does.
+// Logits between two columns of source pixels, [classes, kLanes]: left + weight * step; and the sum of all with the
+// weights that smoothing spreads, where it does.
 struct Between {
   const float *left, *step;
   Float weight, left_sum, step_sum;
