@@ -51,12 +51,12 @@ Scratch lay_out(const Bcl& call, bool saves, Arena& arena) {
   const bool up = is_upsampled(call), wide = is_wide(call), terms = has_terms(call);
   const int64_t rows = call.logits.batch * call.target.height, pixels = rows * call.target.width;
   scratch.groups = call.options.per_image ? call.logits.batch : 1;
-  scratch.labelled_blocks = count_of(pixel_grid(call));
+  scratch.labelled_blocks = count_of(tile_grid(call));
   scratch.scored_blocks = count_of(up && !wide ? cell_grid(call) : pixel_grid(call));
-  scratch.boundary_blocks = count_of(up && !terms ? cell_grid(call) : pixel_grid(call));
+  scratch.boundary_blocks = count_of(up && !terms ? cell_grid(call) : tile_grid(call));
   if (up && call.logits.dtype != DType::kFloat32)
     scratch.logits = arena.take<float>(units_of(call) * call.logits.channels * call.logits.width);
-  scratch.score_pitch = round_up(call.target.width, 2);
+  scratch.score_pitch = round_up(call.target.width, kPacked);
   scratch.words = ceil_div(call.target.width, 32);
   if (selects(call) || !wide) scratch.score = arena.take<uint16_t>(rows * scratch.score_pitch);
   if (wide) scratch.labels = arena.take<uint64_t>(rows * scratch.score_pitch);
@@ -78,62 +78,96 @@ Scratch lay_out(const Bcl& call, bool saves, Arena& arena) {
   return scratch;
 }
 
-// The three labels of each pixel, in one word, of labels that are bytes or longer integers. What takes divisions or 64-bit
-// products is out of the loop: the rows that flips read are found once for a block.
+// The three labels of each pixel, in one word, of labels that are bytes or longer integers. What takes divisions is done
+// once for a block: the rows and columns that flips read.
 template <bool kTerms, typename Label>
-__global__ void __launch_bounds__(kThreads, 4) labels_kernel(const Bcl call, const Scratch scratch) {
+__global__ void __launch_bounds__(kThreads, kTerms ? 3 : 4) labels_kernel(const Bcl call, const Scratch scratch) {
   using Value = std::conditional_t<(sizeof(Label) < 4), int, int64_t>;
-  __shared__ int other_rows[kRows];
-  const Patch patch(call);
-  const TargetOf<kTerms> target{call, patch.image};
+  using Labels = Pack<Label, kPacked>;
+  __shared__ int other_rows[kTileRows];
+  __shared__ __align__(16) int other_columns[kTileColumns];
+  const Tile tile(call);
+  const View& view = call.target;
+  const TargetOf<kTerms> target{call, tile.image};
   const BclOptions& options = call.options;
   const bool needs_rows = selects(call) && (options.score[1] != 0 || options.terms[1] != 0);
   const bool needs_columns = selects(call) && (options.score[2] != 0 || options.terms[2] != 0);
-  if (threadIdx.x < kRows) other_rows[threadIdx.x] = target.flip(0, patch.begin + static_cast<int>(threadIdx.x));
+  if (threadIdx.x < kTileRows) other_rows[threadIdx.x] = target.flip(0, tile.top + static_cast<int>(threadIdx.x));
+  const int column = tile.left + static_cast<int>(threadIdx.x);
+  other_columns[threadIdx.x] = column < view.width ? target.flip(1, column) : 0;
   __syncthreads();
-  const int other_x = patch.inside ? target.flip(1, patch.x) : 0;
   // A short label equals no ignore_index that an int does not hold.
   const bool ignores = static_cast<Value>(options.ignore_index) == options.ignore_index;
   const auto ignore = static_cast<Value>(ignores ? options.ignore_index : INT_MIN);
-  const auto classes = static_cast<Value>(kTerms ? classes_of(call) : call.logits.channels);
-  const auto column = [&](int x) {
-    return static_cast<const Label*>(call.target.data) + offset_of(call.target, patch.image, 0, 0, x);
+  const auto classes = static_cast<std::make_unsigned_t<Value>>(kTerms ? classes_of(call) : call.logits.channels);
+  const Label* const labels = static_cast<const Label*>(view.data) + offset_of(view, tile.image, 0, 0);
+  const bool packs = view.column_stride == 1 && view.width % kPacked == 0 && view.row_stride % kPacked == 0 &&
+                     reinterpret_cast<uintptr_t>(labels) % alignof(Labels) == 0;
+  const auto weight_of = [&](int y, int x) { return kTerms ? target.weight(y, x) : 1.0f; };
+  const auto read_one = [&](int y, int x) -> Value {
+    if (kTerms && weight_of(y, x) == 0) return ignore;
+    return labels[y * view.row_stride + x * view.column_stride];
   };
-  const auto read = [&](const Label* from, int y, int x) -> Value {
-    return kTerms && target.weight(y, x) == 0 ? ignore : static_cast<Value>(from[y * call.target.row_stride]);
-  };
-  const auto known = [&](Value label) {
-    return label != ignore && label >= 0 && label < classes ? static_cast<int>(label) : -1;
-  };
-  const Label *const own = column(patch.x), *const beside = column(other_x);
-  const int64_t first = (patch.image * call.target.height + patch.begin) * scratch.score_pitch + patch.x;
-  float weight = 0, labelled = 0, distilled = 0;
-  int valid = 0;
-  unsigned flags = 0;
-  for (int row = 0; patch.inside && row < patch.end - patch.begin; ++row) {
-    const int y = patch.begin + row;
-    const Value label = read(own, y, patch.x);
-    const bool counts = label != ignore;
-    Labels labels{known(label), -1, -1};
-    valid += counts, flags |= counts && labels.own < 0 ? kWrong : 0;
-    if (labels.own >= 0) {
-      weight += kTerms ? target.weight(y, patch.x) * weight_of_class(call, labels.own)
-                       : class_weight_of(call, labels.own);
-      if (needs_rows) labels.rows = known(read(own, other_rows[row], patch.x));
-      if (needs_columns) labels.columns = known(read(beside, y, other_x));
-    }
-    if constexpr (kTerms) {
-      const float u = target.weight(y, patch.x);
-      labelled += counts ? u : 0.0f, distilled += counts || options.everywhere ? u : 0.0f;
-    }
-    const int64_t at = first + row * scratch.score_pitch;
-    if (is_wide(call)) {
-      scratch.labels[at] = Wide::packed(labels);
+  const auto read = [&](int y, Value (&values)[kPacked]) {
+    if (!kTerms && packs) {
+      const Labels loaded = Labels::load(labels + y * view.row_stride + tile.x);
+#pragma unroll
+      for (int i = 0; i < kPacked; ++i) values[i] = loaded.value[i];
     } else {
-      scratch.score[at] = Narrow::packed(labels);
+#pragma unroll
+      for (int i = 0; i < kPacked; ++i) values[i] = i < tile.columns ? read_one(y, tile.x + i) : ignore;
     }
+  };
+  // A label + 1, or 0 for one that does not count.
+  const auto code_of = [&](Value label) -> unsigned {
+    const bool known = label != ignore && static_cast<std::make_unsigned_t<Value>>(label) < classes;
+    return known ? static_cast<unsigned>(label) + 1 : 0;
+  };
+  int others[kPacked];
+#pragma unroll
+  for (int i = 0; i < kPacked; ++i) others[i] = other_columns[tile.x - tile.left + i];
+  float weight = 0, labelled = 0, distilled = 0;
+  int valid = 0, known = 0;
+  for (int y = tile.begin; tile.columns > 0 && y < tile.end; ++y) {
+    Value own[kPacked], flipped[kPacked];
+    unsigned codes[kPacked], rows[kPacked] = {}, columns[kPacked] = {};
+    read(y, own);
+#pragma unroll
+    for (int i = 0; i < kPacked; ++i) {
+      codes[i] = code_of(own[i]);
+      valid += own[i] != ignore, known += codes[i] != 0;
+      if constexpr (kTerms) {
+        const float u = i < tile.columns ? weight_of(y, tile.x + i) : 0.0f;
+        labelled += own[i] != ignore ? u : 0.0f, distilled += own[i] != ignore || options.everywhere ? u : 0.0f;
+        if (codes[i] != 0) weight += u * weight_of_class(call, static_cast<int>(codes[i]) - 1);
+      } else if (call.class_weight && codes[i] != 0) {
+        weight += call.class_weight[codes[i] - 1];
+      }
+    }
+    if (needs_rows) {
+      read(other_rows[y - tile.top], flipped);
+#pragma unroll
+      for (int i = 0; i < kPacked; ++i) rows[i] = codes[i] != 0 ? code_of(flipped[i]) : 0;
+    }
+    if (needs_columns) {
+#pragma unroll
+      for (int i = 0; i < kPacked; ++i) columns[i] = codes[i] != 0 ? code_of(read_one(y, others[i])) : 0;
+    }
+    const int64_t at = tile.row(call, y) * scratch.score_pitch + tile.x;
+    Scores narrow{};
+    if (is_wide(call)) {
+      Pack<uint64_t, kPacked> wide;
+#pragma unroll
+      for (int i = 0; i < kPacked; ++i) wide.value[i] = Wide::packed(codes[i], rows[i], columns[i]);
+      wide.store_to(scratch.labels + at);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kPacked; ++i) narrow.value[i] = Narrow::packed(codes[i], rows[i], columns[i]);
+    }
+    if (scratch.score) narrow.store_to(scratch.score + at);
   }
-  write_labelled(weight, valid, flags, scratch.labelled + block_number());
+  if (!kTerms && !call.class_weight) weight = static_cast<float>(known);
+  write_labelled(weight, valid, valid != known ? kWrong : 0, scratch.labelled + block_number());
   if constexpr (kTerms) write_terms({labelled, distilled, 0, 0, 0}, scratch.labelled_terms + block_number());
 }
 
@@ -277,7 +311,7 @@ int resolve(const Bcl& call, const Scratch& scratch, const BclOutputs& outputs, 
 template <typename Label>
 int label_as(const Bcl& call, const Scratch& scratch, bool terms, void* stream) {
   const auto kernel = terms ? labels_kernel<true, Label> : labels_kernel<false, Label>;
-  BCM_LAUNCH(kernel, pixel_grid(call), kThreads, 0, stream, call, scratch);
+  BCM_LAUNCH(kernel, tile_grid(call), kThreads, 0, stream, call, scratch);
   return cudaGetLastError();
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bcl/rooms_cuda.h"
+#include "common/cuda/pack.h"
 
 namespace bcmfnet {
 namespace {
@@ -51,8 +52,7 @@ template <typename Word, int kBits>
 struct Packing {
   static constexpr Word kMask = (Word{1} << kBits) - 1;
 
-  __device__ static Word packed(const Labels& labels) {
-    const Word own = labels.own + 1, rows = labels.rows + 1, columns = labels.columns + 1;
+  __device__ static Word packed(Word own, Word rows, Word columns) {
     return static_cast<Word>(own | rows << kBits | columns << 2 * kBits);
   }
   __device__ static Labels unpacked(Word word) {
@@ -199,7 +199,33 @@ struct Patch {
   }
 };
 
+// The pixels of a tile that a thread has: rows of its warp, neighbouring columns of its own.
+struct Tile {
+  int image, top, left;        // of the block
+  int begin, end, x, columns;  // of the thread; none of its columns may be inside
+
+  __device__ explicit Tile(const Bcl& call) {
+    const unsigned groups = static_cast<unsigned>(ceil_div(call.target.height, kTileRows));
+    const int height = static_cast<int>(call.target.height), width = static_cast<int>(call.target.width);
+    image = static_cast<int>(blockIdx.x / groups);
+    top = static_cast<int>(blockIdx.x % groups) * kTileRows, left = static_cast<int>(blockIdx.y) * kTileColumns;
+    begin = top + static_cast<int>(threadIdx.x / 32) * kRows, end = min(begin + kRows, height);
+    x = left + static_cast<int>(threadIdx.x % 32) * kPacked, columns = min(max(width - x, 0), kPacked);
+  }
+  // Of a row, over all images.
+  __device__ int64_t row(const Bcl& call, int y) const { return image * call.target.height + y; }
+};
+
 __device__ inline uint16_t on_grid_of(float score) { return static_cast<uint16_t>(on_grid(score)); }
+
+// The candidates among the columns of a thread of a tile, as bits.
+__device__ inline unsigned candidates_of(const Scratch& scratch, int64_t row, const Tile& tile) {
+  return reinterpret_cast<const uint8_t*>(scratch.candidates + row * scratch.words)[tile.x / kPacked];
+}
+using Scores = Pack<uint16_t, kPacked>;
+__device__ inline Scores scores_of(const Scratch& scratch, int64_t row, const Tile& tile) {
+  return Scores::load(scratch.score + row * scratch.score_pitch + tile.x);
+}
 
 // Whether a pixel is a candidate, and its score if it is; else -1.
 __device__ inline int score_of_candidate(const Scratch& scratch, int64_t row, int x) {

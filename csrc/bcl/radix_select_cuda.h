@@ -13,23 +13,11 @@ namespace bcmfnet {
 constexpr int kBins = 256;       // of one byte
 constexpr int kSoughtBytes = 3;  // high bytes whose scores are counted by their low byte too
 
-// Counts of candidates: by the high byte, and by the low byte of those with one of the sought high bytes.
+// Counts of candidates: by the high byte, and by the low byte of those with one of the sought high bytes. Where no rank
+// decides, the selected ones are all counted in the first bin.
 struct Histogram {
   uint32_t high[kBins], low[kSoughtBytes][kBins];
 };
-
-// Count a score of each `active` lane. The commonest case, that many lanes share a bin, costs one addition.
-__device__ inline void count_bins(uint32_t* bins, bool active, int bin) {
-  const unsigned who = __ballot_sync(kFullWarp, active);
-  if (who == 0) return;
-  const int leader = __ffs(who) - 1, common = __shfl_sync(kFullWarp, bin, leader);
-  const unsigned same = __ballot_sync(kFullWarp, active && bin == common);
-  if (static_cast<int>(threadIdx.x % 32) == leader) {
-    atomicAdd(&bins[common], static_cast<uint32_t>(__popc(same)));
-  } else if (active && bin != common) {
-    atomicAdd(&bins[bin], 1u);
-  }
-}
 
 // Number of scores in the bins from `first` on.
 __device__ inline int64_t count_from(const uint32_t* bins, int first) {
@@ -82,6 +70,10 @@ struct Threshold {
   int64_t selected;
 
   __device__ Threshold(const Histogram& histogram, const Selection& selection) : score(selection.tau) {
+    if (!by_rank(selection)) {
+      selected = histogram.high[0];
+      return;
+    }
     const Sought sought(histogram, selection);
     int which = 2;
     const auto score_of = [&](int i, const Place& place) {

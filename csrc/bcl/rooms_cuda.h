@@ -13,7 +13,9 @@
 namespace bcmfnet {
 
 constexpr int kThreads = 256;  // of a block of pixels, one for each of its columns
-constexpr int kRows = 8;       // of a block of pixels
+constexpr int kRows = 8;       // of a block of pixels; of each warp of a tile
+constexpr int kPacked = 8;     // columns that a lane of a tile has, whose scores are 16 bytes
+constexpr int kTileRows = kThreads / 32 * kRows, kTileColumns = 32 * kPacked;
 constexpr int kCells = 32;     // of a block of cells: one for each lane
 constexpr int kNodes = kCells + 1;
 constexpr int kMostClasses = 31;  // A thread holds at most so many in registers, and their labels fit 5 bits.
@@ -46,9 +48,9 @@ struct Factors {
 // Device memory of one forward. Maps have the target's shape.
 struct Scratch {
   float* logits;         // low-resolution logits as float32, contiguous, where they are not float32
-  uint16_t* score;       // rows of score_pitch; of up to kMostClasses, the labels before the score is written
+  uint16_t* score;       // rows of score_pitch, 0 beyond the image; of up to kMostClasses, the labels before the score
   uint64_t* labels;      // rows of score_pitch; of more than kMostClasses
-  uint32_t* candidates;  // rows of `words`, a bit for each pixel
+  uint32_t* candidates;  // rows of `words`, a bit for each pixel; where no rank decides they are the selected ones
   float* term;           // the boundary term, weighted; at full resolution
   float *best, *lse;     // max z, log sum exp(z - max z); with upsampling from more than kMostClasses
   float* inner;          // of more than kMostClasses with upsampling: sum of p by the slopes of overlap
@@ -81,6 +83,12 @@ inline int64_t units_of(const Bcl& call) { return call.logits.batch * call.logit
 inline dim3 pixel_grid(const Bcl& call) {
   return dim3(static_cast<unsigned>(call.logits.batch * ceil_div(call.target.height, kRows)),
               blocks_for(call.target.width, kThreads));
+}
+
+// Tiles: each warp of a block has some rows, each lane kPacked columns of them.
+inline dim3 tile_grid(const Bcl& call) {
+  return dim3(static_cast<unsigned>(call.logits.batch * ceil_div(call.target.height, kTileRows)),
+              blocks_for(call.target.width, kTileColumns));
 }
 
 // Blocks of cells; their third axis, that of the classes, is left out of count_of.

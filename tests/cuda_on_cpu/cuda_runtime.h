@@ -265,6 +265,16 @@ inline unsigned __brev(unsigned x) {
   return result;
 }
 
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const unsigned long long bytes = static_cast<unsigned long long>(y) << 32 | x;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) result |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  return result;
+}
+inline unsigned __vmaxu2(unsigned x, unsigned y) {
+  return std::max(x & 0xffff, y & 0xffff) | std::max(x >> 16, y >> 16) << 16;
+}
+
 inline int __float_as_int(float x) { return cuda_on_cpu::bits_as<int>(x); }
 inline unsigned __float_as_uint(float x) { return cuda_on_cpu::bits_as<unsigned>(x); }
 inline float __int_as_float(int x) { return cuda_on_cpu::bits_as<float>(x); }

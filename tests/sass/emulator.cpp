@@ -543,12 +543,15 @@ class Machine {
             if (i.variant == 2) EACH result.v[l] = choose(result.v[l], c[l], l);
           }
           if (i.packed) {
-            if (i.variant != 0) fail(0, "this form is not known");
+            if (i.variant == 1) fail(0, "this form is not known");
             const auto half = [&](uint32_t value) {
               return is_signed ? static_cast<uint32_t>(int32_t{static_cast<int16_t>(value)}) : value & 0xffff;
             };
-            EACH result.v[l] = choose(half(a[l] >> 16), half(b[l] >> 16), l) << 16 |
-                               (choose(half(a[l]), half(b[l]), l) & 0xffff);
+            const auto of_halves = [&](int shift, int l) {
+              const uint32_t chosen = choose(half(a[l] >> shift), half(b[l] >> shift), l);
+              return (i.variant == 2 ? choose(chosen, half(c[l] >> shift), l) : chosen) & 0xffff;
+            };
+            EACH result.v[l] = of_halves(16, l) << 16 | of_halves(0, l);
           }
           write(i.to, result, mask);
           break;

@@ -145,7 +145,7 @@ def test_asynchronous_copies_and_matrices(features):
 
 def test_packed_numbers(features):
     a, b = (torch.randint(-(2**31), 2**31, (32,), dtype=torch.int64).to(torch.int32) for _ in range(2))
-    out = torch.zeros(32, 6, dtype=torch.int32)
+    out = torch.zeros(32, 7, dtype=torch.int32)
     features.call("run_packed", a, b, out)
     x, y, got = (t.contiguous().view(torch.int16).view(32, -1) for t in (a, b, out[:, :4].contiguous()))
     unsigned = [t.to(torch.int32) & 0xFFFF for t in (x, y)]
@@ -156,6 +156,9 @@ def test_packed_numbers(features):
     assert (out[:, 4] == (a << 20) >> 20).all()
     p, q = x.view(torch.float16), y.view(torch.float16)
     assert (out[:, 5] == torch.where(p[:, 0] < q[:, 1], a, b)).all()
+    third = unsigned[0][torch.arange(32) ^ 1]
+    largest = torch.maximum(torch.maximum(*unsigned), third)
+    assert ((out[:, 6:].contiguous().view(torch.int16).to(torch.int32) & 0xFFFF) == largest).all()
 
 
 def test_a_dependent_launch(features):

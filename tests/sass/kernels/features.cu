@@ -28,11 +28,12 @@ __global__ void copied(const uint4* in, const uint32_t* words, uint4* out) {
 
 __global__ void packed(const uint32_t* a, const uint32_t* b, uint32_t* out) {
   const uint32_t x = a[threadIdx.x], y = b[threadIdx.x];
-  uint32_t* const to = out + 6 * threadIdx.x;
+  uint32_t* const to = out + 7 * threadIdx.x;
   to[0] = __vmaxu2(x, y), to[1] = __vminu2(x, y), to[2] = __vmaxs2(x, y), to[3] = __vadd2(x, y);
   to[4] = static_cast<uint32_t>(static_cast<int32_t>(x << 20) >> 20);
   const __half2 p = *reinterpret_cast<const __half2*>(&x), q = *reinterpret_cast<const __half2*>(&y);
   to[5] = __hlt(__low2half(p), __high2half(q)) ? x : y;
+  to[6] = __vmaxu2(__vmaxu2(x, y), a[threadIdx.x ^ 1]);  // of three at once
 }
 
 // What follows another launch as soon as that allows it.
