@@ -79,11 +79,10 @@ Scratch lay_out(const Bcl& call, bool saves, Arena& arena) {
 }
 
 // The three labels of each pixel, in one word, of labels that are bytes or longer integers. What takes divisions is done
-// once for a block: the rows and columns that flips read.
-template <bool kTerms, typename Label>
-__global__ void __launch_bounds__(kThreads, kTerms ? 3 : 4) labels_kernel(const Bcl call, const Scratch scratch) {
+// once for a block: the rows and columns that flips read. With kPacks the lane's labels of a row are loaded at once.
+template <bool kTerms, bool kPacks, typename Label>
+__global__ void __launch_bounds__(kThreads, kTerms || sizeof(Label) > 2 ? 3 : 4) labels_kernel(const Bcl call, const Scratch scratch) {
   using Value = std::conditional_t<(sizeof(Label) < 4), int, int64_t>;
-  using Labels = Pack<Label, kPacked>;
   __shared__ int other_rows[kTileRows];
   __shared__ __align__(16) int other_columns[kTileColumns];
   const Tile tile(call);
@@ -101,18 +100,23 @@ __global__ void __launch_bounds__(kThreads, kTerms ? 3 : 4) labels_kernel(const 
   const auto ignore = static_cast<Value>(ignores ? options.ignore_index : INT_MIN);
   const auto classes = static_cast<std::make_unsigned_t<Value>>(kTerms ? classes_of(call) : call.logits.channels);
   const Label* const labels = static_cast<const Label*>(view.data) + offset_of(view, tile.image, 0, 0);
-  const bool packs = view.column_stride == 1 && view.width % kPacked == 0 && view.row_stride % kPacked == 0 &&
-                     reinterpret_cast<uintptr_t>(labels) % alignof(Labels) == 0;
   const auto weight_of = [&](int y, int x) { return kTerms ? target.weight(y, x) : 1.0f; };
   const auto read_one = [&](int y, int x) -> Value {
     if (kTerms && weight_of(y, x) == 0) return ignore;
     return labels[y * view.row_stride + x * view.column_stride];
   };
   const auto read = [&](int y, Value (&values)[kPacked]) {
-    if (!kTerms && packs) {
-      const Labels loaded = Labels::load(labels + y * view.row_stride + tile.x);
+    if constexpr (kPacks) {
+      const Label* const from = labels + y * view.row_stride + tile.x;
+      if constexpr (sizeof(Label) == 1) {
+        const auto words = Pack<uint32_t, kPacked / 4>::load(reinterpret_cast<const uint32_t*>(from));
 #pragma unroll
-      for (int i = 0; i < kPacked; ++i) values[i] = loaded.value[i];
+        for (int i = 0; i < kPacked; ++i) values[i] = __byte_perm(words.value[i / 4], 0, 0x4440 + i % 4);
+      } else {
+        const auto loaded = Pack<Label, kPacked>::load(from);
+#pragma unroll
+        for (int i = 0; i < kPacked; ++i) values[i] = loaded.value[i];
+      }
     } else {
 #pragma unroll
       for (int i = 0; i < kPacked; ++i) values[i] = i < tile.columns ? read_one(y, tile.x + i) : ignore;
@@ -140,9 +144,11 @@ __global__ void __launch_bounds__(kThreads, kTerms ? 3 : 4) labels_kernel(const 
         const float u = i < tile.columns ? weight_of(y, tile.x + i) : 0.0f;
         labelled += own[i] != ignore ? u : 0.0f, distilled += own[i] != ignore || options.everywhere ? u : 0.0f;
         if (codes[i] != 0) weight += u * weight_of_class(call, static_cast<int>(codes[i]) - 1);
-      } else if (call.class_weight && codes[i] != 0) {
-        weight += call.class_weight[codes[i] - 1];
       }
+    }
+    if (!kTerms && call.class_weight) {
+#pragma unroll
+      for (int i = 0; i < kPacked; ++i) weight += codes[i] != 0 ? call.class_weight[codes[i] - 1] : 0.0f;
     }
     if (needs_rows) {
       read(other_rows[y - tile.top], flipped);
@@ -150,8 +156,11 @@ __global__ void __launch_bounds__(kThreads, kTerms ? 3 : 4) labels_kernel(const 
       for (int i = 0; i < kPacked; ++i) rows[i] = codes[i] != 0 ? code_of(flipped[i]) : 0;
     }
     if (needs_columns) {
+      const Label* const row = labels + y * view.row_stride;
 #pragma unroll
-      for (int i = 0; i < kPacked; ++i) columns[i] = codes[i] != 0 ? code_of(read_one(y, others[i])) : 0;
+      for (int i = 0; i < kPacked; ++i) flipped[i] = kPacks ? row[others[i]] : read_one(y, others[i]);
+#pragma unroll
+      for (int i = 0; i < kPacked; ++i) columns[i] = codes[i] != 0 ? code_of(flipped[i]) : 0;
     }
     const int64_t at = tile.row(call, y) * scratch.score_pitch + tile.x;
     Scores narrow{};
@@ -310,7 +319,12 @@ int resolve(const Bcl& call, const Scratch& scratch, const BclOutputs& outputs, 
 
 template <typename Label>
 int label_as(const Bcl& call, const Scratch& scratch, bool terms, void* stream) {
-  const auto kernel = terms ? labels_kernel<true, Label> : labels_kernel<false, Label>;
+  const View& view = call.target;
+  const bool packs = view.column_stride == 1 && view.width % kPacked == 0 && view.row_stride % kPacked == 0 &&
+                     view.batch_stride % kPacked == 0 && reinterpret_cast<uintptr_t>(view.data) % kPackBytes == 0;
+  const auto kernel = terms   ? labels_kernel<true, false, Label>
+                      : packs ? labels_kernel<false, true, Label>
+                              : labels_kernel<false, false, Label>;
   BCM_LAUNCH(kernel, tile_grid(call), kThreads, 0, stream, call, scratch);
   return cudaGetLastError();
 }
