@@ -81,7 +81,7 @@ Scratch lay_out(const Bcl& call, bool saves, Arena& arena) {
 // The three labels of each pixel, in one word, of labels that are bytes or longer integers. What takes divisions is done
 // once for a block: the rows and columns that flips read. With kPacks the lane's labels of a row are loaded at once.
 template <bool kTerms, bool kPacks, typename Label>
-__global__ void __launch_bounds__(kThreads, kTerms || sizeof(Label) > 2 ? 3 : 4) labels_kernel(const Bcl call, const Scratch scratch) {
+__global__ void __launch_bounds__(kThreads, kTerms ? 2 : sizeof(Label) > 2 ? 3 : 4) labels_kernel(const Bcl call, const Scratch scratch) {
   using Value = std::conditional_t<(sizeof(Label) < 4), int, int64_t>;
   __shared__ int other_rows[kTileRows];
   __shared__ __align__(16) int other_columns[kTileColumns];
