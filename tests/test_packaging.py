@@ -14,6 +14,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+import bcmfnet
 
 ROOT = Path(__file__).parents[1]
 REASON = "no no-such-compiler on PATH"
@@ -106,3 +109,14 @@ def test_mapped_packages_are_the_folders_at_the_top():
     for module, folder in ((bcmfnet.kernels, "kernels"), (bcmfnet.benchmarks, "benchmarks")):
         assert Path(module.__file__).parent.name == folder
         assert Path(module.__file__).read_text() == (ROOT / folder / "__init__.py").read_text()
+
+
+def test_changelog_and_citation_are_of_this_version_and_packed():
+    (newest, *_) = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert newest == citation["version"] == bcmfnet.__version__
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what its schema requires
+    (paper,) = citation["references"]
+    assert {"type", "title", "authors"} <= paper.keys() and paper["url"] in (ROOT / "README.md").read_text()
+    packed = (ROOT / "MANIFEST.in").read_text().split()
+    assert {"CHANGELOG.md", "CITATION.cff"} <= set(packed)
