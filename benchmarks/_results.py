@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bcmfnet.benchmarks import _machine
+from bcmfnet.benchmarks._timing import QUANTILES
 from bcmfnet.errors import ConfigError
 
 Row = dict[str, Any]
@@ -23,7 +24,7 @@ COLUMNS = (
     "threads",
     "status",
     "reason",
-    *(f"{metric}_us_{share}" for metric in METRICS for share in (20, 50, 80)),
+    *(f"{metric}_us_{share}" for metric in METRICS for share in QUANTILES),
     "rounds",
     "baseline",
     "speedup",

@@ -26,7 +26,7 @@ FLUSH_BYTES = 2**28
 """Over any L2 (50 MB on H200, 126 MB on B200), and 60 us of writing, behind which the next launches queue up."""
 COPY_BYTES = 2**29
 """Beyond the caches of all but the largest CPUs, and long enough for launches not to count."""
-QUANTILES = (20, 50, 80)
+QUANTILES = (20, 50, 80, 95)
 
 
 def on_cpu(calls: Calls, seconds: float, clock: Callable[[], float] = time.perf_counter) -> list[Round]:
@@ -115,7 +115,7 @@ def repeat(turn: Callable[[], list[Round]], seconds: float, clock: Callable[[], 
 
 
 def quantiles(rounds: list[Round]) -> dict[str, dict[str, float]]:
-    """The 20, 50 and 80 % quantiles of each call and metric, as `<metric>_us_<per cent>`."""
+    """The `QUANTILES` of each call and metric, as `<metric>_us_<per cent>`."""
     return {
         name: {
             f"{metric}_us_{share}": float(np.quantile([one[name][metric] for one in rounds], share / 100))

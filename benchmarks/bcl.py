@@ -81,7 +81,9 @@ CASES = _cases()
 
 
 def make_inputs(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Logits that need a gradient; uint8 labels: regions some 32 pixels wide, with one pixel in twenty ignored."""
+    """Logits that need a gradient; labels, uint8 up to 256 classes: regions some 32 pixels wide, with one pixel in
+    twenty ignored, and class 255 where there is one.
+    """
     generator = torch.Generator(device).manual_seed(0)
     n, c, h, w = case.shape
     height, width = case.size
@@ -90,7 +92,7 @@ def make_inputs(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
         coarse = torch.randn(n, c, -(-height // 32), -(-width // 32), generator=generator, device=device)
         return F.interpolate(coarse, size, mode="bicubic", align_corners=False)
 
-    target = regions(case.size).argmax(1).to(torch.uint8)
+    target = regions(case.size).argmax(1).to(torch.uint8 if c <= 256 else torch.int16)
     target[torch.rand(target.shape, generator=generator, device=device) < 0.05] = IGNORE
     noise = torch.randn(case.shape, generator=generator, device=device) if case.content != "smooth" else None
     logits = 4 * regions((h, w)) if noise is None else noise
@@ -103,7 +105,7 @@ def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavaila
     """
 
     def ours(logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        return _with_gradient(boundary_corrected_loss(logits, target, **LOSSES[case.loss]), logits)
+        return _with_gradient(boundary_corrected_loss(logits, target, ignore_index=IGNORE, **LOSSES[case.loss]), logits)
 
     def written(loss: Provider) -> Provider:
         def call(logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
@@ -225,7 +227,7 @@ class Expected(NamedTuple):
 def expected(case: Case, logits: Tensor, target: Tensor) -> Expected:
     """Value and gradient of the definition."""
     exact = logits.detach().double().requires_grad_(case.backward)
-    loss, stats, _ = reference.loss(exact, target, reference.make_options(**LOSSES[case.loss]))
+    loss, stats, _ = reference.loss(exact, target, reference.make_options(ignore_index=IGNORE, **LOSSES[case.loss]))
     gradient = torch.autograd.grad(loss, exact)[0] if case.backward else None
     with torch.no_grad():
         ohem = _ohem(_upsampled(exact, case.size), target.long())
