@@ -18,7 +18,7 @@ import pytest
 import torch
 from served import frame
 
-from bcmfnet.cli.app import app
+from bcmfnet.cli.app import app, run
 from bcmfnet.cli.serve import serve
 from bcmfnet.data import get_label_table, normalize
 from bcmfnet.data.io import read_label
@@ -177,3 +177,16 @@ def test_commands_of_the_server_run(tmp_path):
     shares = np.bincount(labels.ravel(), minlength=11) / labels.size
     assert [entry["share"] for entry in answer["classes"]] == pytest.approx(shares.tolist())
     assert cv2.imread(str(tmp_path / "overlay.png")).shape == (360, 480, 3)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("page", ["dataset", "deployment"])
+def test_commands_of_a_page_run(page, tmp_path, monkeypatch):
+    text = (DOCS / f"{page}.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    cv2.imwrite("photos/photo.jpg", frame(0, 64, 96))
+    run_examples(text)
+    for line in "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines():
+        assert run(line.split()[1:]) == 0, line
+    assert [path for path in Path().rglob("*.png") if {"OUT", "predictions"} & set(path.parts)]
