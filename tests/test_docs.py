@@ -190,3 +190,17 @@ def test_commands_of_a_page_run(page, tmp_path, monkeypatch):
     for line in "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines():
         assert run(line.split()[1:]) == 0, line
     assert [path for path in Path().rglob("*.png") if {"OUT", "predictions"} & set(path.parts)]
+
+
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BCMFNET_CAMVID", raising=False)
+    names: dict = {}
+    for cell in json.loads((DOCS / "tour.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert names["labels"].shape == names["image"].shape[:2]
+    assert torch.allclose(names["gradient"], names["expected"], atol=1e-6)
+    assert names["losses"][-1] < 0.8 * names["losses"][0]
