@@ -1,7 +1,8 @@
-"""The paper's Tables 2 and 3 again: speeds measured here and counts, beside what is published."""
+"""The paper's Tables 2 and 3 again: speeds measured here and counts, beside what is published; and Table 1's layout."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -248,3 +249,28 @@ def _text(value: Any) -> str:
 
 def _frame(size: Sequence[int] | None) -> str:
     return MISSING if size is None else "x".join(map(str, size))
+
+
+def by_class(paths: Sequence[Path]) -> list[list[str]]:
+    """The layout of Table 1: a row for each evaluation with the IoU of each class and their mean, in per cent.
+
+    Args:
+        paths: an evaluation.json of `bcmfnet evaluate` or `train` each, or the folder that it is in.
+
+    Raises:
+        ConfigError: a file that is not there or is no evaluation, or evaluations of different classes.
+    """
+    rows: list[list[str]] = []
+    for path in paths:
+        file = path / "evaluation.json" if path.is_dir() else path
+        try:
+            scores = json.loads(file.read_text())
+            iou, mean = dict(scores["iou"]), scores["miou"]
+            cells = [MISSING if value is None else f"{100 * value:.1f}" for value in (*iou.values(), mean)]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"evaluations: expected the scores of an evaluation, got {file}: {error!r}") from None
+        header = ["", *iou, "mIoU"]
+        if rows and rows[0] != header:
+            raise ConfigError(f"evaluations: expected the classes {', '.join(rows[0][1:-1])}, got {file} with others")
+        rows += [*([] if rows else [header]), [str(path), *cells]]
+    return rows

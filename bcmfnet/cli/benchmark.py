@@ -1,4 +1,4 @@
-"""`bcmfnet benchmark` and `bcmfnet benchmark tables`."""
+"""`bcmfnet benchmark`, `bcmfnet benchmark tables` and `bcmfnet benchmark classes`."""
 
 from __future__ import annotations
 
@@ -108,6 +108,25 @@ def tables(
             print_table(table)
         print(f"\n{paper.NOTE}", *_results.remarks(rows), sep="\n")
     return 1 if _results.failed(rows) else 0
+
+
+@app.command
+def classes(*evaluations: Path, common: CommonOptions = CommonOptions()) -> int:
+    """Print evaluations in the layout of the paper's Table 1: the IoU of each class, and their mean, in per cent.
+
+    Parameters
+    ----------
+    evaluations
+        Folders with an evaluation.json, as `bcmfnet evaluate` and `train` leave them, or such files.
+    """
+    common.start_logging()
+    from bcmfnet.benchmarks.tables import by_class
+    from bcmfnet.errors import ConfigError
+
+    if not evaluations:
+        raise ConfigError("evaluations: expected at least one folder of an evaluation, got none")
+    print_table(by_class(evaluations))
+    return 0
 
 
 def _print_machine(row: dict[str, Any]) -> None:

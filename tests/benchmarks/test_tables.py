@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 
 import pytest
 import torch
@@ -76,6 +78,31 @@ def test_frames_a_second_are_of_the_median_and_its_quantiles(monkeypatch):
     assert heading == "Table 2, Cityscapes: 1x3x64x96, threads 2"
     shown = dict(zip(*table, strict=True))
     assert (shown["FPS"], shown["20 %"], shown["80 %"], shown["M params"]) == ("250", "200", "500", "1235")
+
+
+def evaluation(folder, **iou):
+    folder.mkdir()
+    (folder / "evaluation.json").write_text(json.dumps({"iou": iou, "miou": 0.625}))
+    return folder
+
+
+def test_classes_of_evaluations_are_columns(tmp_path):
+    first, second = evaluation(tmp_path / "a", road=0.98149, pole=None), evaluation(tmp_path / "b", road=0.9, pole=0.1)
+    assert tables.by_class([first, second / "evaluation.json"]) == [
+        ["", "road", "pole", "mIoU"],
+        [str(first), "98.1", "-", "62.5"],
+        [str(second / "evaluation.json"), "90.0", "10.0", "62.5"],
+    ]
+
+
+def test_evaluations_that_cannot_be_one_table(tmp_path):
+    first, other = evaluation(tmp_path / "a", road=0.9), evaluation(tmp_path / "b", sky=0.9)
+    with pytest.raises(ConfigError, match="^evaluations: expected the classes road, got .*b/evaluation.json with oth"):
+        tables.by_class([first, other])
+    (first / "evaluation.json").write_text("[]")
+    for path in (first, tmp_path / "none"):
+        with pytest.raises(ConfigError, match=f"^evaluations: expected the scores of .*{re.escape(str(path))}"):
+            tables.by_class([path])
 
 
 @pytest.mark.exhaustive
