@@ -9,12 +9,21 @@ import csv
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent / "results"
+AVX2 = "amd-epyc-avx2.csv"
+"""Another AMD EPYC, with AVX2 alone."""
 MACHINES = {"no AMX": "amd-epyc.csv", "AMX": "intel-xeon-processor.csv"}
 INSTRUCTIONS = RESULTS / "instructions-sm90.csv"
 FLOORS_HEAD = "| call, us | launches | instructions issued | issue floor | memory floor |"
+SCALING_HEAD = "| varied | this library | eager, the best form | eager, three cross-entropies and a sort |"
+STEPS_HEAD = "| float32, two threads | network alone | + upsampling | + argmax | from a decoded frame |"
+PAPER_HEADS = {
+    "cityscapes": "| Table 2, Cityscapes | FPS here | 95 % of frames within | published: FPS | GPU | mIoU |",
+    "camvid": "| Table 3, CamVid | FPS here | 95 % of frames within | published: FPS | GPU | mIoU |",
+}
 MISSING = "-"
 
 Rows = dict[tuple[str, str, str, str], dict[str, str]]
@@ -140,6 +149,72 @@ def floors() -> list[str]:
     return [FLOORS_HEAD, "|---" * 5 + "|", *(f"| {' | '.join(row)} |" for row in cells)]
 
 
+def scaling() -> list[str]:
+    """What the loss costs from the smallest to the largest of each axis, and the powers n^k that it grows with."""
+    from bcmfnet.benchmarks.scaling import AXES, exponent
+
+    rows = measured(RESULTS / AVX2)
+    found = [SCALING_HEAD, "|---" * 4 + "|"]
+    for axis, cases in AXES.items():
+        here = {value: case.name for value, case in cases.items() if ("scaling", case.name, "cpp", "1") in rows}
+        if len(here) < 2:
+            continue
+        cells = []
+        for provider in ("cpp", "eager_best", "naive"):
+            costs = [rows["scaling", name, provider, "1"] for name in here.values()]
+            parts = []
+            for column, unit, name in (("time_us_50", 1e3, "ms"), ("extra_bytes", 1e6, "MB")):
+                values = [float(row[column]) / unit for row in costs]
+                span = f"{_number(values[0])} to {_number(values[-1])} {name}"
+                parts.append(f"{span} (n^{exponent(list(here), values):.2f})")
+            cells.append(", ".join(parts))
+        values = list(here)
+        found.append(f"| {axis}: {values[0]:.3g} to {values[-1]:.4g} | {' | '.join(cells)} |")
+    return found
+
+
+def steps() -> list[str]:
+    """Frames a second at each step of the way, with the median and the 95 % quantile of the milliseconds."""
+    rows = measured(RESULTS / AVX2)
+    found = [STEPS_HEAD, "|---" * 5 + "|"]
+    names = {"ours": "`for_inference()`", "eager_best": "eager, the best form", "eager": "eager, as one writes it"}
+    for size in sorted({key[1] for key in rows if key[0] == "fps"}):
+        for provider, name in names.items():
+            cells = []
+            for step in ("logits", "upsampled", "labels", "frame"):
+                row = rows.get(("fps", size, f"{provider}_{step}", "2"))
+                cells.append(MISSING if row is None else _rate(row))
+            weights, shape = size.split("-")
+            found.append(f"| {name}, {shape}, {weights} weights | {' | '.join(cells)} |")
+    return found
+
+
+def _rate(row: dict[str, str]) -> str:
+    median, late = (float(row[column]) / 1e3 for column in ("time_us_50", "time_us_95"))
+    return f"{1e3 / median:.3g} FPS ({_number(median)}, {_number(late)} ms)"
+
+
+def paper_table(table: str) -> list[str]:
+    """Speeds of one of the paper's tables as they were measured, beside what is published."""
+    from bcmfnet.benchmarks.tables import INFERENCE, published
+
+    found = [PAPER_HEADS[table], "|---" * 6 + "|"]
+    for (benchmark, case, provider, _), row in measured(RESULTS / AVX2).items():
+        if benchmark == "tables" and case.startswith(table):
+            known = published(table, provider.removesuffix(INFERENCE))
+            title = f"{known.title}, `for_inference()`" if provider.endswith(INFERENCE) else known.title
+            rate = f"{1e6 / float(row['time_us_50']):.3g}"
+            late = f"{_number(float(row['time_us_95']) / 1e3)} ms"
+            cells = [title, rate, late, *(str(v or MISSING) for v in (known.fps, known.gpu, known.miou))]
+            found.append(f"| {' | '.join(cells)} |")
+    return found
+
+
+DRAWN = {FLOORS_HEAD: floors, SCALING_HEAD: scaling, STEPS_HEAD: steps}
+DRAWN |= {head: partial(paper_table, table) for table, head in PAPER_HEADS.items()}
+"""First line of a table -> what draws it."""
+
+
 def redrawn(text: str, table: Table, machines: dict[str, Rows]) -> str:
     """A text in Markdown, its paragraph that is such a table drawn anew."""
     first = f"\n| {next(iter(table.providers))} |"
@@ -156,10 +231,14 @@ def main(*paths: str) -> None:
         if not paths:
             print(table.benchmark, *lines(table, machines), sep="\n")
     for path in map(Path, paths):
-        old = path.read_text().split("\n\n")
-        path.write_text("\n\n".join("\n".join(floors()) if FLOORS_HEAD in part else part for part in old))
+        parts = path.read_text().split("\n\n")
+        drawn = {head: draw for head, draw in DRAWN.items() if any(head in part for part in parts)}
+        for head, draw in drawn.items():
+            parts = ["\n".join(draw()) if head in part else part for part in parts]
+        path.write_text("\n\n".join(parts))
     if not paths:
-        print(*floors(), sep="\n")
+        for draw in DRAWN.values():
+            print(*draw(), sep="\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bcmfnet.benchmarks.figures import INSTRUCTIONS, MACHINES, RESULTS, measured
+from bcmfnet.benchmarks.figures import AVX2, INSTRUCTIONS, MACHINES, RESULTS, measured
+from bcmfnet.benchmarks.scaling import AXES
 from bcmfnet.viz import require_matplotlib
 
 
@@ -104,9 +105,44 @@ def described(case: str) -> str:
     return f"loss, {resolution}, {precision}, {' '.join(words)}"
 
 
+def scaling(figure: Any, theme: Theme) -> None:
+    """Time and peak memory of the loss against resolution, batch and classes, on logarithmic axes."""
+    rows = measured(RESULTS / AVX2)
+    looks = {
+        "this library": ("cpp", theme.ours, "o"),
+        "eager, the best form": ("eager_best", theme.quiet, "s"),
+        "eager, as one writes it": ("naive", theme.second, "^"),
+    }
+    costs = {}
+    for axis, cases in AXES.items():
+        keys = {
+            value: [("scaling", case.name, look[0], "1") for look in looks.values()] for value, case in cases.items()
+        }
+        found = {value: [rows[key] for key in each] for value, each in keys.items() if all(key in rows for key in each)}
+        if len(found) > 1:
+            costs[axis] = found
+    grid = figure.subplots(2, len(costs), sharey="row", sharex="col")
+    for (axis, found), panels in zip(costs.items(), grid.T, strict=True):
+        for axes, column, unit in zip(panels, ("time_us_50", "extra_bytes"), (1e3, 1e6), strict=True):
+            for number, (name, (_, color, marker)) in enumerate(looks.items()):
+                values = [float(row[number][column]) / unit for row in found.values()]
+                axes.plot(list(found), values, color=color, marker=marker, markersize=4, label=name)
+            axes.set(xscale="log", yscale="log")
+            axes.set_xticks(list(found), [f"{value:.2g}" if value < 10 else f"{value:g}" for value in found])
+            axes.set_xticks([], minor=True)
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+            axes.grid(color=theme.rule, linewidth=0.6)
+        panels[1].set_xlabel(axis, color=theme.quiet)
+    for axes, name in zip(grid[:, 0], ("ms", "MB beyond inputs and outputs"), strict=True):
+        axes.set_ylabel(name, color=theme.quiet)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, labelcolor=theme.ink, loc="outside upper left", ncols=len(looks))
+
+
 FIGURES: dict[str, tuple[Callable[[Any, Theme], None], tuple[float, float]]] = {
     "loss": (loss, (8.4, 5.6)),
     "floors": (floors, (8.4, 6.0)),
+    "scaling": (scaling, (8.4, 5.0)),
 }
 """How each is drawn, and its width and height in inches."""
 
@@ -122,7 +158,7 @@ def draw(folder: Path) -> None:
     for name, (drawing, size) in FIGURES.items():
         for mode, theme in THEMES.items():
             with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, **fonts}):
-                figure = Figure(figsize=size, layout="constrained" if name == "floors" else None)
+                figure = Figure(figsize=size, layout=None if name == "loss" else "constrained")
                 drawing(figure, theme)
                 for axes in figure.axes:
                     axes.spines[:].set_visible(False)

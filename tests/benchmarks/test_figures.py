@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bcmfnet.benchmarks import figures
+from bcmfnet.benchmarks import figures, scaling
 
 
 def row(provider="cpp", baseline="eager_best", speedup="37.123"):
@@ -53,3 +53,35 @@ def test_rows_without_a_time_are_left_out(tmp_path):
     path.write_text("benchmark,case,provider,threads,time_us_50\nbcl,c,cpp,1,4.5\nbcl,c,cuda,1,\n")
     assert list(figures.measured(path)) == [("bcl", "c", "cpp", "1")]
     assert figures.measured(tmp_path / "none.csv") == {}
+
+
+def test_the_scaling_table_has_ends_and_powers(monkeypatch):
+    """Time that grows as the value, memory as its square."""
+    rows = {}
+    for cases in scaling.AXES.values():
+        for value, case in cases.items():
+            for provider in ("cpp", "eager_best", "naive"):
+                costs = {"time_us_50": str(2e3 * value), "extra_bytes": str(1e6 * value**2)}
+                rows["scaling", case.name, provider, "1"] = costs
+    # A case is on two axes, so each is looked at alone.
+    monkeypatch.setattr(figures, "measured", lambda path: rows)
+    monkeypatch.setattr(scaling, "AXES", {"classes": scaling.AXES["classes, at 256x512"]})
+    head, _, row = figures.scaling()
+    cell = "4 to 2,000 ms (n^1.00), 4 to 1,000,000 MB (n^2.00)"
+    assert head == figures.SCALING_HEAD and row == f"| classes: 2 to 1000 | {cell} | {cell} | {cell} |"
+
+
+def test_frames_a_second_step_by_step(monkeypatch):
+    measured = {"time_us_50": "400000", "time_us_95": "500000"}
+    rows = {("fps", "random-1x3x8x8", "ours_labels", "2"): measured}
+    monkeypatch.setattr(figures, "measured", lambda path: rows)
+    _, _, ours, *others = figures.steps()
+    assert ours == "| `for_inference()`, 1x3x8x8, random weights | - | - | 2.5 FPS (400, 500 ms) | - |"
+    assert all(line.endswith("| - | - | - | - |") for line in others)
+
+
+def test_the_papers_table_has_measured_and_published_speeds(monkeypatch):
+    rows = {("tables", "camvid-1x3x360x480", "bcmfnet_for_inference", "2"): {"time_us_50": "5e4", "time_us_95": "6e4"}}
+    monkeypatch.setattr(figures, "measured", lambda path: rows)
+    assert figures.paper_table("camvid")[2:] == ["| BCMFNet, `for_inference()` | 20 | 60 ms | 225.0 | - | 76.2 |"]
+    assert len(figures.paper_table("cityscapes")) == 2
