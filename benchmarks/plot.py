@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bcmfnet.benchmarks.figures import AVX2, INSTRUCTIONS, MACHINES, RESULTS, measured
+from bcmfnet.benchmarks.peers.published import PAPER
 from bcmfnet.benchmarks.scaling import AXES
 from bcmfnet.viz import require_matplotlib
 
@@ -139,10 +140,31 @@ def scaling(figure: Any, theme: Theme) -> None:
     figure.legend(handles, labels, frameon=False, labelcolor=theme.ink, loc="outside upper left", ncols=len(looks))
 
 
+def speed(figure: Any, theme: Theme) -> None:
+    """Accuracy that papers print on Cityscapes against frames a second that were measured here."""
+    rows = measured(RESULTS / AVX2)
+    axes = figure.subplots()
+    for known in PAPER["cityscapes"]:
+        row = rows.get(("tables", "cityscapes-1x3x512x1024", known.network, "2"))
+        if row is not None:
+            ours = known.network == "bcmfnet"
+            place = 1e6 / float(row["time_us_50"]), known.miou
+            axes.scatter(*place, color=theme.ours if ours else theme.quiet, s=36 if ours else 22)
+            axes.annotate(f"  {known.title}", place, color=theme.ink if ours else theme.quiet, va="center")
+    axes.set(xscale="log")
+    axes.margins(x=0.15, y=0.08)
+    axes.set_xticks([0.2, 0.5, 1, 2, 5, 10], ["0.2", "0.5", "1", "2", "5", "10"])
+    axes.set_xticks([], minor=True)
+    axes.grid(color=theme.rule, linewidth=0.6)
+    axes.set_xlabel("frames of 512x1024 a second, eager float32 on two threads of a CPU, measured", color=theme.quiet)
+    axes.set_ylabel("mIoU on Cityscapes, published", color=theme.quiet)
+
+
 FIGURES: dict[str, tuple[Callable[[Any, Theme], None], tuple[float, float]]] = {
     "loss": (loss, (8.4, 5.6)),
     "floors": (floors, (8.4, 6.0)),
     "scaling": (scaling, (8.4, 5.0)),
+    "speed": (speed, (8.4, 4.2)),
 }
 """How each is drawn, and its width and height in inches."""
 
