@@ -27,7 +27,7 @@ def load_predictor(weights: Path, device: str, amp: str) -> tuple[LabelPredictor
         raise ConfigError(f"device: expected auto or cpu with {weights}, which runs on the CPU, got {device}")
     if amp not in ("auto", "off"):
         raise ConfigError(f"amp: expected auto or off with {weights}, whose precision is its own, got {amp}")
-    file = read_exported(weights)
+    file = read_exported(weights, logits=True)
     return ExportedPredictor(file), file.metadata
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bcmfnet.inference.cuda_graphs import CUDAGraphs
 from bcmfnet.inference.folding import folded, fused, with_context_op
+from bcmfnet.inference.quantization import check_quantization
 from bcmfnet.inference.runtimes import RUNTIMES, Runtime, check_runtime
 from bcmfnet.models.ddrnet import DualResolutionNet, check_images
 from bcmfnet.ops import _options, upsample_argmax
@@ -28,6 +29,7 @@ def for_inference(
     cuda_graph: bool | None = None,
     runtime: str | None = None,
     output: str = "labels",
+    quantized: Sequence[Tensor] | None = None,
 ) -> InferenceNetwork:
     """A copy that goes from images to label maps as fast as it can; the model is left as it is.
 
@@ -49,12 +51,15 @@ def for_inference(
             bfloat16). A runtime converts the network for each size and number of threads, which takes seconds.
         output: "labels", or "logits" at 1/8 [N, classes, ceil(H / 8), ceil(W / 8)], float32 from a runtime, else
             in `dtype`.
+        quantized: images as the copy takes them, float32 [1, 3, H, W], some tens of them from what it will be used
+            on: with runtime="openvino" NNCF quantises the network to int8, by the ranges that its maps have on these.
+            Labels then differ from the model's by more than rounding. `dtype` is that of what stays in floating point.
 
     Raises:
         TypeError, ValueError: an unknown value, or values that do not go together.
-        ImportError: a runtime that is not installed.
+        ImportError: a runtime, or NNCF, that is not installed.
     """
-    return InferenceNetwork(model, dtype, memory_format, compile, cuda_graph, runtime, output)
+    return InferenceNetwork(model, dtype, memory_format, compile, cuda_graph, runtime, output, quantized)
 
 
 class InferenceNetwork(nn.Module):
@@ -72,6 +77,7 @@ class InferenceNetwork(nn.Module):
         cuda_graph: bool | None,
         runtime: str | None,
         output: str,
+        quantized: Sequence[Tensor] | None = None,
     ):
         super().__init__()
         device = next(model.parameters()).device
@@ -82,8 +88,10 @@ class InferenceNetwork(nn.Module):
         runtime = _options.choice("runtime", runtime, (None, *RUNTIMES))
         output = _options.choice("output", output, OUTPUTS)
         _check_together(device, dtype, compile, cuda_graph, runtime)
+        if quantized is not None:
+            _check_quantized(runtime, quantized)
         self.compile_network, self.cuda_graph, self.runtime, self.output = compile, cuda_graph, runtime, output
-        self.dtype, self.memory_format = dtype, memory_format
+        self.dtype, self.memory_format, self.quantized = dtype, memory_format, quantized
         if runtime is not None:
             self.network = folded(model, torch.float32, torch.contiguous_format)
         else:
@@ -97,7 +105,7 @@ class InferenceNetwork(nn.Module):
         """Make what is no state: the compiled network or the runtime's, and the CUDA graphs."""
         self._logits: Callable[[Tensor], Tensor] = self.network.forward
         if self.runtime is not None:
-            self._logits = Runtime(self.runtime, self.network, self.dtype)
+            self._logits = Runtime(self.runtime, self.network, self.dtype, self.quantized)
         elif self.compile_network:
             self._logits = torch.compile(self.network.forward, dynamic=False)
         self._graphs = None
@@ -164,3 +172,15 @@ def _check_together(
         if device.type != "cpu":
             raise ValueError(f"runtime: expected a model on the CPU, got one on {device}")
         check_runtime(runtime, dtype)
+
+
+def _check_quantized(runtime: str | None, images: Sequence[Tensor]) -> None:
+    if runtime != "openvino":
+        raise ValueError(f"runtime: expected 'openvino' with quantized, got {runtime!r}")
+    if not isinstance(images, Sequence) or len(images) == 0:
+        raise TypeError(f"quantized: expected a list of images, got {images!r}")
+    for image in images:
+        check_images(image, "quantized")
+        if len(image) != 1:
+            raise ValueError(f"quantized: expected images [1, 3, H, W], got one of {list(image.shape)}")
+    check_quantization("quantized")

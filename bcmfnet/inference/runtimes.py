@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from bcmfnet.inference.quantization import quantized
 
 SIZES = 4
 """Sizes of which the converted network is kept; to convert it takes seconds."""
@@ -44,10 +46,17 @@ def check_runtime(name: str, dtype: torch.dtype) -> None:
 
 
 class Runtime:
-    """A network's pass through a runtime; it converts the network once for each size and number of threads."""
+    """A network's pass through a runtime; it converts the network once for each size and number of threads.
 
-    def __init__(self, name: str, network: nn.Module, dtype: torch.dtype):
+    With images for the ranges of its maps, which OpenVINO alone takes, the network is quantised, once for all sizes.
+    """
+
+    def __init__(self, name: str, network: nn.Module, dtype: torch.dtype, images: Sequence[Tensor] | None = None):
         convert = {"onnxruntime": _onnxruntime, "openvino": _openvino}[name]
+        if images is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # as below
+                convert = _quantized_openvino(network, images)
 
         def converted(shape: torch.Size, threads: int) -> Pass:
             with warnings.catch_warnings():
@@ -82,6 +91,20 @@ def _openvino(network: nn.Module, images: Tensor, dtype: torch.dtype, threads: i
     import openvino
 
     return run_openvino(openvino.convert_model(network, example_input=images, input=list(images.shape)), dtype, threads)
+
+
+def _quantized_openvino(network: nn.Module, images: Sequence[Tensor]) -> Callable[..., Pass]:
+    """What converts the network once more for a size, in int8."""
+    import openvino
+
+    model = quantized(openvino.convert_model(network, example_input=images[0], input=[-1, 3, -1, -1]), images)
+
+    def convert(network: nn.Module, images: Tensor, dtype: torch.dtype, threads: int) -> Pass:
+        of_size = model.clone()
+        of_size.reshape(list(images.shape))
+        return run_openvino(of_size, dtype, threads)
+
+    return convert
 
 
 def run_openvino(model: Any, dtype: torch.dtype, threads: int) -> Pass:

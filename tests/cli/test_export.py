@@ -34,6 +34,10 @@ def test_exported_file_takes_the_place_of_weights(bcmfnet, trained, tmp_path):
 @pytest.mark.parametrize(("words", "said"), [
     (("--size", 32, 64), "--size"),
     (("--size", 64, 96, "--dtype", "float16", "--format", "openvino"), "--dtype: expected float32 with form"),
+    (("--size", 64, 96, "--dtype", "int8", "--format", "torch"), "--dtype: expected float32 with format torch, got"),
+    (("--size", 64, 96, "--dtype", "int8"), "--calibration: expected images with dtype int8, and with it alone"),
+    (("--size", 64, 96, "--calibration", "."), "--calibration: expected images with dtype int8, and with it alone"),
+    (("--size", 64, 96, "--format", "tensorrt"), "trtexec --onnx=FILE.onnx --saveEngine=FILE.engine --fp16"),
     (("--size", 64, 96, "--weights", "nothing.safetensors"), "nothing.safetensors: expected a weights file"),
     (("--size", 64, 96, "--frames", "nowhere"), "expected an image file, a folder of images or a glob"),
 ])  # fmt: skip

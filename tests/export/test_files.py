@@ -13,6 +13,7 @@ from bcmfnet.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from bcmfnet.engine.exported import ExportedPredictor
 from bcmfnet.errors import CheckpointError, ConfigError, MissingFileError, MissingPackageError
 from bcmfnet.export import FORMATS, DeployedGraph, export, files, format_of, least_side, read_exported
+from bcmfnet.export import check as check_module
 from bcmfnet.export.check import check_exported
 from bcmfnet.inference import for_inference
 from bcmfnet.models import create_model
@@ -117,6 +118,51 @@ def test_an_onnx_file_needs_nothing_of_ours(onnx_file):
     assert kinds == [onnx.TensorProto.UINT8] * 2
     kept = {entry.key: json.loads(entry.value) for entry in content.metadata_props}
     assert kept["classes"] == list("abcde") and kept["mean"] == list(IMAGENET_MEAN) and len(kept["colors"]) == 5
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("format", ["openvino", "onnx"])
+def test_int8_gives_nearly_the_same_labels(model, tmp_path, format):
+    needs(format)
+    pytest.importorskip("nncf")
+    path, calibration = tmp_path / f"network{FORMATS[format].ending}", list(images(*SIZE, count=4).split(1))
+    graph = DeployedGraph(model, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    export(graph, path, format=format, size=SIZE, metadata=METADATA, calibration=calibration)
+    files_of_it = tmp_path.glob("network.*")
+    assert sum(f.stat().st_size for f in files_of_it) < 0.4 * sum(p.nbytes for p in graph.network.parameters())
+    file = read_exported(path)
+    assert file.metadata["dtype"] == "int8" and file.metadata["output"] == "labels"
+    frame = images(*SIZE)
+    check = check_exported(file, for_inference(model), [frame], [normalize(frame)])
+    assert 0 < check.differing < 0.1 * check.pixels and check.most_differing > 1e-3
+    assert not torch.equal(file.run(frame), file.run(255 - frame))
+    predictor = ExportedPredictor(read_exported(path, logits=True))
+    own = for_inference(model).logits(normalize(frame))
+    assert 0 < (predictor.logits(frame) - own).norm() < 0.4 * own.norm()  # of a network that was hardly trained
+    assert (predictor(frame) != file.run(frame)).float().mean() < 1e-3
+
+
+def test_int8_is_of_some_formats_alone(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="^format: expected onnx or openvino with int8, got torch$"):
+        export(None, tmp_path / "n.pt2", format="torch", size=SIZE, calibration=[images(*SIZE)])
+    monkeypatch.setattr(files, "find_spec", lambda name: None if name == "nncf" else name)
+    with pytest.raises(MissingPackageError, match="^format: onnx in int8 needs nncf: pip install nncf$"):
+        export(None, tmp_path / "n.onnx", format="onnx", size=SIZE, calibration=[images(*SIZE)])
+
+
+def test_a_file_of_labels_has_logits_too(model, onnx_file):
+    predictor = ExportedPredictor(read_exported(onnx_file, logits=True))
+    frame = images(*SIZE)
+    torch.testing.assert_close(
+        predictor.logits(frame), for_inference(model).logits(normalize(frame)), rtol=0, atol=1e-4
+    )
+    assert (predictor(frame) != read_exported(onnx_file).run(frame)).float().mean() < 1e-3
+
+
+@pytest.mark.exhaustive
+def test_peak_memory_is_that_of_a_process(onnx_file):
+    pytest.importorskip("resource")
+    assert 50e6 < check_module.peak_memory(read_exported(onnx_file), SIZE) < 4e9
 
 
 def test_bad_files_are_named(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from bcmfnet.inference import folding, for_inference, layers, runtimes
 from bcmfnet.inference.folding import folded
 from bcmfnet.inference.folding import fused as with_fused_layers
 from bcmfnet.models import list_models
-from bcmfnet.ops import _cpu
+from bcmfnet.ops import _cpu, upsample_argmax
 
 SIZES = [
     (64, 64),  # the smallest: the last map is 1x1
@@ -232,6 +232,7 @@ def test_in_inference_mode_and_out_of_it(model):
         ({"compile": 1}, "compile: expected True or False, got 1"),
         ({"cuda_graph": 0}, "cuda_graph: expected True or False, got 0"),
         ({"cuda_graph": True}, "cuda_graph: expected a model on a CUDA device, got one on cpu"),
+        ({"quantized": [torch.zeros(1, 3, 64, 64)]}, "runtime: expected 'openvino' with quantized, got None"),
         ({"runtime": "tensorrt"}, "runtime: expected one of None, onnxruntime, openvino, got 'tensorrt'"),
         ({"output": "mask"}, "output: expected one of labels, logits, got 'mask'"),
         (
@@ -317,3 +318,29 @@ def test_engines(model, runtime, dtype):
     assert runtimes.SignalStack.current().start == signal_stack
     del network, scores  # in the order in which they were made
     assert runtimes.SignalStack.current().start == signal_stack
+
+
+@pytest.mark.exhaustive
+def test_quantized(model):
+    for package in ("nncf", "openvino"):
+        pytest.importorskip(package)
+    network = for_inference(model, runtime="openvino", quantized=frames((64, 96), 4).split(1))
+    for images in (frames((64, 96), seed=1), frames((97, 131), 2)):  # quantised once for all sizes
+        own, given = for_inference(model).logits(images), network.logits(images)
+        assert 1e-4 < relative_error(given, own) < 0.3
+        assert torch.equal(network(images), upsample_argmax(given, images.shape[-2:]))
+
+
+@pytest.mark.parametrize(
+    ("quantized", "message"),
+    [
+        ([], "quantized: expected a list of images, got []"),
+        ([1], "quantized: expected a tensor, got int"),
+        ([torch.zeros(1, 3, 32, 64)], "quantized: expected float [N, 3, H, W], H and W >= 64, got float32 [1, 3, 32"),
+        ([torch.zeros(2, 3, 64, 64)], "quantized: expected images [1, 3, H, W], got one of [2, 3, 64, 64]"),
+    ],
+)
+def test_images_that_cannot_calibrate(model, quantized, message):
+    pytest.importorskip("openvino")
+    with pytest.raises((TypeError, ValueError), match=f"^{re.escape(message)}"):
+        for_inference(model, runtime="openvino", quantized=quantized)
