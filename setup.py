@@ -35,10 +35,10 @@ class NotBuilt(Exception):
     """Why there is no native library, or no CUDA in it; the package works without."""
 
 
-def cuda_mode() -> str:
-    mode = os.environ.get("BCMFNET_CUDA", "auto")
+def wanted(variable: str) -> str:
+    mode = os.environ.get(variable, "auto")
     if mode not in ("auto", "0", "1"):
-        raise SystemExit(f"BCMFNET_CUDA: expected auto, 0 or 1, got {mode}")
+        raise SystemExit(f"{variable}: expected auto, 0 or 1, got {mode}")
     return mode
 
 
@@ -160,15 +160,19 @@ class CMakeBuild(build_ext):
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         library.parent.mkdir(parents=True, exist_ok=True)
         library.unlink(missing_ok=True)  # one of an earlier build must not be packed where this one fails
-        mode = cuda_mode()
+        mode, native = wanted("BCMFNET_CUDA"), wanted("BCMFNET_NATIVE")
         record = {"native": True, "reason": None, "cuda": None, "sources": sources_digest()}
         try:
+            if native == "0":
+                raise NotBuilt("BCMFNET_NATIVE=0")
             record["cuda"] = self.compile(library.parent, mode)
         except (NotBuilt, OSError) as error:
-            if mode == "1":
-                raise SystemExit(f"bcmfnet: BCMFNET_CUDA=1, but the native library was not built: {error}") from error
+            for variable in ("BCMFNET_CUDA", "BCMFNET_NATIVE"):
+                if wanted(variable) == "1":
+                    raise SystemExit(f"bcmfnet: {variable}=1, but the native library was not built: {error}") from error
             record |= {"native": False, "reason": str(error)}
-            self.take_earlier(library, record)
+            if native != "0":
+                self.take_earlier(library, record)
         self.native = record["native"]
         if not self.native:
             say(f"NATIVE LIBRARY NOT BUILT, plain PyTorch serves every op several times slower: {record['reason']}")
@@ -208,6 +212,7 @@ class CMakeBuild(build_ext):
             configure = [
                 "cmake", "-S", ROOT, "-B", build, "-G", "Ninja",
                 f"-DTORCH_DIRECTORY={torch}", f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={destination}",
+                *([] if self.editable_mode or sys.platform == "darwin" else ["-DCMAKE_MODULE_LINKER_FLAGS=-s"]),
             ]  # fmt: skip
             compile_all = ["cmake", "--build", build, "--parallel", os.environ.get("MAX_JOBS", "2")]
             try:
