@@ -140,7 +140,11 @@ def tree(tmp_path: Path) -> Path:
 def run(tree: Path, *command: str, status: int = 0, **environment: str) -> str:
     """Output of a command of setup.py."""
     torch = tree.parent / "torch" / "lib" / "python3.11" / "site-packages"
-    env = {k: v for k, v in os.environ.items() if k not in ("BCMFNET_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDACXX")}
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("BCMFNET_CUDA", "BCMFNET_NATIVE", "TORCH_CUDA_ARCH_LIST", "CUDACXX")
+    }
     env |= {"PYTHONPATH": str(torch)} | environment
     done = subprocess.run(
         [sys.executable, "setup.py", *command], cwd=tree, env=env, capture_output=True, text=True, timeout=120
@@ -211,6 +215,21 @@ def test_another_value_of_bcmfnet_cuda(tree):
     assert wheel(tree, status=1, BCMFNET_CUDA="yes")[3].splitlines()[-1] == (
         "BCMFNET_CUDA: expected auto, 0 or 1, got yes"
     )
+
+
+def test_the_native_library_can_be_left_out_or_insisted_on(tree):
+    name, record, files, _ = wheel(tree, BCMFNET_NATIVE="0")
+    assert name.endswith("-py3-none-any.whl") and "bcmfnet/_C.so" not in files
+    assert (record["native"], record["reason"]) == (False, "BCMFNET_NATIVE=0")
+    _, _, files, _ = wheel(tree, BCMFNET_NATIVE="1", BCMFNET_CUDA="0")
+    assert "bcmfnet/_C.so" in files
+    unpacked = tree / "unpacked"
+    shutil.unpack_archive(next((tree / "dist").glob("*.whl")), unpacked, "zip")
+    listed = subprocess.run(["nm", unpacked / "bcmfnet" / "_C.so"], capture_output=True, text=True)
+    assert "no symbols" in listed.stdout + listed.stderr  # stripped
+    output = wheel(tree, status=1, BCMFNET_NATIVE="1", CXX="no-such-compiler")[3]
+    said = "bcmfnet: BCMFNET_NATIVE=1, but the native library was not built: no no-such-compiler on PATH"
+    assert output.splitlines()[-1] == said
 
 
 def test_a_wheel_without_native_code_is_of_every_machine(tree):

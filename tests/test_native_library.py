@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
-from bcmfnet.ops import _extension
+from bcmfnet.ops import _extension, upsample_argmax
 
 ROOT = Path(__file__).parents[1]
 KERNELS = sorted(ROOT.glob("csrc/*/*_cpu.cpp"))
@@ -54,3 +56,41 @@ def test_code_of_an_instruction_set_stays_in_its_namespace(source, tmp_path):
     defined = names("--defined-only", "--extern-only", compiled)
     assert defined
     assert [name for name in defined if not name.startswith("bcmfnet::some_isa::")] == []
+
+
+@pytest.mark.exhaustive
+def test_builds_of_two_names_live_in_one_process(tmp_path):
+    """As two versions of the ops that packages bring with them: each under its own namespace, beside ours."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++")
+    torch_folder = Path(torch.__file__).parent
+    options = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", f"-I{ROOT / 'csrc'}", "-DBCMFNET_WITH_CUDA=0"]
+    options += [f"-isystem{torch_folder / 'include'}", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"]
+
+    def compiled(source: str, *more: str) -> Path:
+        path = tmp_path / f"{len(list(tmp_path.glob('*.o')))}.o"
+        subprocess.run([compiler, *options, *more, "-c", ROOT / "csrc" / source, "-o", path], check=True)
+        return path
+
+    isas = {"plain": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]} if _is_x86() else {"plain": []}
+    common = [compiled(f"common/{name}.cpp") for name in ("tensor", "isa")]
+    for isa, flags in isas.items():
+        common.append(compiled("upsample_argmax/upsample_argmax_cpu.cpp", f"-DBCM_ISA={isa}", *flags))
+    logits = torch.randn(2, 5, 7, 9)
+    expected = upsample_argmax(logits, (30, 41))
+    for name in ("bcmfnet_first", "bcmfnet_second"):
+        library = tmp_path / f"{name}.so"
+        bindings = compiled("upsample_argmax/upsample_argmax.cpp", f"-DBCM_LIBRARY={name}")
+        linked = ["-shared", bindings, *common, f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-ldl"]
+        subprocess.run([compiler, *linked, "-o", library], check=True)
+        torch.ops.load_library(library)
+    for name in ("bcmfnet_first", "bcmfnet_second"):
+        labels = torch.empty_like(expected)
+        getattr(torch.ops, name)._upsample_argmax(logits, labels, None)
+        assert torch.equal(labels, expected)
+    assert torch.equal(upsample_argmax(logits, (30, 41)), expected)
+
+
+def _is_x86() -> bool:
+    return platform.machine() in ("x86_64", "AMD64")

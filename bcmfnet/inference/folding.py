@@ -15,6 +15,7 @@ from bcmfnet.inference.layers import ContextOp, ConvAddReLU, Stem
 from bcmfnet.models.ddrnet import DualResolutionNet
 from bcmfnet.nn.context import ConvUnit, PyramidContext
 from bcmfnet.ops import _cpu
+from bcmfnet.ops._library import OPS
 from bcmfnet.ops._lmfm import beats_modules
 from bcmfnet.ops.backends import has_kernel
 
@@ -152,7 +153,7 @@ def _join_upsampling(network: fx.GraphModule, node: fx.Node) -> None:
     (total,) = node.users
     if total.target is operator.add and _take_relus(network, total):
         (high,) = (argument for argument in total.args if argument is not node)
-        operation = torch.ops.bcmfnet.upsample_add_relu  # a graph is traced anew when it is unpickled
+        operation = OPS.upsample_add_relu  # a graph is traced anew when it is unpickled
         with network.graph.inserting_after(total):
             _replace(total, network.graph.call_function(operation, (high, *node.args)))
         network.graph.eliminate_dead_code()

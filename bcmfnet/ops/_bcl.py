@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bcmfnet.ops import _limits, backends
 from bcmfnet.ops._derivatives import refuse_forward_mode
+from bcmfnet.ops._library import NAMESPACE, OPS
 from bcmfnet.ops._loss_options import OVERLAP_WEIGHTS, Integers, pack, unpack
 from bcmfnet.ops._op import EVERY_DEVICE, LIBRARY, Kernel, Op
 from bcmfnet.reference import bcl as reference
@@ -245,5 +246,5 @@ _BACKWARD = _OP.define(
 )  # fmt: skip
 LIBRARY.define(f"bcl_backward_(Tensor grad, Tensor(a!) logits, {_TENSORS}, {_OPTIONS}, {_SAVED}) -> ()")
 LIBRARY.impl("bcl_backward_", _overwrite, EVERY_DEVICE)
-torch.library.register_fake("bcmfnet::bcl_backward_", lambda *inputs: None, lib=LIBRARY)
-_BACKWARD_ = torch.ops.bcmfnet.bcl_backward_.default
+torch.library.register_fake(f"{NAMESPACE}::bcl_backward_", lambda *inputs: None, lib=LIBRARY)
+_BACKWARD_ = OPS.bcl_backward_.default

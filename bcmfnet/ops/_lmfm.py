@@ -12,6 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 from bcmfnet.ops import _options
 from bcmfnet.ops._checks import check_map, checked_pools, empty_map
 from bcmfnet.ops._derivatives import refuse_forward_mode, refuse_gradient
+from bcmfnet.ops._library import OPS
 from bcmfnet.ops._op import Op
 from bcmfnet.reference import lmfm as reference
 from bcmfnet.reference.lmfm import PyramidWeights, fusing_levels
@@ -147,7 +148,7 @@ _FORWARD = Op("lmfm").define(
 )  # fmt: skip
 
 
-@register_flop_formula(torch.ops.bcmfnet.lmfm)
+@register_flop_formula(OPS.lmfm)
 def _operations(x: Any, scale_norms: Any, fusion_norms: Any, scale: Any, process: Any, compression: Any, shortcut: Any,
                 pools: list[int], *others: Any, out_shape: Any = None, **keywords: Any) -> int:  # fmt: skip
     """Two for each multiply-add of the convolutions."""

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from bcmfnet.ops import _direct, _extension, backends
+from bcmfnet.ops._library import NAMESPACE, OPS
 
-LIBRARY = torch.library.Library("bcmfnet", "DEF")
+LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 EVERY_DEVICE = "CompositeExplicitAutograd"
 """Dispatch key under which ops are registered: of a device type without kernels plain PyTorch serves them."""
 
@@ -29,7 +30,7 @@ Results = Tensor | tuple[Tensor, ...]
 Unpack = Callable[..., tuple[Any, ...]]
 
 
-def native(library: str = "bcmfnet") -> Callable[[str], Kernel]:
+def native(library: str = NAMESPACE) -> Callable[[str], Kernel]:
     """Kernels of a native library by name; `library` is the namespace of its private ops."""
     return cache(lambda kernel: getattr(getattr(torch.ops, library), f"_{kernel}").default)
 
@@ -87,8 +88,8 @@ class Op:
 
         LIBRARY.define(schema)
         LIBRARY.impl(name, serve, EVERY_DEVICE)
-        torch.library.register_fake(f"bcmfnet::{name}", outputs, lib=LIBRARY)
-        overload, direct = getattr(torch.ops.bcmfnet, name).default, serve
+        torch.library.register_fake(f"{NAMESPACE}::{name}", outputs, lib=LIBRARY)
+        overload, direct = getattr(OPS, name).default, serve
         if differentiate is not None:
             torch.library.register_autograd(overload, differentiate, setup_context=setup_context, lib=LIBRARY)
             direct = _direct.differentiable(serve, setup_context, differentiate)

@@ -27,13 +27,15 @@
 #define BCM_SERVE(name, function) BCM_SERVE_ON(CPU, name, function)
 #define BCM_RUN(tensor, cpu, cuda) BCM_RUN_CUDA(tensor, cuda)
 #elif BCMFNET_WITH_CUDA
-#define BCM_LIBRARY bcmfnet
 #define BCM_SERVE(name, function) BCM_SERVE_ON(CPU, name, function) BCM_SERVE_ON(CUDA, name, function)
 #define BCM_RUN(tensor, cpu, cuda) tensor.is_cuda() ? BCM_RUN_CUDA(tensor, cuda) : static_cast<void>(cpu)
 #else
-#define BCM_LIBRARY bcmfnet
 #define BCM_SERVE(name, function) BCM_SERVE_ON(CPU, name, function)
 #define BCM_RUN(tensor, cpu, cuda) static_cast<void>(cpu)
+#endif
+// The namespace of the ops, as NAMESPACE in bcmfnet/ops/_library.py: two builds of different names live in one process.
+#if !defined(BCM_LIBRARY)
+#define BCM_LIBRARY bcmfnet
 #endif
 #define BCM_SCHEMA STABLE_TORCH_LIBRARY_FRAGMENT(BCM_LIBRARY, m)
 
