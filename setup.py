@@ -35,8 +35,7 @@ class NotBuilt(Exception):
     """Why there is no native library, or no CUDA in it; the package works without."""
 
 
-def wanted(variable: str) -> str:
-    mode = os.environ.get(variable, "auto")
+def wanted(variable: str, mode: str) -> str:
     if mode not in ("auto", "0", "1"):
         raise SystemExit(f"{variable}: expected auto, 0 or 1, got {mode}")
     return mode
@@ -160,15 +159,16 @@ class CMakeBuild(build_ext):
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         library.parent.mkdir(parents=True, exist_ok=True)
         library.unlink(missing_ok=True)  # one of an earlier build must not be packed where this one fails
-        mode, native = wanted("BCMFNET_CUDA"), wanted("BCMFNET_NATIVE")
+        mode = wanted("BCMFNET_CUDA", os.environ.get("BCMFNET_CUDA", "auto"))
+        native = wanted("BCMFNET_NATIVE", os.environ.get("BCMFNET_NATIVE", "auto"))
         record = {"native": True, "reason": None, "cuda": None, "sources": sources_digest()}
         try:
             if native == "0":
                 raise NotBuilt("BCMFNET_NATIVE=0")
             record["cuda"] = self.compile(library.parent, mode)
         except (NotBuilt, OSError) as error:
-            for variable in ("BCMFNET_CUDA", "BCMFNET_NATIVE"):
-                if wanted(variable) == "1":
+            for variable, value in (("BCMFNET_CUDA", mode), ("BCMFNET_NATIVE", native)):
+                if value == "1":
                     raise SystemExit(f"bcmfnet: {variable}=1, but the native library was not built: {error}") from error
             record |= {"native": False, "reason": str(error)}
             if native != "0":

@@ -120,7 +120,7 @@ def read_exported(path: Path, threads: int | None = None, *, logits: bool = Fals
     """Read a file that `export` wrote; its network runs on the CPU, in `threads` threads (None: torch's number).
 
     With `logits` a file of labels is read as one of logits where its format lets it be: `upsample_argmax` makes labels
-    of them in a tenth of the time that a runtime takes.
+    of them faster than a runtime does.
 
     Raises:
         MissingFileError: no file at the path. CheckpointError: a file that is damaged, or that `export` did not write.
