@@ -20,7 +20,7 @@ from cyclopts import UNSET, App, Argument, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
 from bcmfnet.engine.bounds import as_utf8, bounds_of, check_numbers, number_type
-from bcmfnet.engine.config import PATH, DataConfig, OptionalPath, TrainConfig, TTAConfig, Workers, preset
+from bcmfnet.engine.config import PATH, DataConfig, OptionalPath, StreamConfig, TrainConfig, TTAConfig, Workers, preset
 from bcmfnet.errors import ConfigError
 
 HIDDEN_BY = {"optim.epochs": "optim.steps", "optim.steps": "optim.epochs", "data.crops": "data.crop"}
@@ -39,6 +39,8 @@ TrainOptions = Annotated[TrainConfig, Parameter(name="*", negative=None, negativ
 """The flags of a training configuration. A preset sets their defaults, so a help shows none."""
 TTAOptions = Annotated[TTAConfig, Parameter(name="tta", consume_multiple=True)]
 """The flags of test-time augmentation."""
+StreamOptions = Annotated[StreamConfig, Parameter(name="stream")]
+"""The flags of streams."""
 
 
 @Parameter(name="*")

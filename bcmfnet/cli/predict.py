@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from bcmfnet.cli.options import CommonOptions, InferenceOptions, TTAOptions
+from bcmfnet.cli.options import CommonOptions, InferenceOptions, StreamOptions, TTAOptions
 from bcmfnet.engine.bounds import Between
-from bcmfnet.engine.config import PATH, TTAConfig
-from bcmfnet.errors import printable
+from bcmfnet.engine.config import PATH, StreamConfig, TTAConfig
+from bcmfnet.errors import ConfigError, printable
 
 
 def predict(
@@ -21,17 +21,19 @@ def predict(
     resume: bool = False,
     inference: InferenceOptions = InferenceOptions(),
     tta: TTAOptions = TTAConfig(),
+    stream: StreamOptions = StreamConfig(),
     common: CommonOptions = CommonOptions(),
 ) -> int:
-    """Write label ids, colours and an overlay for each image.
+    """Write label ids, colours and an overlay for each image, or videos of a stream.
 
     Images keep their folders below SOURCE, and are turned upright where their EXIF orientation says so. One that cannot
-    be predicted is reported and the others go on; the exit code is then 1.
+    be predicted is reported and the others go on; the exit code is then 1. A stream is predicted until it ends, or Ctrl-C.
 
     Parameters
     ----------
     source
-        Image files, folders of images, or globs such as 'frames/**/*.png'.
+        Image files, folders of images, or globs such as 'frames/**/*.png'; or one stream: a video file, the index of a
+        camera, a URL, or - for raw frames on standard input.
     weights
         Weights file, the folder of a run, whose best weights are taken, camvid11, which comes with the package, or a
         file of bcmfnet export.
@@ -44,11 +46,23 @@ def predict(
         again.
     """
     common.start_logging()
+    from bcmfnet.data.video import Source, is_stream
     from bcmfnet.engine.exported import load_predictor
     from bcmfnet.engine.inference import label_table
     from bcmfnet.engine.predict import find_images, keep_settings, predict
     from bcmfnet.engine.tta import with_tta
 
+    streams = [word for word in source if stream.clip or is_stream(word)]
+    if streams:
+        if len(source) > 1:
+            raise ConfigError(printable(f"SOURCE: expected images or one stream, got {' '.join(source)}"))
+        if resume:
+            raise ConfigError(printable(f"resume: expected images, got the stream {source[0]}"))
+        opened = Source(source[0], stream.size, stream.format, stream.fps, stream.timeout, max_pixels)
+        predictor, metadata = load_predictor(weights, inference.device, inference.amp)
+        table = label_table(metadata, weights)
+        with inference.folder("predict") as folder:
+            return _predict_stream(with_tta(predictor, tta), table, opened, folder, stream.videos)
     frames = find_images(source)
     predictor, metadata = load_predictor(weights, inference.device, inference.amp)
     table = label_table(metadata, weights)
@@ -61,3 +75,16 @@ def predict(
     if result.done > result.kept:
         print(result.times.summary(result.done - result.kept))
     return 1 if result.failed else 0
+
+
+def _predict_stream(predictor: Any, table: Any, source: Any, folder: Path, videos: str) -> int:
+    from bcmfnet.engine.stream import predict_stream
+
+    result = predict_stream(predictor, table, source, folder, videos)
+    if result.written:
+        lost = f", {result.dropped} dropped" * bool(result.dropped) + f", {result.broken} broken" * bool(result.broken)
+        print(f"{result.written} frames written to {printable(folder)}{lost}")
+        print(f"{result.speed}; {result.times.summary(result.written)}")
+    if result.error is not None:
+        raise result.error
+    return 1 if result.broken else 0

@@ -350,6 +350,27 @@ class TTAConfig:
         return {} if self == TTAConfig() else {"tta": _without_none(dataclasses.asdict(self))}
 
 
+@dataclass
+class StreamConfig:
+    """What is made of a stream, and how one is read that does not say of itself what it is."""
+
+    videos: Literal["both", "labels", "overlay"] = "both"
+    """Label ids, exact, as NAME_labelIds.mkv, an overlay as NAME_overlay.mp4, or both."""
+    clip: bool = False
+    """Take the images of the folder SOURCE, in the order of their names, as the frames of a stream."""
+    size: Annotated[tuple[int, int] | None, Between(64, MAX_SIDE)] = None
+    """Height and width of the raw frames on standard input."""
+    format: str = "rgb24"
+    """Pixel format of the raw frames, as FFmpeg names it: rgb24, bgr24, gray, yuv420p, nv12, ..."""
+    fps: Annotated[float, Between(0.01, 1000)] = 25.0
+    """Frames a second of raw frames and of a clip."""
+    timeout: Annotated[float, Between(0.1, 3600)] = 10.0
+    """Seconds after which a URL that gives nothing is taken for broken."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "stream.")
+
+
 _CITYSCAPES = {"name": "cityscapes", "crop": [1024, 1024], "batch_size": 8, "workers": 8}
 
 

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -25,6 +25,63 @@ def in_order(
             yield waiting.popleft()
     while waiting:
         yield waiting.popleft()
+
+
+class ReadAhead(Generic[Item]):
+    """An iterator over items that a thread of its own produces, with room for a few that wait.
+
+    Args:
+        items: what is iterated in the thread.
+        room: items that wait at most.
+        drop: asked where there is no room: whether the oldest one that waits makes it, or the thread waits too.
+    """
+
+    def __init__(self, items: Iterable[Item], room: int, drop: Callable[[], bool]) -> None:
+        self.dropped = 0
+        self._room, self._drop = room, drop
+        self._waiting: deque[Item] = deque()
+        self._changed = threading.Condition()
+        self._ended = self._closed = False
+        self._error: BaseException | None = None
+        threading.Thread(target=self._produce, args=(items,), daemon=True).start()
+
+    def _produce(self, items: Iterable[Item]) -> None:
+        try:
+            for item in items:
+                with self._changed:
+                    self._changed.wait_for(lambda: len(self._waiting) < self._room or self._closed or self._drop())
+                    if self._closed:
+                        break
+                    if len(self._waiting) == self._room:
+                        self._waiting.popleft()
+                        self.dropped += 1
+                    self._waiting.append(item)
+                    self._changed.notify()
+        except BaseException as error:
+            self._error = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify()
+
+    def __iter__(self) -> Iterator[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        """The next item that waits. Raises what the items raised, once all before that are taken."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._ended)
+            if self._waiting:
+                item = self._waiting.popleft()
+                self._changed.notify()
+                return item
+        raise self._error or StopIteration
+
+    def close(self) -> None:
+        """Let the thread end at its next item. It may be waiting for that one, so it is not waited for."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
 
 
 class StageTimes:

@@ -21,8 +21,8 @@ class Progress:
 
 
 @contextlib.contextmanager
-def progress_bar(label: str, total: int, done: int = 0) -> Iterator[Progress]:
-    """Show a bar on standard error while the code inside runs, if standard error is a terminal."""
+def progress_bar(label: str, total: int | None, done: int = 0) -> Iterator[Progress]:
+    """Show a bar on standard error while the code inside runs, if standard error is a terminal; total may be unknown."""
     if not _on_terminal():
         yield Progress()
         return
