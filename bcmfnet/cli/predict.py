@@ -27,7 +27,8 @@ def predict(
     """Write label ids, colours and an overlay for each image, or videos of a stream.
 
     Images keep their folders below SOURCE, and are turned upright where their EXIF orientation says so. One that cannot
-    be predicted is reported and the others go on; the exit code is then 1. A stream is predicted until it ends, or Ctrl-C.
+    be predicted is reported and the others go on; the exit code is then 1. A stream is predicted
+    until it ends, or until Ctrl-C.
 
     Parameters
     ----------

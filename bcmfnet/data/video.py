@@ -1,4 +1,4 @@
-"""Streams as frames, and frames as a video, through PyAV (the extra `video`), which is imported when it is asked for."""
+"""Streams as frames, and frames as a video, through PyAV (the extra `video`), imported when it is asked for."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def is_stream(source: str) -> bool:
 
 
 class Moment(NamedTuple):
-    """A frame RGB uint8 [H, W, 3], the second of the stream that it is shown at, and `time.perf_counter()` when it came."""
+    """A frame RGB uint8 [H, W, 3], the second of the stream that it is shown at, `time.perf_counter()` when it came."""
 
     image: np.ndarray
     second: float
@@ -57,7 +57,7 @@ class Moment(NamedTuple):
 
 
 class Source:
-    """A stream that gives its frames once: a video file, a camera's index, a URL, `-` for raw frames, a folder as a clip.
+    """A stream that gives its frames once: a video file, a camera's index, a URL, `-` for raw frames, or a folder.
 
     Frames have the size of the first one, and are turned upright. One that cannot be decoded is left out and counted
     in `broken`. What is open is opened by the first frame and closed with the iterator, in the thread that iterates.
@@ -174,6 +174,8 @@ class Source:
             raise DataError(f"{self.title}: cannot be read{after}: {error.strerror}") from None
         if not count:
             raise DataError(f"{self.title}: expected a video, found no frame that can be decoded")
+        if stream.frames > count + self.broken:
+            log.warning("%s: ended after %d of %d frames", self.title, count + self.broken, stream.frames)
 
     def _open(self) -> Any:
         how = {"format": self._format, "options": self._options, "timeout": self._timeout}

@@ -22,7 +22,7 @@ class Progress:
 
 @contextlib.contextmanager
 def progress_bar(label: str, total: int | None, done: int = 0) -> Iterator[Progress]:
-    """Show a bar on standard error while the code inside runs, if standard error is a terminal; total may be unknown."""
+    """Show a bar on standard error while the code inside runs, if that is a terminal; a total of None is unknown."""
     if not _on_terminal():
         yield Progress()
         return

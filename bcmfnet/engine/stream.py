@@ -55,7 +55,7 @@ class Speed:
         return (len(self._written) - 1) / (self._written[-1] - self._written[0])
 
     def latencies_ms(self) -> dict[str, float]:
-        """p50, p95 and p99 of the milliseconds from a decoded frame to the written one; nothing before there are any."""
+        """p50, p95 and p99 of the milliseconds from a decoded frame to the written one; empty at first."""
         if not self._latencies:
             return {}
         values = np.percentile(self._latencies, (50, 95, 99)) * 1000
