@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -153,6 +154,9 @@ def server(tmp_path):
                         connection.sendall(b"0\r\n\r\n")
                     if "stall" in how:
                         stop.wait(10)
+                    if "drop" in how:  # a reset, once what came is read: a connection that is closed is the end
+                        time.sleep(0.3)
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     threading.Thread(target=serve, daemon=True).start()
     yield f"http://user:secret@127.0.0.1:{listening.getsockname()[1]}"
