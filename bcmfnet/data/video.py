@@ -27,7 +27,8 @@ CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
 """By platform, FFmpeg's name of the device that cameras are read from, and of the camera of an index."""
 TICKS = 60_000
 """Of a second in the videos that are written: frames of all usual rates come at their very time."""
-FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+FLUSHED = {"flush_packets": "1", "cluster_time_limit": "1000"}  # a kill loses a second
+FRAGMENTED = {"flush_packets": "1", "movflags": "frag_keyframe+empty_moov+default_base_moof"}
 QUICK = {"preset": "veryfast", "tune": "zerolatency", "crf": "23"}
 ITU709, BT709 = 1, 1  # the same matrix as swscale and as a file's header number it
 
@@ -239,7 +240,7 @@ class VideoWriter:
         rate = Fraction(fps).limit_denominator(1001)
         with self._told():
             if self._exact:
-                self._container = self._av.open(f"file:{path}", "w")
+                self._container = self._av.open(f"file:{path}", "w", container_options=FLUSHED)
                 stream = self._container.add_stream("ffv1", rate=rate, options={"level": "3"})
                 stream.width, stream.height, stream.pix_fmt = width, height, "gray"
             else:

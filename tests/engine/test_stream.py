@@ -217,6 +217,19 @@ def test_a_full_disk_is_one_line_and_a_file_that_plays(tmp_path):
         subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.parametrize(("name", "form"), [("a.mkv", "gray"), ("a.mp4", "rgb24")])
+def test_a_kill_costs_the_last_seconds_alone(tmp_path, name, form):
+    """Nothing is closed: what the disk has by then is what a process that is killed leaves."""
+    writer = VideoWriter(tmp_path / name, HEIGHT, WIDTH, 10)
+    for number in range(100):
+        writer.write(shade(number)[..., 0] if form == "gray" else shade(number), number / 10)
+    left = (tmp_path / name).read_bytes()
+    writer.close()
+    (tmp_path / f"left_{name}").write_bytes(left)
+    assert 75 <= len(frames_of(tmp_path / f"left_{name}", form)) < 100
+    assert len(frames_of(tmp_path / name, form)) == 100
+
+
 def test_a_writer_puts_frames_in_order(tmp_path):
     """Also where a stream jumps back in time."""
     writer = VideoWriter(tmp_path / "a.mp4", HEIGHT, WIDTH, 25)
