@@ -221,7 +221,8 @@ def _read_onnx(path: Path, threads: int, logits: bool) -> tuple[str | None, Run]
     import onnx
 
     model = onnx.load(path)
-    if logits and model.graph.output[0].name == "labels":
+    ours = any(entry.key == KEY for entry in model.metadata_props)
+    if logits and ours and model.graph.output[0].name == "labels":
         node = model.graph.node[_upsampling(model)]
         output = onnx.helper.make_tensor_value_info(node.input[0], onnx.TensorProto.FLOAT, None)
         del model.graph.output[:], model.graph.node[_upsampling(model) :]
@@ -254,7 +255,7 @@ def _read_openvino(path: Path, threads: int, logits: bool) -> tuple[str | None, 
 
     model = openvino.Core().read_model(path)
     text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
-    if logits and model.output().get_element_type() == openvino.Type.u8:
+    if logits and text is not None and model.output().get_element_type() == openvino.Type.u8:
         upsampling = [node for node in model.get_ordered_ops() if node.get_type_name() == "Interpolate"][-1]
         model = openvino.Model([upsampling.input_value(0)], model.get_parameters())
     run = run_openvino(model, torch.float32, threads)

@@ -165,6 +165,11 @@ def test_peak_memory_is_that_of_a_process(onnx_file):
     assert 50e6 < check_module.peak_memory(read_exported(onnx_file), SIZE) < 4e9
 
 
+def test_a_process_that_fails_costs_no_file(onnx_file):
+    """The peak memory of a file that cannot be run on such an image is not told; the file and its check stay."""
+    assert check_module.peak_memory(read_exported(onnx_file), (3, 3)) is None
+
+
 def test_bad_files_are_named(tmp_path, monkeypatch):
     needs("onnx")
     path = tmp_path / "network.onnx"
@@ -180,7 +185,8 @@ def test_bad_files_are_named(tmp_path, monkeypatch):
         export(None, tmp_path / "network.xml", format="openvino", size=SIZE)
 
 
-def test_a_file_of_somebody_else_is_refused(tmp_path):
+@pytest.mark.parametrize("logits", [False, True])
+def test_a_file_of_somebody_else_is_refused(tmp_path, logits):
     needs("onnx")
     from onnx import TensorProto, helper, save
 
@@ -188,4 +194,4 @@ def test_a_file_of_somebody_else_is_refused(tmp_path):
     graph = helper.make_graph([helper.make_node("Identity", ["images"], ["labels"])], "g", values[:1], values[1:])
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "other.onnx")
     with pytest.raises(CheckpointError, match="expected a file that bcmfnet export wrote, got one without its m"):
-        read_exported(tmp_path / "other.onnx")
+        read_exported(tmp_path / "other.onnx", logits=logits)
