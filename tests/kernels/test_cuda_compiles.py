@@ -14,9 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PRESSURE = ROOT / "tests/cuda_on_cpu/kernels/pressure.cu"  # takes 202 registers
 SOURCES = [*sorted(ROOT.glob("csrc/*/*.cu")), PRESSURE]
-LONG = {"terms_cuda", "term_cells_cuda", "gemm_cuda", "upsampled_cuda", "full_cuda", "pyramid_pool_cuda"}  # to compile
 ARCHITECTURES = (80, 90, 100)
-EACH = [90, pytest.param(80, marks=pytest.mark.exhaustive), pytest.param(100, marks=pytest.mark.exhaustive)]
 
 REPORT = re.compile(
     r"Compiling entry function '(?P<kernel>\w+)' for '(?P<architecture>\w+)'.*?"
@@ -49,10 +47,9 @@ def compile_for(architectures: Sequence[int], source: Path, folder: Path, *optio
     ]
 
 
-@pytest.mark.parametrize("architecture", EACH)
-@pytest.mark.parametrize("source", [
-    pytest.param(path, id=path.stem, marks=[pytest.mark.exhaustive] if path.stem in LONG else []) for path in SOURCES
-])  # fmt: skip
+@pytest.mark.exhaustive  # each takes seconds to minutes to compile
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_no_kernel_spills(source, architecture, tmp_path):
     usages = compile_for([architecture], source, tmp_path)
     if "__global__" in source.read_text():

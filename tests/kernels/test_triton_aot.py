@@ -24,12 +24,12 @@ def compile_ahead(*arguments: str | Path) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "arguments",
     [
         pytest.param(["--few"], id="the first and the last case of each, for one architecture"),
-        pytest.param([], id="all", marks=[pytest.mark.exhaustive, pytest.mark.timeout(1200)]),
+        pytest.param([], id="all", marks=pytest.mark.timeout(1200)),
     ],
 )
 def test_no_kernel_spills(arguments):
@@ -41,6 +41,6 @@ def test_no_kernel_spills(arguments):
     assert [row for row in rows if row["spills"] or row["registers"] > 255] == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_spill_is_seen():
     assert all(row["spills"] > 0 for row in compile_ahead("--few", HERE / "spilling.py"))
