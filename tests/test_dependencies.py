@@ -36,7 +36,7 @@ def imported(folder: str) -> set[str]:
 
 
 def test_what_is_imported_is_declared():
-    extras = ("train", "runtimes", "int8", "serve", "video")
+    extras = ("train", "runtimes", "int8", "serve", "video", "tiff")
     declared = names(PROJECT["dependencies"]).union(*(names(EXTRAS[extra]) for extra in extras))
     found = set.union(*map(imported, ("bcmfnet", "kernels", "benchmarks")))
     assert found - declared == set()
@@ -50,5 +50,5 @@ def test_runtimes_are_installed_by_their_extra():
 
 
 def test_all_and_dev_hold_what_they_are_said_to():
-    assert EXTRAS["all"] == ["bcmfnet[train,runtimes,int8,serve,video]"]
+    assert EXTRAS["all"] == ["bcmfnet[train,runtimes,int8,serve,video,tiff]"]
     assert EXTRAS["dev"][0] == "bcmfnet[all,build]"

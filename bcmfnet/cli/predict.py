@@ -39,7 +39,8 @@ def predict(
         Weights file, the folder of a run, whose best weights are taken, camvid11, which comes with the package, or a
         file of bcmfnet export.
     max_pixels
-        Largest image that is read; the memory that a prediction takes grows with it.
+        Largest image that is read at once; the memory that a prediction takes grows with it. A larger TIFF is read and
+        predicted in windows (--tta.window), and only its label ids are written, as NAME_labelIds.tif.
     workers
         Threads that read images ahead of the network, and as many that write behind it; each holds images in memory.
     resume
@@ -73,7 +74,7 @@ def predict(
         result = predict(with_tta(predictor, tta), table, frames, folder, max_pixels, workers, resume)
     before = f", {result.kept} of them before" if result.kept else ""
     print(f"{result.done} of {len(frames)} images written to {printable(folder)}{before}")
-    if result.done > result.kept:
+    if result.times.counts["network"]:
         print(result.times.summary(result.done - result.kept))
     return 1 if result.failed else 0
 

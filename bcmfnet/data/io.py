@@ -33,6 +33,12 @@ FILE_KINDS = {
 }
 
 
+def image_header(path: str | Path) -> Header:
+    """Header of an image of any size. Raises DataError as `read_image` does."""
+    with _open(path) as file:
+        return _header(file, path, None)
+
+
 def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of a labelled image from its header. Raises DataError as `read_image(path, turn=False)` does."""
     with _open(path) as file:
@@ -163,8 +169,8 @@ def _open(path: str | Path) -> io.BufferedReader:
     raise DataError(f"{path}: cannot be read: {reason}")
 
 
-def _header(file: io.BufferedReader | io.BytesIO, path: str | Path, max_pixels: int) -> Header:
-    """Header of a file that may be decoded."""
+def _header(file: io.BufferedReader | io.BytesIO, path: str | Path, max_pixels: int | None) -> Header:
+    """Header of a file that may be decoded, or with None of one of any size."""
     try:
         start = file.read(len(PNG_SIGNATURE))
         header = parse_header(file)
@@ -172,7 +178,7 @@ def _header(file: io.BufferedReader | io.BytesIO, path: str | Path, max_pixels: 
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if header is None:
         raise DataError(f"{path}: {_what_is_wrong(start)}")
-    if not 0 < header.width * header.height <= max_pixels:
+    if max_pixels is not None and not 0 < header.width * header.height <= max_pixels:
         raise DataError(f"{path}: expected an image of 1 to {max_pixels} pixels, got {header.width}x{header.height}")
     return header
 

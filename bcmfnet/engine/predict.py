@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +23,20 @@ from bcmfnet.data.io import MAX_PIXELS, read_image, write_jpeg, write_png
 from bcmfnet.data.labels import LabelTable, cityscapes_train_id_to_id
 from bcmfnet.data.messages import DecoderMessages
 from bcmfnet.data.pairs import check_frame_size
+from bcmfnet.data.tiff import LargeTiff, open_if_large, write_label_tiff
 from bcmfnet.engine.inference import Predictor
 from bcmfnet.engine.pipeline import StageTimes, in_order
 from bcmfnet.engine.progress import progress_bar
 from bcmfnet.engine.run_folder import write_json, write_text
-from bcmfnet.errors import ConfigError, DataError, printable
+from bcmfnet.engine.windows import label_bands
+from bcmfnet.errors import ConfigError, DataError, MissingPackageError, printable
 from bcmfnet.viz import colorize, overlay, with_legend
 
 log = logging.getLogger("bcmfnet.predict")
 
 
 PICTURES = ("_labelIds.png", "_color.png", "_overlay.jpg")  # what is written for a frame, after its name
+LARGE = ("_labelIds.tif",)  # and for one that is too large to be in memory
 ROWS, SETTINGS = "predictions.jsonl", "settings.json"
 
 
@@ -44,9 +47,9 @@ class Frame:
     path: Path
     name: Path
 
-    def outputs(self, folder: Path) -> list[Path]:
+    def outputs(self, folder: Path, endings: Sequence[str] = PICTURES) -> list[Path]:
         """Files that a prediction of the frame writes."""
-        return [folder / self.name.parent / (self.name.name + ending) for ending in PICTURES]
+        return [folder / self.name.parent / (self.name.name + ending) for ending in endings]
 
 
 @dataclass
@@ -110,7 +113,7 @@ def _without_predictions(root: Path, images: list[Path]) -> list[Path]:
 
     def predicted(path: Path) -> bool:
         below = path.relative_to(root).parents
-        return path.name.endswith(PICTURES) and any(holds_rows(root / folder) for folder in below)
+        return path.name.endswith(PICTURES + LARGE) and any(holds_rows(root / folder) for folder in below)
 
     kept = [path for path in images if not predicted(path)]
     if len(kept) < len(images):
@@ -129,8 +132,9 @@ def predict(
 ) -> PredictResult:
     """Write NAME_labelIds.png, NAME_color.png, NAME_overlay.jpg for each frame, and a line of predictions.jsonl.
 
-    Whatever goes wrong with a frame, such as a file that is no image or has more than max_pixels, is reported, and the
-    others go on. Raises ConfigError where a frame's files would replace a frame.
+    A TIFF of more than max_pixels is read and predicted in windows (`label_bands`), and becomes NAME_labelIds.tif.
+    Whatever goes wrong with a frame, such as a file that is no image, or another one of more than max_pixels, is
+    reported, and the others go on. Raises ConfigError where a frame's files would replace a frame.
 
     Args:
         workers: threads that read, and as many that write, while the network is at work.
@@ -150,8 +154,16 @@ def predict(
     ):
         reader = _Reader(messages, max_pixels, workers, result.times)
         read = in_order(readers, reader.read, todo, workers)
-        predicted = (_label(predictor, future.result(), result.times) for future in read)
-        write = functools.partial(_write_pictures, table=table, folder=folder, times=result.times)
+        label = functools.partial(_label, predictor, table, folder, result.times, progress.note)
+        predicted = (label(future.result()) for future in read)
+        written = threading.Lock()
+
+        def write(work: _Work) -> tuple[dict[str, Any], list[str]]:
+            row, lines = _write_pictures(work, table, folder, result.times)
+            with written:  # at once: the next frame may take minutes, and a killed prediction goes on by its rows
+                file.write(_line(row))
+            return row, lines
+
         for future in in_order(writers, write, predicted, workers):
             row, lines = future.result()
             for line in lines:
@@ -160,12 +172,10 @@ def predict(
                 result.failed.append(row["error"])
             result.done += "error" not in row
             rows[row["file"]] = row
-            file.write(_line(row))
             progress.advance()
         for line in reader.unexplained():
             log.warning("%s", printable(line))
-    if result.kept:
-        write_text(folder / ROWS, "".join(_line(rows[str(frame.path)]) for frame in frames))
+    write_text(folder / ROWS, "".join(_line(rows[str(frame.path)]) for frame in frames))
     return result
 
 
@@ -183,7 +193,8 @@ def _finished_rows(frames: Sequence[Frame], folder: Path) -> dict[str, dict[str,
                 rows[row.get("file")] = row
 
     def finished(frame: Frame) -> bool:
-        return str(frame.path) in rows and all(os.path.exists(output) for output in frame.outputs(folder))
+        written = (all(map(os.path.exists, frame.outputs(folder, endings))) for endings in (PICTURES, LARGE))
+        return str(frame.path) in rows and any(written)
 
     return {str(frame.path): rows[str(frame.path)] for frame in frames if finished(frame)}
 
@@ -211,7 +222,7 @@ def keep_settings(folder: Path, settings: dict[str, Any], resume: bool) -> None:
 def _check_no_frame_is_replaced(frames: Sequence[Frame], folder: Path) -> None:
     inputs = {os.path.realpath(frame.path): frame for frame in frames}
     for frame in frames:
-        for output in frame.outputs(folder):
+        for output in frame.outputs(folder, PICTURES + LARGE):
             if (replaced := inputs.get(os.path.realpath(output))) is not None:
                 what = f"expected a folder where {frame.path} would not replace {replaced.path}"
                 raise ConfigError(printable(f"output_dir: {what}, got {folder}"))
@@ -224,7 +235,7 @@ def _reason(frame: Frame, error: Exception) -> str:
     """
     if isinstance(error, DataError):
         return str(error)
-    if isinstance(error, ConfigError):
+    if isinstance(error, (ConfigError, MissingPackageError)):
         return printable(f"{frame.path}: {error}")
     if isinstance(error, OSError):
         return printable(f"{frame.path}: its prediction cannot be written: {error.strerror}")
@@ -233,11 +244,12 @@ def _reason(frame: Frame, error: Exception) -> str:
 
 @dataclass
 class _Work:
-    """A frame on its way: its image, its labels, or what went wrong; and what the decoder printed."""
+    """A frame on its way: its image, its labels, its row, or what went wrong; and what the decoder printed."""
 
     frame: Frame
-    image: np.ndarray | None = None
+    image: np.ndarray | LargeTiff | None = None
     labels: np.ndarray | None = None
+    row: dict[str, Any] | None = None
     error: Exception | None = None
     printed: Sequence[str] = ()
 
@@ -273,7 +285,7 @@ class _Reader:
     def _decode(self, frame: Frame) -> _Work:
         try:
             with self.messages.kept():
-                image = read_image(frame.path, self.max_pixels)
+                image = open_if_large(frame.path, self.max_pixels) or read_image(frame.path, self.max_pixels)
             check_frame_size(frame.path, *image.shape[:2])
             return _Work(frame, image)
         except Exception as error:
@@ -284,13 +296,18 @@ class _Reader:
         return [line for line in [*self._heard, *self.messages.new()] if line not in self._explained]
 
 
-def _label(predictor: Predictor, work: _Work, times: StageTimes) -> _Work:
-    if work.image is not None:
-        try:
+def _label(
+    predictor: Predictor, table: LabelTable, folder: Path, times: StageTimes, note: Callable[[str], None], work: _Work
+) -> _Work:
+    try:
+        if isinstance(work.image, LargeTiff):
+            with work.image:
+                work.row = _row_of_large(work.frame, work.image, predictor, table, folder, note)
+        elif work.image is not None:
             with times.measure("network"):
                 work.labels = predictor(torch.from_numpy(work.image).permute(2, 0, 1)[None])[0].cpu().numpy()
-        except Exception as error:
-            work.error = error
+    except Exception as error:
+        work.error = error
     return work
 
 
@@ -302,10 +319,12 @@ def _write_pictures(
     row: dict[str, Any] = {"file": str(path)}
     lines = [printable(f"{path}: {line}") for line in work.printed]
     try:
-        if work.image is None or work.labels is None:
-            raise work.error or ValueError("it has no labels")
-        with times.measure("write"):
-            row |= _row_of_pictures(work.frame, work.image, work.labels, table, folder)
+        if work.error is not None:
+            raise work.error
+        if isinstance(work.image, np.ndarray) and work.labels is not None:
+            with times.measure("write"):
+                work.row = _row_of_pictures(work.frame, work.image, work.labels, table, folder)
+        row |= work.row or {}
     except Exception as error:
         row["error"] = _reason(work.frame, error)
         lines.insert(0, row["error"])
@@ -323,11 +342,36 @@ def _row_of_pictures(
         write_png(path, colorize(labels, table))
     with _whole(shown, folder) as path:
         write_jpeg(path, with_legend(overlay(image, labels, table), labels, table))
-    shares = np.bincount(labels.ravel(), minlength=table.num_classes) / labels.size
-    named = zip(table.classes, shares.tolist(), strict=True)
+    return _row(image.shape, np.bincount(labels.ravel(), minlength=table.num_classes), table)
+
+
+def _row_of_large(
+    frame: Frame, image: LargeTiff, predictor: Predictor, table: LabelTable, folder: Path, note: Callable[[str], None]
+) -> dict[str, Any]:
+    (ids,) = frame.outputs(folder, LARGE)
+    ids.parent.mkdir(parents=True, exist_ok=True)
+    known = np.arange(table.num_classes, dtype=np.uint8)
+    colors = np.zeros((256, 3), np.uint8)
+    colors[label_ids(known, table)] = table.colors
+    counts = torch.zeros(table.num_classes, dtype=torch.int64)
+
+    def bands() -> Iterator[np.ndarray]:
+        for labels in label_bands(predictor, image):
+            counts.add_(torch.bincount(labels.flatten(), minlength=table.num_classes).cpu())
+            yield label_ids(labels.cpu().numpy(), table)
+            note(f"{counts.sum() / (image.height * image.width):.0%} of {printable(frame.path.name)}")
+
+    with _whole(ids, folder) as path:
+        write_label_tiff(path, bands(), image.height, image.width, colors)
+    return _row(image.shape, counts.numpy(), table)
+
+
+def _row(shape: Sequence[int], pixels: np.ndarray, table: LabelTable) -> dict[str, Any]:
+    """Of an image of such a height and width with so many pixels of each class."""
+    named = zip(table.classes, (pixels / pixels.sum()).tolist(), strict=True)
     return {
-        "width": image.shape[1],
-        "height": image.shape[0],
+        "width": shape[1],
+        "height": shape[0],
         "share": {name: round(share, 5) for name, share in named if share > 0},
     }
 

@@ -86,9 +86,9 @@ class TTAPredictor:
         if window is None or steps is None:
             return self.predictor.logits(frames).float()
         grid = [side // LOGIT_STRIDE for side in frames.shape[-2:]]
-        spans_of_rows, spans_of_columns = map(_spans, grid, window, steps)
+        spans_of_rows, spans_of_columns = map(spans, grid, window, steps)
         windows = list(itertools.product(spans_of_rows, spans_of_columns))
-        parts = [self.predictor.logits(frames[..., _pixels(rows), _pixels(columns)]) for rows, columns in windows]
+        parts = [self.predictor.logits(frames[..., pixels(rows), pixels(columns)]) for rows, columns in windows]
         total = torch.zeros(*parts[0].shape[:2], *grid, device=frames.device)
         count = torch.zeros(*grid, device=frames.device)
         for (rows, columns), logits in zip(windows, parts, strict=True):
@@ -97,14 +97,14 @@ class TTAPredictor:
         return total / count
 
 
-def _spans(cells: int, window: int, step: int) -> list[slice]:
+def spans(cells: int, window: int, step: int) -> list[slice]:
     """The logits of each window along an axis of so many; the last window ends with the frame."""
     last = cells - window // LOGIT_STRIDE
     starts = [*range(0, last, step // LOGIT_STRIDE), last]
     return [slice(start, start + window // LOGIT_STRIDE) for start in starts]
 
 
-def _pixels(cells: slice) -> slice:
+def pixels(cells: slice) -> slice:
     return slice(cells.start * LOGIT_STRIDE, cells.stop * LOGIT_STRIDE)
 
 

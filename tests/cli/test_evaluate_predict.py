@@ -101,6 +101,23 @@ def test_predict_with_views_is_the_predictor_of_the_library(bcmfnet, local_netwo
     assert np.array_equal(ids, expected) and not np.array_equal(ids, predictor(image)[0].numpy())
 
 
+def test_predict_with_views_of_a_large_tiff(bcmfnet, local_network, weights, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    image = np.random.default_rng(0).integers(0, 256, (144, 200, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", image, tile=(64, 64), photometric="rgb")
+    flags = ("--weights", weights, "--tta.window", 64, 96, "--tta.flip", "--device", "cpu", "--amp", "off")
+    large = ("--max-pixels", 100 * 100, "--output-dir", tmp_path / "large")
+    result = bcmfnet("predict", tmp_path / "a.tif", *flags, *large)
+    assert (result.code, result.err) == (0, "")
+    assert result.out == f"1 of 1 images written to {tmp_path / 'large'}\n"
+    assert bcmfnet("predict", tmp_path / "a.tif", *flags, "--output-dir", tmp_path / "whole").code == 0
+    ids = cv2.imread(str(tmp_path / "whole" / "a_labelIds.png"), cv2.IMREAD_UNCHANGED)
+    assert (tifffile.imread(tmp_path / "large" / "a_labelIds.tif") == ids).mean() > 0.9999
+    result = bcmfnet("predict", tmp_path / "a.tif", *flags, *large, "--exist-ok", "--tta.scales", 1, 2)
+    line = "tta.scales: expected 1 alone for an image of 200x144, which is read in windows, got (1.0, 2.0)"
+    assert (result.code, result.err) == (1, f"{tmp_path / 'a.tif'}: {line}\n")
+
+
 def test_a_window_that_is_larger_than_a_frame_is_one_line(bcmfnet, local_network, weights, frames, tmp_path):
     """evaluate ends with it, predict goes on with the other frames: a.png has 97x65 pixels, b.jpg 64x80."""
     out = ("--weights", weights, "--output-dir", tmp_path / "out")
@@ -169,7 +186,8 @@ def test_predict_takes_several_files_and_a_bound_on_pixels(bcmfnet, weights, fra
     options = ("--weights", weights, "--max-pixels", 80 * 64, "--output-dir", tmp_path / "1")
     result = bcmfnet("predict", sources[0], *options, sources[1])
     assert (result.code, result.out.splitlines()[0]) == (1, f"1 of 2 images written to {tmp_path / '1'}")
-    assert result.err == f"{frames / 'a.png'}: expected an image of 1 to 5120 pixels, got 97x65\n"
+    line = "expected an image of 1 to 5120 pixels, got 97x65; larger ones are read from TIFF, in tiles"
+    assert result.err == f"{frames / 'a.png'}: {line}\n"
     result = bcmfnet("predict", *sources, "--weights", weights, "--max-pixels", 0)
     assert (result.code, result.err) == (2, "bcmfnet: --max-pixels: expected an integer from 1 to 2147483647, got 0\n")
     assert inspect.signature(predict).parameters["max_pixels"].default == MAX_PIXELS

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import struct
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,15 +16,22 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from frames import with_exif
 
 from bcmfnet.data import get_label_table
 from bcmfnet.engine import predict as predict_module
+from bcmfnet.engine.config import TTAConfig
 from bcmfnet.engine.predict import find_images, predict
 from bcmfnet.engine.run_folder import owned
+from bcmfnet.engine.tta import TTAPredictor
 from bcmfnet.errors import ConfigError
+from bcmfnet.ops import upsample_argmax
+
+tifffile = pytest.importorskip("tifffile")
 
 PNG = cv2.imencode(".png", np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8))[1].tobytes()
+ELSE = "larger ones are read from TIFF, in tiles"
 ENDINGS = ("_color.png", "_labelIds.png", "_overlay.jpg")
 
 
@@ -164,7 +172,7 @@ def faulty(here):
     write("F/\x1b[31mred\nline.png", data=b"no image")
     return {
         "F/\\x1b[31mred\\nline.png": "not an image that can be decoded (corrupt, or not PNG, JPEG, BMP, TIFF or WebP)",
-        "F/bomb.png": "expected an image of 1 to 67108864 pixels, got 17000x17000",
+        "F/bomb.png": f"expected an image of 1 to 67108864 pixels, got 17000x17000; {ELSE}",
         "F/dangling.png": "cannot be read: No such file or directory",
         "F/fifo.png": "cannot be read: expected a regular file, got a FIFO",
         f"F/{long}": "its prediction cannot be written: File name too long",
@@ -203,7 +211,7 @@ def test_a_bound_on_pixels(here):
     write("a.png")
     assert run("a.png", max_pixels=64 * 80)[0].done == 1
     result, _ = run("a.png", max_pixels=64 * 80 - 1)
-    assert result.failed == ["a.png: expected an image of 1 to 5119 pixels, got 80x64"]
+    assert result.failed == [f"a.png: expected an image of 1 to 5119 pixels, got 80x64; {ELSE}"]
 
 
 def test_messages_of_decoders_name_their_file(here, caplog, capfd):
@@ -268,6 +276,104 @@ def test_a_prediction_that_was_killed_goes_on_and_leaves_the_same_bytes(here):
     straight, _ = run("F/**/*.png", folder="straight", network=brightness)
     expected = {name.replace("straight", "out", 1): data for name, data in contents("straight").items()}
     assert contents("out") == expected and straight.done == 19
+
+
+class Blocks:
+    """A network whose logits are of the colours of blocks of 8x8 pixels."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, called=lambda: None) -> None:
+        self.called = called
+
+    def __call__(self, images):
+        return upsample_argmax(self.logits(images), images.shape[-2:])
+
+    def logits(self, images):
+        self.called()
+        means = F.avg_pool2d(images.float(), 8)
+        return torch.cat([means, 255 - means, torch.zeros_like(means), means[:, :2]], 1)
+
+
+def write_tiff(name: str, height: int = 320, width: int = 264, **options) -> np.ndarray:
+    """A file of smooth colours in tiles, and what is in it."""
+    os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
+    small = np.random.default_rng(height).integers(0, 256, (8, 6, 3), np.uint8)
+    image = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+    tifffile.imwrite(name, image, tile=(64, 64), photometric="rgb", compression="zlib", metadata=None, **options)
+    return image
+
+
+def run_windows(*sources: str, network=None, folder: str = "out", **options):
+    predictor = TTAPredictor(network or Blocks(), TTAConfig(window=(64, 64)))
+    os.makedirs(folder, exist_ok=True)
+    table, frames = get_label_table("camvid11"), find_images(sources)
+    return predict(predictor, table, frames, Path(folder), max_pixels=100 * 100, **options)
+
+
+def test_a_large_tiff_becomes_a_label_map_in_tiles(here, caplog):
+    """Beside an image that is predicted at once, one that is too large and no TIFF, and a TIFF that is damaged."""
+    image = write_tiff("F/big.tif")
+    write_tiff("F/cut.tif")
+    Path("F/cut.tif").write_bytes(Path("F/cut.tif").read_bytes()[:-100])
+    write("F/a.png")
+    write("F/large.jpg", data=cv2.imencode(".jpg", image)[1].tobytes())
+    result = run_windows("F")
+    lines = ["F/cut.tif: truncated TIFF", f"F/large.jpg: expected an image of 1 to 10000 pixels, got 264x320; {ELSE}"]
+    assert (result.done, result.failed, caplog.messages) == (2, lines, lines)
+    assert sorted(os.listdir("out")) == [
+        "a_color.png", "a_labelIds.png", "a_overlay.jpg", "big_labelIds.tif", "predictions.jsonl"
+    ]  # fmt: skip
+    labels = tifffile.imread("out/big_labelIds.tif")
+    expected = Blocks()(torch.from_numpy(image).permute(2, 0, 1)[None])[0].numpy()
+    np.testing.assert_array_equal(labels, expected)
+    colors = cv2.imread("out/big_labelIds.tif", cv2.IMREAD_COLOR_RGB)
+    table = get_label_table("camvid11")
+    np.testing.assert_array_equal(colors, table.color_array()[labels])
+    row = json.loads(Path("out/predictions.jsonl").read_text().splitlines()[1])
+    assert (row["file"], row["width"], row["height"]) == ("F/big.tif", 264, 320)
+    shares = {table.classes[i]: round(float((labels == i).mean()), 5) for i in np.unique(labels)}
+    assert len(shares) > 3 and row["share"] == shares
+    assert len(find_images(["**/*.*"])) == 4  # what was written is not predicted again
+
+
+def test_a_killed_prediction_of_a_large_tiff_leaves_no_half_of_it_and_goes_on(here):
+    write_tiff("F/a.tif")
+    write_tiff("F/b.tif", 328)
+
+    def kill():
+        calls.append(0)
+        if len(calls) == 80:  # of 48 windows for each image
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def predict_and_die():
+        torch.set_num_threads(1)
+        with owned(Path("out"), "output_dir"):
+            run_windows("F", network=Blocks(kill))
+
+    calls: list[int] = []
+    os.mkdir("out")
+    child = multiprocessing.get_context("fork").Process(target=predict_and_die)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    left = sorted(os.listdir("out"))
+    assert left[:2] == [left[0], ".lock"] and left[0].endswith(".tmp") and "b_labelIds.tif" not in left
+    with owned(Path("out"), "output_dir"):
+        result = run_windows("F", network=Blocks(lambda: calls.append(0)), resume=True)
+    assert (result.done, result.kept, len(calls)) == (2, 1, 48)
+    assert sorted(os.listdir("out")) == ["a_labelIds.tif", "b_labelIds.tif", "predictions.jsonl"]
+    run_windows("F", folder="straight")
+    assert contents("out") == {name.replace("straight", "out", 1): data for name, data in contents("straight").items()}
+
+
+def test_without_tifffile_a_large_tiff_is_one_line_and_the_others_go_on(here, monkeypatch):
+    write_tiff("F/big.tif")
+    write("F/a.png")
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    result = run_windows("F")
+    line = "F/big.tif: tifffile: needed for large TIFF images; pip install 'bcmfnet[tiff]'"
+    assert (result.done, result.failed) == (1, [line])
 
 
 def test_reading_and_writing_overlap_the_network(here, monkeypatch):
