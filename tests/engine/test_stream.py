@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -179,6 +180,50 @@ def test_a_url_that_ends_breaks_off_or_stalls_leaves_a_video_that_plays(server, 
         assert isinstance(result.error, DataError) and line in str(result.error) and "secret" not in str(result.error)
     assert result.written > 0 and result.written + result.dropped >= 28
     for name in (f"{how}_labelIds.mkv", f"{how}_overlay.mp4"):
+        assert len(frames_of(tmp_path / "out" / name, "gray")) == result.written
+
+
+PUSH = """
+import sys, time
+import av, numpy
+for _ in range(100):
+    try:
+        container = av.open(sys.argv[1], "w", format="rtsp", options={"rtsp_transport": "tcp"})
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for number in range(30):
+            picture = numpy.full((64, 96, 3), 8 * number, "uint8")
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        break
+    except av.error.ConnectionRefusedError:
+        time.sleep(0.1)
+container.mux(stream.encode(None))
+{end}
+"""
+
+
+@pytest.mark.skipif("rtsp" not in av.formats_available, reason="this FFmpeg has no RTSP")
+@pytest.mark.parametrize("end", ["container.close()", "import os; os._exit(0)", "time.sleep(60)"], ids=str.split)
+def test_rtsp_that_ends_breaks_off_or_stalls(tmp_path, end):
+    """FFmpeg on both sides: what pushes to a server with ANNOUNCE and RECORD, in a process of its own, and the source,
+    which listens as that server does.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"rtsp://127.0.0.1:{free.getsockname()[1]}/live"
+    source = Source(url, timeout=20 if "sleep" not in end else 5)
+    source._options |= {"rtsp_flags": "listen", "listen_timeout": "60"}
+    with subprocess.Popen([sys.executable, "-c", PUSH.replace("{end}", end), url]) as camera:
+        try:
+            result = run(source, tmp_path / "out")
+        finally:
+            camera.kill()
+    assert source.live and source.name == "live"
+    assert result.written > 0 and result.written + result.dropped == 30
+    if "sleep" in end:
+        assert str(result.error) == f"{url}: nothing came for 5 s, after 30 frames"
+    else:
+        assert result.error is None
+    for name in ("live_labelIds.mkv", "live_overlay.mp4"):
         assert len(frames_of(tmp_path / "out" / name, "gray")) == result.written
 
 
