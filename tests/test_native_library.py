@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import platform
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -59,7 +61,7 @@ def test_code_of_an_instruction_set_stays_in_its_namespace(source, tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_builds_of_two_names_live_in_one_process(tmp_path):
+def test_builds_of_two_names_live_in_one_process(tmp_path, monkeypatch):
     """As two versions of the ops that packages bring with them: each under its own namespace, beside ours."""
     compiler = shutil.which("g++")
     if compiler is None:
@@ -74,22 +76,57 @@ def test_builds_of_two_names_live_in_one_process(tmp_path):
         return path
 
     isas = {"plain": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]} if _is_x86() else {"plain": []}
-    common = [compiled(f"common/{name}.cpp") for name in ("tensor", "isa")]
-    for isa, flags in isas.items():
-        common.append(compiled("upsample_argmax/upsample_argmax_cpu.cpp", f"-DBCM_ISA={isa}", *flags))
+    ours = [(f"common/{name}.cpp", []) for name in ("tensor", "isa")]
+    builds = {
+        "bcmfnet_first": [
+            *ours,
+            ("upsample_argmax/upsample_argmax.cpp", ["-DBCM_LIBRARY=bcmfnet_first"]),
+            *(("upsample_argmax/upsample_argmax_cpu.cpp", [f"-DBCM_ISA={isa}", *flags]) for isa, flags in isas.items()),
+        ],
+        "_bcmfnet_second": [  # as kernel-builder compiles
+            (source, ["-DTORCH_EXTENSION_NAME=_bcmfnet_second"])
+            for source in (
+                *dict(ours),
+                "upsample_argmax/upsample_argmax.cpp",
+                "upsample_argmax/upsample_argmax_cpu.cpp",
+            )
+        ],
+    }
     logits = torch.randn(2, 5, 7, 9)
     expected = upsample_argmax(logits, (30, 41))
-    for name in ("bcmfnet_first", "bcmfnet_second"):
+    for name, sources in builds.items():
         library = tmp_path / f"{name}.so"
-        bindings = compiled("upsample_argmax/upsample_argmax.cpp", f"-DBCM_LIBRARY={name}")
-        linked = ["-shared", bindings, *common, f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-ldl"]
+        objects = [compiled(source, *more) for source, more in sources]
+        linked = ["-shared", *objects, f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-ldl"]
         subprocess.run([compiler, *linked, "-o", library], check=True)
         torch.ops.load_library(library)
-    for name in ("bcmfnet_first", "bcmfnet_second"):
+    for name in builds:
         labels = torch.empty_like(expected)
         getattr(torch.ops, name)._upsample_argmax(logits, labels, None)
         assert torch.equal(labels, expected)
     assert torch.equal(upsample_argmax(logits, (30, 41)), expected)
+    package = tmp_path / "kernel"  # where kernel-builder puts its module beside those of torch-ext
+    shutil.copytree(ROOT / "torch-ext" / "bcmfnet", package)
+    (package / "_ops.py").write_text("import torch\nops = torch.ops._bcmfnet_second\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert torch.equal(importlib.import_module("kernel").upsample_argmax(logits, (30, 41)), expected)
+
+
+def test_build_toml_names_every_source():
+    """Of kernel-builder, which copies and compiles only what is listed: bindings apart from kernels and headers."""
+    build = tomllib.loads((ROOT / "build.toml").read_text())
+    bindings, kernel = build["torch"], build["kernel"]["bcmfnet"]
+    listed = bindings["src"] + kernel["src"]
+    assert len(set(listed)) == len(listed) and all((ROOT / source).is_file() for source in listed)
+    globs = re.findall(r"CONFIGURE_DEPENDS (csrc/\S+)\)", (ROOT / "CMakeLists.txt").read_text())
+    assert len(globs) == 3
+    compiled = {path.relative_to(ROOT).as_posix() for pattern in globs for path in ROOT.glob(pattern)}
+    headers = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/**/*.h")}
+    assert set(listed) == compiled | headers | {"torch-ext/torch_binding.cpp"}
+    assert not any(source.endswith((".cu", "_cpu.cpp", ".h")) for source in bindings["src"])
+    assert {"csrc"} == set(bindings["include"]) == set(kernel["include"])
+    oldest = re.search(r"torch>=([\d.]+)", (ROOT / "pyproject.toml").read_text())[1]
+    assert (build["general"]["name"], build["torch"]["stable-abi"]) == ("bcmfnet", {"cuda": oldest})
 
 
 def _is_x86() -> bool:

@@ -8,7 +8,7 @@
 namespace bcmfnet {
 
 static Isa detect() {
-#if defined(__x86_64__)
+#if defined(BCM_X86_ISAS)
   const char* named = std::getenv("BCMFNET_CPU_LEVEL");
   const auto most = [&](Isa isa, const char* name) { return named && std::strcmp(named, name) == 0 ? isa : Isa::kAmx; };
   const Isa limit = smaller_of(smaller_of(most(Isa::kPlain, "plain"), most(Isa::kV3, "v3")), most(Isa::kV4, "v4"));

@@ -1,6 +1,19 @@
 // The instruction sets that every *_cpu.cpp is compiled for, each in a namespace of its own, and the choice of one.
 #pragma once
 
+// kernel-builder (build.toml) names the build, whose ops are in a namespace of that name, and compiles a file once and
+// without options of its own: for the plain instruction set.
+#if defined(TORCH_EXTENSION_NAME)
+#define BCM_LIBRARY TORCH_EXTENSION_NAME
+#define BCM_ISA plain
+#if defined(CUDA_KERNEL)
+#define BCMFNET_WITH_CUDA 1
+#define BCMFNET_CUDA "as kernel-builder has it"
+#endif
+#elif defined(__x86_64__)
+#define BCM_X86_ISAS
+#endif
+
 namespace bcmfnet {
 
 enum class Isa { kPlain, kV3, kV4, kAmx };
@@ -9,7 +22,7 @@ enum class Isa { kPlain, kV3, kV4, kAmx };
 // kAmx is kV4 with the matrix unit, which some kernels use.
 Isa cpu_isa();
 
-#if defined(__x86_64__)
+#if defined(BCM_X86_ISAS)
 #define BCM_DECLARE(declaration) \
   namespace plain {              \
   declaration;                   \

@@ -9,6 +9,8 @@
 #include <immintrin.h>
 #endif
 
+#include "common/isa.h"
+
 namespace bcmfnet::BCM_ISA {
 
 #if defined(__AVX512F__)
