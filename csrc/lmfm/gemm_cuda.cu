@@ -7,241 +7,92 @@
 // the inner dimension keep enough loads under way.
 #include "lmfm/gemm_cuda.h"
 
-#include "common/bilinear.h"
-#include "common/cuda/element.h"
+#include <utility>
+
 #include "common/cuda/grid.h"
-#include "common/cuda/pack.h"
-#include "lmfm/mma.h"
+#include "lmfm/activate_cuda.h"
 
 namespace bcmfnet {
 namespace {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kAlign = 32;    // The channels of each part of the inner dimension are padded to a multiple of this.
-constexpr int kPatch = 8;     // columns of a tile that needs neighbours; its rows are a quarter of a warp's pixels
-constexpr int kHalo = kPatch + 2;
 constexpr int kBlocks = 120;  // So many are wanted at once: about one for each multiprocessor of an H200.
-constexpr Shape kShapes[] = {{8, 4, 2, 1}, {8, 2, 2, 2}, {8, 1, 1, 8}, {4, 1, 1, 8}};
+constexpr Shape kShapes[] = {{8, 2, 1, 0}, {8, 1, 1, 1}, {8, 0, 0, 3}, {4, 0, 0, 3}};
 
 __device__ uint32_t bits_of(__half value) { return __half_as_ushort(value); }
 __device__ uint32_t bits_of(__nv_bfloat16 value) { return __bfloat16_as_ushort(value); }
 
-// The pixels of a block: of a 1x1 one after the other through all images, else a patch of one image and its neighbours.
-struct Tile {
-  const Gemm& gemm;
-  int pixels;
-  int64_t first;
-  int image, y, x;
-
-  __device__ Tile(const Gemm& gemm, int pixels, int64_t number) : gemm(gemm), pixels(pixels) {
-    const int64_t across = ceil_div(gemm.out.width, kPatch), down = ceil_div(gemm.out.height, pixels / kPatch);
-    first = number * pixels;
-    image = static_cast<int>(number / (across * down));
-    y = static_cast<int>(number / across % down) * (pixels / kPatch);
-    x = static_cast<int>(number % across) * kPatch;
-  }
-  __device__ bool is_patch() const { return gemm.side > 1; }
-
-  // Rows of shared memory: how many, the one of a pixel's first tap, and from a pixel to the eighth after it.
-  __device__ int rows() const { return is_patch() ? (pixels / kPatch + 2) * kHalo : pixels; }
-  __device__ int row_of(int pixel) const { return is_patch() ? pixel / kPatch * kHalo + pixel % kPatch : pixel; }
-  __device__ int row_step() const { return is_patch() ? kHalo : kPatch; }
-  __device__ int row_of_tap(int tap) const { return tap / 3 * kHalo + tap % 3; }
-
-  __device__ Pixel of_row(int row) const {
-    return is_patch() ? in_patch(y - 1 + row / kHalo, x - 1 + row % kHalo) : in_order(first + row);
-  }
-  __device__ Pixel operator[](int pixel) const {
-    return is_patch() ? in_patch(y + pixel / kPatch, x + pixel % kPatch) : in_order(first + pixel);
-  }
-
- private:
-  __device__ Pixel in_patch(int y, int x) const {
-    const bool inside = y >= 0 && x >= 0 && y < gemm.out.height && x < gemm.out.width;
-    return inside ? Pixel{image, y, x, true} : Pixel{0, 0, 0, false};
-  }
-  __device__ Pixel in_order(int64_t number) const {
-    const int64_t row = number / gemm.out.width;
-    if (row >= gemm.batch * gemm.out.height) return {0, 0, 0, false};
-    return {static_cast<int>(row / gemm.out.height), static_cast<int>(row % gemm.out.height),
-            static_cast<int>(number % gemm.out.width), true};
-  }
-};
-
-// Numbers from `from` on, `stride` apart; the first `count` of them, or, as vectors, all.
-template <bool kVectors, typename T, int kSize>
-__device__ void read(const T* from, int64_t stride, int count, Pack<T, kSize>& to) {
-  if (kVectors) {
-    to = *reinterpret_cast<const Pack<T, kSize>*>(from);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) to.value[i] = i < count ? from[i * stride] : T{};
-  }
-}
-
-__device__ float lerp(float weight, float low, float high) { return fmaf(weight, high - low, low); }
-
-// Where a pixel of `out` finds its source pixels in a map. An axis that keeps its size is copied.
-struct Place {
-  int64_t at;           // of the upper left one
-  bool right, down;     // whether there are others
-  float across, below;  // their weights
-
-  __device__ Place(const Map& map, const Pixel& pixel, const Map& out)
-      : right(false), down(false), across(0), below(0) {
-    int x = pixel.x, y = pixel.y;
-    if (map.width != out.width) {
-      const Source source = source_of(x, map.width, out.width);
-      x = static_cast<int>(source.low), across = source.weight, right = source.high > source.low;
-    }
-    if (map.height != out.height) {
-      const Source source = source_of(y, map.height, out.height);
-      y = static_cast<int>(source.low), below = source.weight, down = source.high > source.low;
-    }
-    at = map.at({pixel.image, y, x});
-  }
-};
-
-// Some channels of a pixel's source pixels. kUp: the map is smaller than the result, along one axis at least.
-template <bool kVectors, bool kUp, typename T, int kSize>
-struct Sample {
-  Pack<T, kSize> upper_left, upper_right, lower_left, lower_right;
-
-  __device__ Sample(const Map& map, const Place& place, int channel, int count) {
-    const T* from = static_cast<const T*>(map.values) + place.at + channel * map.channel_stride;
-    read<kVectors>(from, map.channel_stride, count, upper_left);
-    if (!kUp) return;
-    const int64_t across = place.right ? map.column_stride : 0, below = place.down ? map.row_stride : 0;
-    read<kVectors>(from + across, map.channel_stride, count, upper_right);
-    read<kVectors>(from + below, map.channel_stride, count, lower_left);
-    read<kVectors>(from + below + across, map.channel_stride, count, lower_right);
-  }
-
-  // Columns first.
-  __device__ float value(int i, const Map& map, const Map& out, const Place& place) const {
-    float upper = as_float(upper_left.value[i]);
-    if (!kUp) return upper;
-    float lower = as_float(lower_left.value[i]);
-    if (map.width != out.width) {
-      upper = lerp(place.across, upper, as_float(upper_right.value[i]));
-      lower = lerp(place.across, lower, as_float(lower_right.value[i]));
-    }
-    return map.height != out.height ? lerp(place.below, upper, lower) : upper;
-  }
-};
-
-// A part's channels [from, until) at all pixels of a tile, to shared memory: 0 outside the map and in the padding.
-// kVectors: its maps and norms can be read in whole groups; what is not wanted of them is read in another place. No
-// branch stands between the loads, so that a thread waits for all of them at once.
-template <bool kVectors, int kMaps, bool kUp, typename T>
-__device__ void activate(const Gemms& launch, const Part& part, const Tile& tile, int from, int until, T* to) {
-  constexpr int kSize = !kUp ? kGroup : kVectors ? kGroup / 2 : kGroup / 4;  // as much as fits into registers
-  const Gemm& gemm = tile.gemm;
-  const Map &first = part.map[0], &second = part.map[kMaps - 1], &out = gemm.out;
-  const bool along = first.channel_stride == 1;  // lanes: along channels, or along pixels
-  const int row_of_thread = along ? threadIdx.x / 8 : threadIdx.x % 32;
-  const int group_of_thread = along ? threadIdx.x % 8 : threadIdx.x / 32;
-  for (int row = row_of_thread; row < tile.rows(); row += 32) {
-    const Pixel pixel = tile.of_row(row);
-    const Place place(first, pixel, out), second_place(second, pixel, out);
-#pragma unroll(kVectors && kMaps == 1 && !kUp ? 2 : 1)
-    for (int channel = from + kSize * group_of_thread; channel < until; channel += 8 * kSize) {
-      const int count = pixel.inside ? smaller_of(gemm.channels - channel, kSize) : 0;
-      const int readable = count > 0 ? channel : 0;
-      const Sample<kVectors, kUp, T, kSize> sample(first, place, readable, count);
-      const Sample<kVectors, kUp, T, kSize> second_sample(second, second_place, readable, count);
-      Pack<float, kSize> multiplier, shift;
-      read<kVectors>(part.norm.multipliers + readable, 1, count, multiplier);
-      read<kVectors>(part.norm.shifts + readable, 1, count, shift);
-      Pack<T, kSize> result;
-#pragma unroll
-      for (int i = 0; i < kSize; ++i) {
-        float value = sample.value(i, first, out, place);
-        if (kMaps == 2) value += second_sample.value(i, second, out, second_place);
-        const float normed = fmaf(multiplier.value[i], value, shift.value[i]);
-        store(&result.value[i], i >= count || normed < 0 ? 0.0f : normed);  // NaN stays
-      }
-      *reinterpret_cast<Pack<T, kSize>*>(to + row * gemm.pitch + channel) = result;
-    }
-  }
-}
-
-__device__ bool is_smaller(const Map& map, const Map& out) {
-  return map.values != nullptr && (map.width != out.width || map.height != out.height);
-}
-
-template <bool kVectors, typename T>
-__device__ void activate(const Gemms& launch, const Part& part, const Tile& tile, int from, int until, T* to) {
-  const Map& out = tile.gemm.out;
-  const bool up = is_smaller(part.map[0], out) || is_smaller(part.map[1], out), two = part.map[1].values != nullptr;
-  if (two) {
-    if (up) {
-      activate<kVectors, 2, true>(launch, part, tile, from, until, to);
-    } else {
-      activate<kVectors, 2, false>(launch, part, tile, from, until, to);
-    }
-  } else if (up) {
-    activate<kVectors, 1, true>(launch, part, tile, from, until, to);
-  } else {
-    activate<kVectors, 1, false>(launch, part, tile, from, until, to);
-  }
-}
-
 // Weights of one step along the inner dimension that a lane holds, and the product of a warp with them. With
 // g = lane / 4 and t = lane % 4, a lane has the sums of the pixels g + 8 i and the outputs kColumns * t + j. A step of
-// 32 is two of the tensor core's: the order of inner positions and of outputs is free, and chosen so that a lane finds
-// its 8 inner positions of a pixel, and its kColumns / 2 outputs of a row of weights, side by side.
+// 32 is two of the tensor core's: the order of outputs is free, and chosen so that a lane finds its kColumns / 2 ones of
+// a row of weights side by side.
 template <typename T, int kColumns>
 struct Fragment {
   static constexpr int kStep = 32, kEach = kColumns / 2;
   Pack<uint32_t, kEach / 2> row[8];
 
+  // A lane's pixel and inner position that multiply() starts from.
+  __device__ static int pixel() { return threadIdx.x % 16; }
+  __device__ static int position() { return threadIdx.x % 32 / 16 * 8; }
+
   // From the step's first row and the warp's first output; `rows` and `columns` are left from there.
   __device__ void load(const T* weights, int64_t outputs, int rows, int columns, bool vectors) {
-    const int first = threadIdx.x % 4 * 8, column = threadIdx.x % 32 / 4 * kEach;
+    const int first = threadIdx.x % 4 * 2, column = threadIdx.x % 32 / 4 * kEach;
+    weights += first * outputs + column;
+    if (vectors && rows >= kStep && columns >= 4 * kColumns) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        row[i] = *reinterpret_cast<const Pack<uint32_t, kEach / 2>*>(weights + (i / 2 * 8 + i % 2) * outputs);
+      return;
+    }
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const T* from = weights + (first + i) * outputs + column;
-      const int count = first + i < rows ? smaller_of(columns - column, kEach) : 0;
-      if (vectors && count >= kEach) {
-        row[i] = *reinterpret_cast<const Pack<uint32_t, kEach / 2>*>(from);
-      } else {
+      const T* from = weights + (i / 2 * 8 + i % 2) * outputs;
+      const int count = first + i / 2 * 8 + i % 2 < rows ? columns - column : 0;
 #pragma unroll
-        for (int j = 0; j < kEach; j += 2) {
-          const uint32_t low = j < count ? bits_of(from[j]) : 0, high = j + 1 < count ? bits_of(from[j + 1]) : 0;
-          row[i].value[j / 2] = low | high << 16;
-        }
+      for (int j = 0; j < kEach; j += 2) {
+        const uint32_t low = j < count ? bits_of(from[j]) : 0, high = j + 1 < count ? bits_of(from[j + 1]) : 0;
+        row[i].value[j / 2] = low | high << 16;
       }
     }
   }
 
-  // An output's weights at two inner positions.
-  __device__ uint32_t pair(int first, int output) const {
-    const uint32_t low = row[first].value[output / 2], high = row[first + 1].value[output / 2];
-    return output % 2 == 0 ? (low & 0xffffu) | high << 16 : low >> 16 | (high & 0xffff0000u);
-  }
+  // The same in the order of the tensor core: for each of its two steps and each output, four inner positions.
+  struct Ordered {
+    uint32_t pairs[2][kEach][2];
 
-  // `pixels` is the lane's first pixel at the step's first inner position; the next are `pitch` apart.
-  __device__ void multiply(const T* pixels, int pitch, float (&sums)[4][kColumns]) const {
-    Pack<uint32_t, 4> a[4];
+    // `pixels` is the lane's place there; eight pixels further are `step` elements.
+    __device__ void multiply(const T* pixels, int step, float (&sums)[4][kColumns]) const {
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      a[i] = *reinterpret_cast<const Pack<uint32_t, 4>*>(pixels + i * pitch + threadIdx.x % 4 * 8);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int j = 0; j < kEach; ++j) {
-        const uint32_t b[2] = {pair(4 * half, j), pair(4 * half + 2, j)};
+      for (int half = 0; half < 2; ++half) {
 #pragma unroll
         for (int i = 0; i < 4; i += 2) {
-          const uint32_t rows[4] = {a[i].value[2 * half], a[i + 1].value[2 * half], a[i].value[2 * half + 1],
-                                    a[i + 1].value[2 * half + 1]};
-          float c[4] = {sums[i][j], sums[i][kEach + j], sums[i + 1][j], sums[i + 1][kEach + j]};
-          multiply_add<T>(c, rows, b);
-          sums[i][j] = c[0], sums[i][kEach + j] = c[1], sums[i + 1][j] = c[2], sums[i + 1][kEach + j] = c[3];
+          uint32_t a[4];
+          load_operand(a, pixels + i * step + 16 * half);
+#pragma unroll
+          for (int j = 0; j < kEach; ++j) {
+            float c[4] = {sums[i][j], sums[i][kEach + j], sums[i + 1][j], sums[i + 1][kEach + j]};
+            multiply_add<T>(c, a, pairs[half][j]);
+            sums[i][j] = c[0], sums[i][kEach + j] = c[1], sums[i + 1][j] = c[2], sums[i + 1][kEach + j] = c[3];
+          }
         }
       }
     }
+  };
+
+  __device__ Ordered ordered() const {
+    Ordered result;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int j = 0; j < kEach; ++j)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int at = 4 * half + 2 * i;
+          result.pairs[half][j][i] =
+              __byte_perm(row[at].value[j / 2], row[at + 1].value[j / 2], j % 2 == 0 ? 0x5410 : 0x7632);
+        }
+    return result;
   }
 };
 
@@ -249,6 +100,9 @@ template <int kColumns>
 struct Fragment<float, kColumns> {
   static constexpr int kStep = 16 / kColumns;
   float row[kStep][kColumns];
+
+  __device__ static int pixel() { return threadIdx.x % 32 / 4; }
+  __device__ static int position() { return 0; }
 
   __device__ void load(const float* weights, int64_t outputs, int rows, int columns, bool vectors) {
     const int column = threadIdx.x % 4 * kColumns;
@@ -271,10 +125,13 @@ struct Fragment<float, kColumns> {
     }
   }
 
-  __device__ void multiply(const float* pixels, int pitch, float (&sums)[4][kColumns]) const {
+  using Ordered = Fragment;
+  __device__ Ordered ordered() const { return *this; }
+
+  __device__ void multiply(const float* pixels, int step, float (&sums)[4][kColumns]) const {
     Pack<float, kStep> a[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) a[i] = *reinterpret_cast<const Pack<float, kStep>*>(pixels + i * pitch);
+    for (int i = 0; i < 4; ++i) a[i] = *reinterpret_cast<const Pack<float, kStep>*>(pixels + i * step);
 #pragma unroll
     for (int k = 0; k < kStep; ++k)
 #pragma unroll
@@ -284,7 +141,7 @@ struct Fragment<float, kColumns> {
   }
 };
 
-// A warp's steps through the taps and a chunk [begin, end) of the inner dimension: one of `warps` even parts of them.
+// A warp's steps through the taps and a chunk [begin, end) of the inner dimension: one of 2^deep even parts of them.
 template <int kStep>
 struct Steps {
   const Gemm& gemm;
@@ -292,13 +149,13 @@ struct Steps {
   int left, tap;
   int position, part, channel;  // in the chunk; the part that this is, and the channel of it
 
-  __device__ Steps(const Gemm& gemm, int begin, int end, int warp, int warps)
-      : gemm(gemm), begin(begin), length(end - begin) {
+  __device__ Steps(const Gemm& gemm, int begin, int end, int warp, int deep)
+      : gemm(gemm), begin(begin), length(end - begin), tap(0) {
     const int each = length / kStep, all = each * gemm.side * gemm.side;
-    const int first = all * warp / warps;
-    left = all * (warp + 1) / warps - first;
-    tap = first / each;
-    go_to(first % each * kStep);
+    int first = all * warp >> deep;
+    left = (all * (warp + 1) >> deep) - first;
+    if (gemm.side > 1) tap = first / each, first -= tap * each;
+    go_to(first * kStep);
   }
   __device__ void advance() {
     --left, position += kStep, channel += kStep;
@@ -311,9 +168,8 @@ struct Steps {
 
  private:
   __device__ void go_to(int to) {
-    position = to;
-    part = (begin + to) / gemm.part_inner;
-    channel = (begin + to) % gemm.part_inner;
+    position = to, part = 0, channel = begin + to;
+    if (gemm.parts > 1) part = channel / gemm.part_inner, channel -= part * gemm.part_inner;
   }
 };
 
@@ -329,9 +185,14 @@ __device__ void keep(const float (&sums)[4][kColumns], bool adds, float* to) {
 #pragma unroll
     for (int j = 0; j < kColumns; j += 4) {
       auto& four = *reinterpret_cast<Pack<float, 4>*>(to + 8 * i * kSumsPitch<kColumns> + j);
-      Pack<float, 4> sum = adds ? four : Pack<float, 4>{};
+      Pack<float, 4> sum;
 #pragma unroll
-      for (int k = 0; k < 4; ++k) sum.value[k] += sums[i][j + k];
+      for (int k = 0; k < 4; ++k) sum.value[k] = sums[i][j + k];
+      if (adds) {
+        const Pack<float, 4> before = four;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) sum.value[k] += before.value[k];
+      }
       four = sum;
     }
   }
@@ -339,34 +200,34 @@ __device__ void keep(const float (&sums)[4][kColumns], bool adds, float* to) {
 
 // The sums of a block's tile over its warps, and what is added, to where they belong.
 template <typename T, int kColumns>
-__device__ void write(const Gemms& launch, const Tile& tile, int first_output, const float* sums) {
+__device__ void write(
+    const Gemm& gemm, const Shape& shape, const int64_t* results, int first_output, const float* sums) {
   constexpr int kPitch = kSumsPitch<kColumns>, kOutputs = 4 * kColumns;
-  const Gemm& gemm = tile.gemm;
-  const Shape& shape = launch.shape;
   const bool along = gemm.out.channel_stride == 1;
-  const int quads = shape.outputs() / 4;
-  for (int i = threadIdx.x; i < shape.pixels() * quads; i += kThreads) {
-    const int number = along ? i / quads : i % shape.pixels();
-    const int column = 4 * (along ? i % quads : i / shape.pixels());
-    const Pixel pixel = tile[number];
+  const int pixels = shape.pixels();
+  const int lanes = along ? shape.across + (kColumns == 8 ? 3 : 2) : shape.down + 5;  // to base 2
+  for (int i = threadIdx.x; i < pixels * shape.outputs() / 4; i += kThreads) {
+    const int inner = i & ((1 << lanes) - 1), outer = i >> lanes;
+    const int number = along ? outer : inner, column = 4 * (along ? inner : outer);
+    const int64_t at = results[number];
     const int count = smaller_of(gemm.outputs - first_output - column, 4);
-    if (!pixel.inside || count <= 0) continue;
-    const int warp = number / kPixels * shape.across + column / kOutputs;
+    if (at < 0 || count <= 0) continue;
+    const int warp = (number / kPixels << shape.across) + column / kOutputs;
     const float* from = sums + (warp * kPixels + number % kPixels) * kPitch + column % kOutputs;
-    Pack<float, 4> sum{};
-    for (int deep = 0; deep < shape.deep; ++deep, from += shape.down * shape.across * kPixels * kPitch) {
+    auto sum = *reinterpret_cast<const Pack<float, 4>*>(from);
+    for (int deep = 1; deep < 1 << shape.deep; ++deep) {
+      from += kPixels * kPitch << (shape.down + shape.across);
       const auto part = *reinterpret_cast<const Pack<float, 4>*>(from);
 #pragma unroll
       for (int j = 0; j < 4; ++j) sum.value[j] += part.value[j];
     }
     if (gemm.added.values != nullptr) {
-      const int64_t at = gemm.added.at(pixel) + first_output + column;
-      const auto added = *reinterpret_cast<const Pack<T, 4>*>(static_cast<const T*>(gemm.added.values) + at);
+      const T* add = static_cast<const T*>(gemm.added.values) + results[pixels + number] + first_output + column;
+      const auto added = *reinterpret_cast<const Pack<T, 4>*>(add);
 #pragma unroll
       for (int j = 0; j < 4; ++j) sum.value[j] += as_float(added.value[j]);
     }
-    T* to = static_cast<T*>(gemm.out.values) + gemm.out.at(pixel) +
-            (first_output + column) * gemm.out.channel_stride;
+    T* to = static_cast<T*>(gemm.out.values) + at + (first_output + column) * gemm.out.channel_stride;
     if (gemm.out.vectors && count == 4) {
       Pack<T, 4> four;
 #pragma unroll
@@ -383,37 +244,41 @@ __device__ void write(const Gemms& launch, const Tile& tile, int first_output, c
 template <typename T, int kColumns>
 __global__ void __launch_bounds__(kThreads, 2) gemm_kernel(const __grid_constant__ Gemms launch) {
   using Weights = Fragment<T, kColumns>;
-  BCM_DYNAMIC_SHARED(float, sums_of_warps);  // then activated pixels [rows, pitch]
+  BCM_DYNAMIC_SHARED(float, sums_of_warps);  // then places, then activated pixels [rows, pitch]
   constexpr int kPitch = kSumsPitch<kColumns>;
-  T* const pixels = reinterpret_cast<T*>(sums_of_warps + kWarps * kPixels * kPitch);
+  char* const memory = reinterpret_cast<char*>(sums_of_warps + kWarps * kPixels * kPitch);
+  T* const pixels = reinterpret_cast<T*>(memory + launch.places_bytes);
   const Shape& shape = launch.shape;
 
   int which = 0;
   while (which + 1 < launch.count && blockIdx.x >= launch.gemm[which + 1].first_block) ++which;
   const Gemm& gemm = launch.gemm[which];
-  const int64_t block = blockIdx.x - gemm.first_block, tiles_across = ceil_div(gemm.outputs, shape.outputs());
-  const Tile tile(gemm, shape.pixels(), block / tiles_across);
-  const int first_output = static_cast<int>(block % tiles_across) * shape.outputs();
+  const unsigned block = blockIdx.x - gemm.first_block, number = block / gemm.blocks_across;
+  const Tile tile{gemm, shape.pixels(), number};
+  const int first_output = static_cast<int>(block - number * gemm.blocks_across) * shape.outputs();
+  const int rows = tile.rows();
+  const Places places(memory, gemm, rows);
+  places.fill(launch, tile);
+  __syncthreads();
 
-  const int warp = threadIdx.x / 32, deep = warp / (shape.down * shape.across);
-  const int down = warp / shape.across % shape.down, across = warp % shape.across;
+  const int warp = threadIdx.x / 32, deep = warp >> (shape.down + shape.across);
+  const int down = warp >> shape.across & ((1 << shape.down) - 1), across = warp & ((1 << shape.across) - 1);
   const int output = first_output + across * 4 * kColumns;
   const T* const weights = static_cast<const T*>(gemm.weights) + output;
-  const T* const own = pixels + tile.row_of(down * kPixels + threadIdx.x % 32 / 4) * gemm.pitch;
+  const T* const own = pixels + tile.row_of(down * kPixels + Weights::pixel()) * gemm.pitch + Weights::position();
+  const int step = tile.row_step() * gemm.pitch;
   float* const to = sums_of_warps + (warp * kPixels + threadIdx.x % 32 / 4) * kPitch + threadIdx.x % 4 * kColumns;
 
+  int part = 0, from = 0;  // that the chunk begins with
   for (int begin = 0; begin < gemm.inner; begin += gemm.chunk) {
     const int end = smaller_of(begin + gemm.chunk, gemm.inner);
     if (begin > 0) __syncthreads();  // the chunk before has been read
-    for (int part = begin / gemm.part_inner; part * gemm.part_inner < end; ++part) {
-      const int first = part * gemm.part_inner;
-      const int from = larger_of(begin - first, 0), until = smaller_of(end - first, gemm.part_inner);
-      const Part& each = launch.part[gemm.first_part + part];
-      if (each.vectors) {
-        activate<true>(launch, each, tile, from, until, pixels + first - begin);
-      } else {
-        activate<false>(launch, each, tile, from, until, pixels + first - begin);
-      }
+    for (int position = begin; position < end;) {
+      const int until = smaller_of(from + end - position, gemm.part_inner);
+      activate(gemm, launch.part[gemm.first_part + part], places.parts + part * gemm.maps * rows, rows, from, until,
+               pixels + position - begin - from);
+      position += until - from, from = until;
+      if (from == gemm.part_inner) from = 0, ++part;
     }
     Steps<Weights::kStep> steps(gemm, begin, end, deep, shape.deep);
     Weights next;
@@ -427,16 +292,16 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_kernel(const __grid_constant
     load();
     __syncthreads();
     while (steps.left > 0) {
-      const Weights current = next;
+      const typename Weights::Ordered current = next.ordered();
       const T* const at = own + tile.row_of_tap(steps.tap) * gemm.pitch + steps.position;
       steps.advance();
       load();
-      current.multiply(at, tile.row_step() * gemm.pitch, sums);
+      current.multiply(at, step, sums);
     }
     keep(sums, begin > 0, to);
   }
   __syncthreads();
-  write<T, kColumns>(launch, tile, first_output, sums_of_warps);
+  write<T, kColumns>(gemm, shape, places.results, first_output, sums_of_warps);
 }
 
 bool is_aligned(const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
@@ -450,30 +315,53 @@ int64_t assign_blocks(Gemms& launch) {
   for (int i = 0; i < launch.count; ++i) {
     Gemm& gemm = launch.gemm[i];
     const int64_t pixels = gemm.batch * gemm.out.height * gemm.out.width;
-    const int64_t patches =
-        gemm.batch * ceil_div(gemm.out.width, kPatch) * ceil_div(gemm.out.height, shape.pixels() / kPatch);
-    gemm.first_block = blocks;
-    blocks += (gemm.side > 1 ? patches : ceil_div(pixels, shape.pixels())) * ceil_div(gemm.outputs, shape.outputs());
+    gemm.first_block = static_cast<unsigned>(blocks);
+    gemm.blocks_across = blocks_for(gemm.outputs, shape.outputs());
+    gemm.patches_across = blocks_for(gemm.out.width, kPatch);
+    gemm.patches_down = blocks_for(gemm.out.height, shape.pixels() / kPatch);
+    const int64_t patches = gemm.batch * gemm.patches_across * gemm.patches_down;
+    blocks += (gemm.side > 1 ? patches : ceil_div(pixels, shape.pixels())) * gemm.blocks_across;
   }
   return blocks;
 }
 
+int64_t rows_of(const Gemm& gemm, const Shape& shape) {
+  return gemm.side > 1 ? (shape.pixels() / kPatch + 2) * kHalo : shape.pixels();
+}
+
 // Lays out shared memory: as few and even chunks of the inner dimension as fit. Rows of activated pixels lie so that
-// lanes that read neighbours meet other banks: 64 bytes further (16 for float32) modulo 128. Returns its bytes.
+// lanes that read 16 bytes of neighbours meet other banks: 16 bytes further modulo 128. Returns its bytes.
 int64_t assign_chunks(Gemms& launch, int64_t size) {
-  const int pitch = launch.shape.columns == 8 ? kSumsPitch<8> : kSumsPitch<4>;
-  const int64_t sums = int64_t{kWarps} * kPixels * pitch * 4;
+  const Shape& shape = launch.shape;
+  const int64_t sums = int64_t{kWarps} * kPixels * (shape.columns == 8 ? kSumsPitch<8> : kSumsPitch<4>) * 4;
+  int64_t places = 0;
+  for (int i = 0; i < launch.count; ++i) {
+    const Gemm& gemm = launch.gemm[i];
+    places = larger_of<int64_t>(places, rows_of(gemm, shape) * gemm.parts * gemm.maps * sizeof(Place));
+  }
+  places = round_up(places + 2 * shape.pixels() * sizeof(int64_t), 16);
+  launch.places_bytes = static_cast<int>(places);
   int64_t bytes = 0;
   for (int i = 0; i < launch.count; ++i) {
     Gemm& gemm = launch.gemm[i];
-    const int64_t pixels = launch.shape.pixels(), gap = size == 2 ? 32 : 4;
-    const int64_t rows = gemm.side > 1 ? (pixels / kPatch + 2) * kHalo : pixels;
-    const int64_t most = ((kMostShared - sums) / (rows * size) - gap) / 64 * 64;
+    const int64_t rows = rows_of(gemm, shape), gap = 16 / size;
+    const int64_t most = ((kMostShared - sums - places) / (rows * size) - gap) / 64 * 64;
     gemm.chunk = static_cast<int>(round_up(ceil_div(gemm.inner, ceil_div(gemm.inner, most)), 64));
     gemm.pitch = gemm.chunk + static_cast<int>(gap);
     bytes = larger_of(bytes, rows * gemm.pitch * size);
   }
-  return sums + bytes;
+  return sums + places + bytes;
+}
+
+// An axis along which there is one value has the same one everywhere.
+Map stretched(Map map, const Map& out) {
+  if (map.width == 1) map.width = out.width, map.column_stride = 0;
+  if (map.height == 1) map.height = out.height, map.row_stride = 0;
+  return map;
+}
+
+bool is_smaller(const Map& map, const Map& out) {
+  return map.values != nullptr && (map.width != out.width || map.height != out.height);
 }
 
 }  // namespace
@@ -481,7 +369,7 @@ int64_t assign_chunks(Gemms& launch, int64_t size) {
 void Gemms::add(const Map& first, const Map& second, const Norms& norm, int64_t channels) {
   const bool vectors = first.vectors && (second.values == nullptr || second.vectors) && channels % kGroup == 0 &&
                        is_aligned(norm.multipliers, 16) && is_aligned(norm.shifts, 16);
-  part[parts++] = {{first, second}, norm, vectors};
+  part[parts++] = {{first, second}, norm, vectors, 0};
 }
 
 void Gemms::add(
@@ -492,7 +380,15 @@ void Gemms::add(
   next.outputs = static_cast<int>(outputs);
   next.weight_vectors = outputs % 4 == 0 && is_aligned(weights, 4 * size_of(dtype));
   next.first_part = count == 0 ? 0 : gemm[count - 1].first_part + gemm[count - 1].parts;
-  next.parts = parts - next.first_part, next.part_inner = static_cast<int>(round_up(channels, kAlign));
+  next.parts = parts - next.first_part, next.maps = 1;
+  for (int i = next.first_part; i < parts; ++i) {
+    Map(&map)[2] = part[i].map;
+    for (Map& each : map) each = stretched(each, out);
+    if (is_smaller(map[1], out) && !is_smaller(map[0], out)) std::swap(map[0], map[1]);
+    part[i].smaller = is_smaller(map[0], out) + is_smaller(map[1], out);
+    if (map[1].values != nullptr) next.maps = 2;
+  }
+  next.part_inner = static_cast<int>(round_up(channels, kAlign));
   next.inner = next.parts * next.part_inner;
   next.batch = batch, next.out = out, next.added = added;
   ++count;

@@ -16,11 +16,11 @@ constexpr int kMostGemms = kMaxBranches + 1;
 
 struct Pixel {
   int image, y, x;
-  bool inside = true;  // of the map; else it stands for the first pixel, which may be read
+  bool inside = true;  // of the map
 };
 
 // Values [batch, channels, height, width]. It is a View in the integers of a block: a division of 64-bit integers costs
-// dozens of instructions.
+// dozens of instructions. An axis along which there is one value may have the size of the result, and a stride of 0.
 struct Map {
   void* values;  // null: there is no such map
   int height, width;
@@ -37,14 +37,23 @@ struct Part {
   Map map[2];
   Norms norm;
   bool vectors;  // all of it can be read kGroup channels at a time
+  int smaller;   // The first so many maps are smaller than the result.
+};
+
+// Where a pixel finds its source pixels in a map. An axis that keeps its size is copied.
+struct Place {
+  int64_t at;         // of the upper left one, or -1: the pixel is outside
+  int across, below;  // elements to the right one and to the lower one; 0 where there are none
+  float right, down;  // their weights
 };
 
 // out = convolution of some parts + added. Weights are [parts, side * side, channels, outputs].
 struct Gemm {
-  int64_t first_block;  // of the launch
+  unsigned first_block;  // of the launch
+  unsigned blocks_across, patches_across, patches_down;  // of the outputs, and of an image's pixels if side > 1
   const void* weights;
   bool weight_vectors;  // rows of weights are aligned for vectors
-  int first_part, parts;
+  int first_part, parts, maps;      // `maps` of each part
   int side;                         // of the convolution, 1 or 3
   int channels, part_inner, inner;  // of a part, with padding, and of all parts
   int chunk, pitch;                 // of `inner` that is in shared memory at once, and from pixel to pixel there
@@ -53,20 +62,21 @@ struct Gemm {
   Map out, added;
 };
 
-// How a block's warps divide a tile: `down` times its pixels, `across` its outputs, `deep` its inner dimension. A lane
-// has 4 pixels and `columns` outputs.
+// How a block's warps divide a tile: `down` times its pixels, `across` its outputs, `deep` its inner dimension, all to
+// base 2. A lane has 4 pixels and `columns` outputs.
 struct Shape {
   int columns, down, across, deep;
 
-  __host__ __device__ int pixels() const { return down * kPixels; }
-  __host__ __device__ int outputs() const { return across * 4 * columns; }
+  __host__ __device__ int pixels() const { return kPixels << down; }
+  __host__ __device__ int outputs() const { return 4 * columns << across; }
 };
 
 struct Gemms {
   Part part[kMostGemms];
   Gemm gemm[kMostGemms];
   int parts, count;
-  Shape shape;  // launch_gemms chooses it, and lays out blocks and shared memory.
+  Shape shape;        // launch_gemms chooses it, and lays out blocks and shared memory.
+  int places_bytes;  // of shared memory
 
   // Add a part of the next product.
   void add(const Map& first, const Map& second, const Norms& norm, int64_t channels);

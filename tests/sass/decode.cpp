@@ -568,6 +568,7 @@ class Decoder {
         i.type = take("BF16") ? Type::kBF16 : Type::kF16;
         take("F16"), take("PACK_AB"), take("F32");
         arithmetic();
+        i.saturates = take("RELU");  // at 0
         operands(kFloats);
         break;
       case Op::kHalfAdd: case Op::kHalfMul: case Op::kHalfFma: case Op::kHalfMinmax:

@@ -661,8 +661,9 @@ class Machine {
           break;
         case Op::kPackFloats:
           EACH {
-            const uint32_t high = i.type == Type::kF16 ? half_of(x[l]) : brain_of(x[l]);
-            result.v[l] = high << 16 | (i.type == Type::kF16 ? half_of(y[l]) : brain_of(y[l]));
+            const float high = i.saturates && x[l] < 0 ? 0 : x[l], low = i.saturates && y[l] < 0 ? 0 : y[l];
+            result.v[l] = i.type == Type::kF16 ? uint32_t{half_of(high)} << 16 | half_of(low)
+                                               : uint32_t{brain_of(high)} << 16 | brain_of(low);
           }
           if (i.round != Round::kNearest) fail(0, "this form is not known");
           write(i.to, result, mask);
