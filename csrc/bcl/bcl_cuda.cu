@@ -2,7 +2,8 @@
 //
 //   labels      the three labels of each pixel, in one word
 //   score       the cross-entropy and the score of each pixel; with upsampling also the gradient of the cross-entropy,
-//               up to its factor
+//               up to its factor, and where the score decides (rooms_cuda.h) that of the boundary term, so that
+//               neither candidates nor cells are left to do
 //   candidates  non-maximum suppression, to one bit for each pixel; counts of scores by their high byte
 //   low_bytes   counts of the scores that share a sought high byte, by their low byte
 //   resolve     thresholds, counts and factors
@@ -61,7 +62,7 @@ Scratch lay_out(const Bcl& call, bool saves, Arena& arena) {
   if (selects(call) || !wide) scratch.score = arena.take<uint16_t>(rows * scratch.score_pitch);
   if (wide) scratch.labels = arena.take<uint64_t>(rows * scratch.score_pitch);
   if (selects(call)) {
-    scratch.candidates = arena.take<uint32_t>(rows * scratch.words);
+    if (!decides(call)) scratch.candidates = arena.take<uint32_t>(rows * scratch.words);
     scratch.histogram = arena.take<Histogram>(scratch.groups);
     scratch.boundary = arena.take<double>(scratch.boundary_blocks);
     if (!up || terms) scratch.term = arena.take<float>(pixels);
@@ -71,6 +72,7 @@ Scratch lay_out(const Bcl& call, bool saves, Arena& arena) {
   if (up && saves) {
     const int64_t nodes = units_of(call) * segments_of(call) * call.logits.channels * kNodes;
     scratch.upper = arena.take<float>(nodes), scratch.lower = arena.take<float>(nodes);
+    if (decides(call)) scratch.chosen_upper = arena.take<float>(nodes), scratch.chosen_lower = arena.take<float>(nodes);
   }
   scratch.labelled = arena.take<Partial>(scratch.labelled_blocks);
   scratch.scored = arena.take<Partial>(scratch.scored_blocks);
@@ -81,7 +83,8 @@ Scratch lay_out(const Bcl& call, bool saves, Arena& arena) {
 // The three labels of each pixel, in one word, of labels that are bytes or longer integers. What takes divisions is done
 // once for a block: the rows and columns that flips read. With kPacks the lane's labels of a row are loaded at once.
 template <bool kTerms, bool kPacks, typename Label>
-__global__ void __launch_bounds__(kThreads, kTerms ? 2 : sizeof(Label) > 2 ? 3 : 4) labels_kernel(const Bcl call, const Scratch scratch) {
+__global__ void __launch_bounds__(kThreads, kTerms ? 2 : sizeof(Label) > 2 ? 3 : 4) labels_kernel(
+    const Bcl call, const Scratch scratch) {
   using Value = std::conditional_t<(sizeof(Label) < 4), int, int64_t>;
   __shared__ int other_rows[kTileRows];
   __shared__ __align__(16) int other_columns[kTileColumns];
@@ -364,10 +367,10 @@ int forward_upsampled(
   } else {
     BCM_TRY(launch_upsampled_scores(call, scratch, gradient, stream));
   }
-  if (selects(call)) BCM_TRY(launch_candidates(call, scratch, stream));
+  if (selects(call) && !decides(call)) BCM_TRY(launch_candidates(call, scratch, stream));
   BCM_TRY(resolve(call, scratch, outputs, terms, stream));
   if (!terms) {
-    BCM_TRY(launch_selected(call, scratch, gradient, stream));
+    if (!decides(call)) BCM_TRY(launch_selected(call, scratch, gradient, stream));
   } else {
     if (selects(call)) BCM_TRY(launch_selection(call, scratch, outputs.mask, stream));
     if (gradient) BCM_TRY(launch_cell_gradient(call, scratch, stream));

@@ -117,17 +117,31 @@ __device__ inline float class_weight_of(const Bcl& call, int label) {
 struct CrossEntropies {
   float own, rows, columns;
 
+  CrossEntropies() = default;
+
   template <typename Of>
   __device__ CrossEntropies(const Labels& labels, Of of)
       : own(of(labels.own)), rows(labels.rows < 0 ? 0.0f : of(labels.rows)),
         columns(labels.columns < 0 ? 0.0f : of(labels.columns)) {}
 
+  // Without a branch: `of` is called with absent labels too.
+  template <typename Of>
+  __device__ static CrossEntropies of_all(const Labels& labels, Of of) {
+    CrossEntropies result;
+    result.own = of(labels.own), result.rows = of(labels.rows), result.columns = of(labels.columns);
+    result.rows = labels.rows < 0 ? 0.0f : result.rows, result.columns = labels.columns < 0 ? 0.0f : result.columns;
+    return result;
+  }
+
   __device__ float sum(const float* coefficients) const { return weighted(coefficients, own, rows, columns); }
 };
 
-// The cross-entropy of a label from its exponent and the logarithm of the sum to base 2. Of one class it is exactly 0.
-__device__ inline float cross_entropy(const Bcl& call, float log_sum, float exponent_of_label) {
-  const float ce = (call.logits.channels == 1 ? 0.0f : kLn2) * (log_sum - exponent_of_label);
+// Nats to a step of the logarithm to base 2; none of one class, whose cross-entropy is exactly 0.
+__device__ inline float nats_of(int64_t classes) { return classes == 1 ? 0.0f : kLn2; }
+
+// The cross-entropy of a label from its exponent and the logarithm of the sum to base 2.
+__device__ inline float cross_entropy(float nats, float log_sum, float exponent_of_label) {
+  const float ce = nats * (log_sum - exponent_of_label);
   return ce < 0 ? 0.0f : ce;  // a rounding
 }
 
@@ -278,6 +292,7 @@ template <typename Logits, int K>
 __global__ void __launch_bounds__(kThreads, K <= 19 ? 2 : 1) score_pixels_kernel(
     const Bcl call, const Scratch scratch) {
   const Patch patch(call);
+  const float nats = nats_of(call.logits.channels);
   float ces = 0;
   unsigned flags = 0;
   for (int y = patch.begin; patch.inside && y < patch.end; ++y) {
@@ -292,7 +307,7 @@ __global__ void __launch_bounds__(kThreads, K <= 19 ? 2 : 1) score_pixels_kernel
       const Softmax<K> softmax(logits, static_cast<int>(call.logits.channels));
       const float log_sum = log2f(softmax.sum), weight = class_weight_of(call, labels.own);
       const CrossEntropies ce(labels, [&](int label) {
-        return cross_entropy(call, log_sum, exponent(logits(label), softmax.shift));
+        return cross_entropy(nats, log_sum, exponent(logits(label), softmax.shift));
       });
       const float s = ce.sum(call.options.score);
       best = softmax.best, lse = kLn2 * log_sum;

@@ -62,6 +62,7 @@ struct Scratch {
   float *sums, *slopes;        // [groups, 3, classes], [groups, 2, classes]
   double* boundary;            // sums of boundary terms, of the blocks of `select` or `cells`
   float *upper, *lower;  // [units, segments, classes, kNodes]: gradients of the source rows around a row of cells
+  float *chosen_upper, *chosen_lower;  // where scores decide: of the boundary term alone, but for its factor
   Factors* factors;
   int64_t score_pitch, words, groups, labelled_blocks, scored_blocks, boundary_blocks;
 };
@@ -76,6 +77,15 @@ BCM_HD bool has_terms(const Bcl& call) {
 }
 
 BCM_HD bool is_wide(const Bcl& call) { return call.logits.channels > kMostClasses; }
+
+// Whether a pixel is known as selected as soon as it is scored, since nothing suppresses it and no rank decides: with
+// upsampling the gradient of the boundary term is then added up beside that of the cross-entropy. A thread has both in
+// registers, which more classes do not fit.
+constexpr int kMostDecided = 19;
+BCM_HD bool decides(const Bcl& call) {
+  return selects(call) && is_upsampled(call) && !has_terms(call) && call.options.nms == 1 &&
+         !by_rank(call.options.selection) && call.logits.channels <= kMostDecided;
+}
 
 inline int64_t segments_of(const Bcl& call) { return ceil_div(call.logits.width, kCells); }
 inline int64_t units_of(const Bcl& call) { return call.logits.batch * call.logits.height; }
@@ -99,11 +109,11 @@ inline dim3 cell_grid(const Bcl& call) {
 inline int64_t count_of(dim3 grid) { return static_cast<int64_t>(grid.x) * grid.y; }
 
 // Returns launch(K) of the number of classes that a thread shall hold: CamVid's, Cityscapes', or the most.
-template <typename Launch>
+template <int kMost = kMostClasses, typename Launch>
 int by_classes(int64_t classes, Launch launch) {
   if (classes <= 11) return launch(std::integral_constant<int, 11>());
-  if (classes <= 19) return launch(std::integral_constant<int, 19>());
-  return launch(std::integral_constant<int, kMostClasses>());
+  if (kMost == 19 || classes <= 19) return launch(std::integral_constant<int, 19>());
+  return launch(std::integral_constant<int, kMost>());
 }
 
 // The grid of the scores of a call with terms.

@@ -1,0 +1,321 @@
+// The selected pixels of upsampled logits: their boundary term, and its gradient.
+#include "bcl/columns_cuda.h"
+
+namespace bcmfnet {
+namespace {
+
+// What a class has of a cell's pixels: their gradient, and its parts of the right source column, of the lower row, and
+// of both.
+struct alignas(16) Corners {
+  float sum, right, below, below_right;
+};
+
+// The selected pixels alone: their boundary term, and its gradient. A block lists those of its cells in the order of
+// their columns. Each lane then takes one of them; then, for the gradient, a class of all that lie in one cell.
+template <int K, bool kExact, bool kGradient>
+__global__ void __launch_bounds__(kWarps * 32, K > 19 ? 2 : kExact ? 4 : 3) selected_kernel(
+    const Bcl call, const Scratch scratch) {
+  constexpr int kAtOnce = kWarps * 32;                  // pixels
+  constexpr int kStrip = 2 * kAtOnce, kStripRows = 16;  // columns and rows that are listed together
+  BCM_DYNAMIC_SHARED(Corners, corners);                 // [kCells, classes]
+  __shared__ __align__(16) int edges[CellBlock::kEdges];
+  __shared__ int starts[kStrip + 1];                // of a column in the list
+  __shared__ __align__(16) int counts[kWarps];      // of a warp's columns; the compiler reads 16 bytes at once
+  __shared__ uint16_t list[kStrip * kStripRows];      // column * kStripRows + row
+  __shared__ float2 weights[kAtOnce];
+  const int classes = kExact ? K : min(K, static_cast<int>(call.logits.channels)), pitch = classes | 1;
+  float2* const nodes = reinterpret_cast<float2*>(corners + (kGradient ? kCells * classes : 0));
+  float* const values = reinterpret_cast<float*>(nodes + classes * kNodes);  // [kAtOnce, pitch]
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const CellBlock block(call, edges);
+  __syncthreads();
+
+  const int end_y = block.end_y(), end_x = block.end_x();
+  const Across across(block);
+  const Down down(block);
+  const Target target{call, static_cast<int>(block.image)};
+  const float nats = nats_of(classes);
+  const int threshold = selects(call) ? scratch.factors->threshold[call.options.per_image ? block.image : 0] : 0;
+  const float of_boundary = selects(call) ? scratch.factors->divisors.boundary_factor : 0.0f;
+  float sum = 0;
+  bool found = false;
+
+  const auto selected_rows = [&](int x, int first_y, int last_y) {
+    unsigned rows = 0;
+    if (x >= end_x || !selects(call)) return rows;
+    const int64_t row = block.image * call.target.height + first_y;
+    const uint32_t* words = scratch.candidates + row * scratch.words + x / 32;
+    for (int y = first_y; y < last_y; ++y, words += scratch.words) rows |= (*words >> x % 32 & 1) << (y - first_y);
+    if (!by_rank(call.options.selection)) return rows;
+    for (unsigned bits = rows; bits != 0; bits &= bits - 1) {
+      const int y = __ffs(bits) - 1;
+      if (scratch.score[(row + y) * scratch.score_pitch + x] < threshold) rows &= ~(1u << y);
+    }
+    return rows;
+  };
+  const auto evaluate = [&](int x, int y) {
+    const Across::Column column = across(x);
+    const float weight_y = down(y);
+    const auto exponent_of = [&](int i) {
+      const float2 line = line_of(nodes + i * kNodes, column);
+      return fmaf(weight_y, line.y, line.x);
+    };
+    float exponents[K];
+#pragma unroll
+    for (int i = 0; i < K; ++i) exponents[i] = i < classes ? exponent_of(i) : -kInfinity;
+    const Exponentials<K> softmax([&](int i) { return exponents[i]; });
+    const float log_sum = log2_of(softmax.total);
+    const Labels labels = target.of_term(y, x);
+    const CrossEntropies ce(labels, [&](int label) {
+      return cross_entropy(nats, log_sum, exponent_of(label) - softmax.shift);
+    });
+    const float weight = class_weight_of(call, labels.own);
+    sum += times_weight(weight, ce.sum(call.options.terms));
+    if (!kGradient) return;
+    const Amounts<float> amounts = bcmfnet::amounts_of(
+        call.options.terms, 0.0f, weight * of_boundary, labels.rows >= 0, labels.columns >= 0);
+    const float each = amounts.total * reciprocal_of(softmax.total);
+    float* const to = values + threadIdx.x * pitch;
+#pragma unroll
+    for (int i = 0; i < K; ++i)
+      if (i < classes) to[i] = each * softmax.z[i];
+    const auto take = [&](int label, float amount) {
+      if (amount != 0) to[label] -= amount;
+    };
+    take(labels.own, amounts.own), take(labels.rows, amounts.rows), take(labels.columns, amounts.columns);
+    weights[threadIdx.x] = make_float2(column.weight, weight_y);
+  };
+  // Adds `count` pixels, those of the list from `first` on.
+  const auto fold = [&](int first_x, int first, int count) {
+    for (int cell = warp; cell < kCells; cell += kWarps) {
+      const auto start_of = [&](int edge) { return starts[min(max(edge - first_x, 0), kStrip)] - first; };
+      const int begin = max(start_of(edges[cell]), 0), end = min(start_of(edges[cell + 1]), count);
+      if (begin >= end || lane >= classes) continue;
+      Corners part{};  // a cell may have thousands of pixels
+      for (int i = begin; i < end; ++i) {
+        const float value = values[i * pitch + lane], below = weights[i].y * value;
+        part.sum += value, part.right = fmaf(weights[i].x, value, part.right);
+        part.below += below, part.below_right = fmaf(weights[i].x, below, part.below_right);
+      }
+      Corners& to = corners[cell * classes + lane];
+      to = {to.sum + part.sum, to.right + part.right, to.below + part.below, to.below_right + part.below_right};
+    }
+  };
+
+  for (int first_x = block.begin_x(); first_x < end_x; first_x += kStrip) {
+    for (int first_y = block.begin_y(); first_y < end_y; first_y += kStripRows) {
+      const int own = 2 * static_cast<int>(threadIdx.x), last_y = min(first_y + kStripRows, end_y);
+      const unsigned rows[2] = {selected_rows(first_x + own, first_y, last_y),
+                                selected_rows(first_x + own + 1, first_y, last_y)};
+      const int count = __popc(rows[0]) + __popc(rows[1]);
+      int at = count;  // after this lane's columns, then before them
+      for (int lanes = 1; lanes < 32; lanes *= 2) {
+        const int before = __shfl_up_sync(kFullWarp, at, lanes);
+        at += lane >= lanes ? before : 0;
+      }
+      if (lane == 31) counts[warp] = at;
+      __syncthreads();
+      at -= count;
+      int all = 0;
+#pragma unroll
+      for (int i = 0; i < kWarps; ++i) at += i < warp ? counts[i] : 0, all += counts[i];
+      if (threadIdx.x == 0) starts[kStrip] = all;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        starts[own + i] = at;
+        for (unsigned bits = rows[i]; bits != 0; bits &= bits - 1)
+          list[at++] = static_cast<uint16_t>((own + i) * kStripRows + __ffs(bits) - 1);
+      }
+      if (all != 0 && !found) {
+        found = true;
+        read_nodes<K>(block, classes, nodes);
+        for (int i = threadIdx.x; kGradient && i < kCells * classes; i += kAtOnce) corners[i] = Corners{};
+      }
+      __syncthreads();
+      for (int first = 0; first < all; first += kAtOnce) {
+        const int i = first + static_cast<int>(threadIdx.x);
+        if (i < all) evaluate(first_x + list[i] / kStripRows, first_y + list[i] % kStripRows);
+        if (!kGradient) continue;
+        __syncthreads();
+        fold(first_x, first, min(all - first, kAtOnce));
+        __syncthreads();
+      }
+    }
+  }
+  if (selects(call)) write_sum(sum, scratch.boundary + block_number());
+  // Without a gradient of the cross-entropy nothing has been written yet.
+  const bool adds = call.options.ce_weight != 0;
+  if (!kGradient || (adds && !found)) return;
+  const int64_t number = static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y;
+  float *const upper = scratch.upper + number * call.logits.channels * kNodes;
+  float *const lower = scratch.lower + number * call.logits.channels * kNodes;
+  for (int i = threadIdx.x; i < classes * kNodes; i += kAtOnce) {
+    const int c = i / kNodes, node = i % kNodes;
+    const Corners own = found && node < kCells ? corners[node * classes + c] : Corners{};
+    const Corners left = found && node > 0 ? corners[(node - 1) * classes + c] : Corners{};
+    const float below = (own.below - own.below_right) + left.below_right;
+    const float all = (own.sum - own.right) + left.right;
+    upper[i] = (adds ? upper[i] : 0.0f) + (all - below), lower[i] = (adds ? lower[i] : 0.0f) + below;
+  }
+}
+
+// A pass for a group of the classes, with max z and log-sum-exp from maps: both gradients, and with the first group the
+// boundary terms.
+struct MappedPass {
+  const Bcl& call;
+  const Scratch& scratch;
+  const float of_ce;
+  float of_boundary = 0, sum = 0;
+
+  __device__ MappedPass(const Bcl& call, const Scratch& scratch)
+      : call(call), scratch(scratch), of_ce(call.options.ce_weight != 0 ? 1.0f : 0.0f) {
+    if (selects(call)) of_boundary = scratch.factors->divisors.boundary_factor;
+  }
+  __device__ Labels labels(int64_t row, int x) const {
+    return Wide::unpacked(scratch.labels[row * scratch.score_pitch + x]);
+  }
+  template <int K>
+  __device__ Normalizer normalize(float (&z)[K], int64_t row, int x) const {
+    const int64_t at = row * call.target.width + x;
+    const float shift = kLog2E * scratch.best[at], log_sum = kLog2E * scratch.lse[at];
+    const float scale = exp2_of(-log_sum);
+#pragma unroll
+    for (int i = 0; i < K; ++i) z[i] = exp2_of(exponent(z[i], shift));
+    return {shift, scale, log_sum};
+  }
+  __device__ bool evaluates(bool selected) const { return selected && blockIdx.z == 0; }
+  __device__ void add(const CrossEntropies& ce, float weight) {
+    sum += times_weight(weight, ce.sum(call.options.terms));
+  }
+  __device__ void finish() const {
+    if (selects(call) && blockIdx.z == 0) write_sum(sum, scratch.boundary + block_number());
+  }
+};
+
+template <int K, bool kGradient>
+__global__ void __launch_bounds__(kWarps * 32, 2) cells_kernel(
+    const Bcl call, const Scratch scratch) {
+  BCM_DYNAMIC_SHARED(float, shared);
+  __shared__ float weights_y[kWarps];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int first_class = static_cast<int>(blockIdx.z) * K;
+  const int classes = min(K, static_cast<int>(call.logits.channels) - first_class);
+  CellRows<K> rows(shared, classes);
+  const Place place(call);
+  // lerp_weight, one column after the other: `ahead` of the lane's source column, in steps.
+  const float per_step = 1 / static_cast<float>(2 * call.target.width);
+  const int in_step = place.has_right ? static_cast<int>(2 * call.logits.width) : 0;
+  const int64_t first_ahead =
+      (2 * place.begin_x + 1) * call.logits.width - call.target.width - 2 * call.target.width * place.cell;
+  const int begin_ahead = place.has_right ? static_cast<int>(first_ahead) : 0;
+  const float nats = nats_of(call.logits.channels);
+  MappedPass pass(call, scratch);
+  if (kGradient) rows.clear_block();
+
+  for (int first_row = place.begin; first_row < place.end; first_row += kWarps) {
+    const int y = first_row + warp;
+    if (kGradient && y < place.end) rows.clear_row(lane);
+    if (y < place.end) {
+      const float weight_y = lerp_weight(y, place.row, call.logits.height, call.target.height);
+      const Source source_row{place.row, place.row + place.has_below, weight_y};
+      if (lane == 0) weights_y[warp] = place.has_below ? weight_y : 0.0f;
+      const int64_t cell = place.inside ? place.cell : 0;
+      const Source at_cell{cell, cell + (place.inside && place.has_right), 0.0f};
+      rows.interpolate(Lerped(call, place.image, source_row, at_cell), first_class, lane);
+      float left[K], step[K], sum[K] = {}, right[K] = {};
+#pragma unroll
+      for (int i = 0; i < K; ++i) {
+        left[i] = i < classes ? rows.left[i * kCells + lane] : -kInfinity;
+        step[i] = i < classes ? rows.step[i * kCells + lane] : 0.0f;
+      }
+      const int64_t pixel_row = place.image * call.target.height + y;
+      int ahead = begin_ahead;
+      for (int x = place.begin_x; x < place.end_x; ++x, ahead += in_step) {
+        const bool selected = is_selected(call, scratch, place.image, y, x);
+        const float weight_x = ahead > 0 ? static_cast<float>(ahead) * per_step : 0.0f;
+        const Labels labels = pass.labels(pixel_row, x);
+        if (labels.own >= 0) {
+          float z[K];
+#pragma unroll
+          for (int i = 0; i < K; ++i) z[i] = fmaf(weight_x, step[i], left[i]);
+          const Normalizer softmax = pass.normalize(z, pixel_row, x);
+          if (pass.evaluates(selected)) {
+            const auto logit = [&](int label) {
+              // The label may be of another group of classes, which this block does not hold.
+              const Source column{place.cell, place.cell + place.has_right, weight_x};
+              return Lerped(call, place.image, source_row, column)(label);
+            };
+            const CrossEntropies ce(labels, [&](int label) {
+              return cross_entropy(nats, softmax.log_sum, exponent(logit(label), softmax.shift));
+            });
+            pass.add(ce, class_weight_of(call, labels.own));
+          }
+          const Amounts<float> amounts = amounts_of(call, labels, selected, pass.of_ce, pass.of_boundary);
+          if (kGradient && amounts.total != 0) {
+            const float each = amounts.total * softmax.scale, each_right = each * weight_x;
+#pragma unroll
+            for (int i = 0; i < K; ++i) sum[i] = fmaf(each, z[i], sum[i]), right[i] = fmaf(each_right, z[i], right[i]);
+            const auto take = [&](int label, float amount) {
+              const int i = label - first_class;
+              if (amount != 0 && i >= 0 && i < classes) rows.take(i, lane, weight_x, amount);
+            };
+            take(labels.own, amounts.own), take(labels.rows, amounts.rows), take(labels.columns, amounts.columns);
+          }
+        }
+      }
+#pragma unroll
+      for (int i = 0; kGradient && i < K; ++i) {
+        if (i >= classes) continue;
+        rows.sum[i * kCells + lane] += sum[i], rows.right[i * kCells + lane] += right[i];
+      }
+    } else if (lane == 0) {
+      weights_y[warp] = 0;
+    }
+    if (kGradient) {
+      __syncthreads();
+      rows.fold(weights_y, min(kWarps, place.end - first_row));
+      __syncthreads();
+    }
+  }
+  pass.finish();
+  if (!kGradient) return;
+  __syncthreads();
+  const int64_t block = static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y;
+  const int64_t at = (block * call.logits.channels + first_class) * kNodes;
+  for (int i = threadIdx.x; i < classes * kNodes; i += blockDim.x) {
+    scratch.upper[at + i] = rows.upper[i], scratch.lower[at + i] = rows.lower[i];
+  }
+}
+
+int launch_narrow_selected(const Bcl& call, const Scratch& scratch, bool gradient, void* stream) {
+  const int classes = static_cast<int>(call.logits.channels);
+  const int nodes = 8 * classes * kNodes, of_gradient = 16 * kCells * classes + 4 * kWarps * 32 * (classes | 1);
+  return by_classes(call.logits.channels, [&](auto k) {
+    constexpr int K = decltype(k)::value;
+    const auto launch = [&](auto exact) {
+      constexpr bool kExact = decltype(exact)::value;
+      const auto kernel = gradient ? selected_kernel<K, kExact, true> : selected_kernel<K, kExact, false>;
+      return launch_with_shared(
+          kernel, cell_grid(call), kWarps * 32, nodes + (gradient ? of_gradient : 0), stream, call, scratch);
+    };
+    return call.logits.channels == K ? launch(std::true_type()) : launch(std::false_type());
+  });
+}
+
+template <bool kGradient>
+int launch_groups(const Bcl& call, const Scratch& scratch, void* stream) {
+  constexpr int kBytes = 4 * kMostClasses * (4 * kWarps * kCells + 2 * kNodes);
+  return launch_with_shared(
+      cells_kernel<kMostClasses, kGradient>, cell_grid(call), kWarps * 32, kBytes, stream, call, scratch);
+}
+
+}  // namespace
+
+int launch_selected(const Bcl& call, const Scratch& scratch, bool gradient, void* stream) {
+  if (is_wide(call) && gradient) return launch_groups<true>(call, scratch, stream);
+  if (is_wide(call)) return selects(call) ? launch_groups<false>(call, scratch, stream) : 0;
+  const bool first = gradient && call.options.ce_weight == 0;  // nothing has been written yet
+  return selects(call) || first ? launch_narrow_selected(call, scratch, gradient, stream) : 0;
+}
+
+}  // namespace bcmfnet
