@@ -4,8 +4,10 @@
 //
 // Why separable: at 16x32 with windows of 5, 9 and 17 a channel costs about 5,100 additions of what lies in shared
 // memory, which is the limit, instead of 8,600; so does its gradient.
+#include "common/cuda/divisor.h"
 #include "common/cuda/element.h"
 #include "common/cuda/grid.h"
+#include "common/cuda/pack.h"
 #include "pyramid_pool/pyramid_pool_cuda.h"
 #include "pyramid_pool/pyramid_pool_math.h"
 
@@ -14,6 +16,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kMostChannels = 16;  // A block takes at most 32 bytes of a channels_last map in 16 bits: a sector.
+constexpr int kPacked = 4;         // channels that are read at once where they lie side by side
 constexpr int kBlocks = 128;       // So many are wanted at once: about one for each multiprocessor of an H200.
 
 // The windows of one pooled map.
@@ -24,6 +27,7 @@ struct Windows {
   int column;    // number of the first window's column among the columns of all maps
   float area;    // by which a sum is divided; padding counts
   int64_t at;    // offset of the first window in the packed maps
+  Divisor across, all;  // by their width, and by their number
 
   __device__ Range<int> covered(int window, int size) const { return covered_by(window, stride, padding, size); }
   __device__ Range<int> over(int position, int count) const { return covering(position, stride, padding, count); }
@@ -38,9 +42,12 @@ struct Plan {
   bool channels_last;            // of the packed maps
   int log_channels;              // channels of a block, to base 2
   int pitch, plane, sums_plane;  // of rows and channels in shared memory: odd, so that lanes meet other banks
+  bool packs;                    // kPacked channels of the map from a multiple of it are read at once
+  Divisor across, down, pixels;  // by the map's width, height and pixels
+  Divisor each_image;            // by the blocks of an image
   Windows windows[kMaxMaps];
 
-  __host__ __device__ int64_t groups() const { return (map.channels + (1 << log_channels) - 1) >> log_channels; }
+  int64_t groups() const { return (map.channels + (1 << log_channels) - 1) >> log_channels; }
   int64_t forward_bytes() const { return 4 * static_cast<int64_t>(plane + sums_plane) << log_channels; }
   int64_t backward_bytes() const { return 4 * ((positions | 1) + sums_plane) << log_channels; }
 };
@@ -54,7 +61,8 @@ void add_windows(Plan& plan, int64_t height, int64_t width, int64_t stride, int6
   }
   plan.windows[plan.maps++] = {
       static_cast<int>(height), static_cast<int>(width), static_cast<int>(smaller_of(stride, largest)),
-      static_cast<int>(smaller_of(padding, largest)), static_cast<int>(plan.positions), plan.columns, area, at};
+      static_cast<int>(smaller_of(padding, largest)), static_cast<int>(plan.positions), plan.columns, area, at,
+      Divisor(width), Divisor(height * width)};
   plan.positions += height * width;
   plan.columns += static_cast<int>(width);
 }
@@ -88,6 +96,9 @@ bool fits(Plan& plan, int64_t (Plan::*bytes)() const) {
   } while (1 << plan.log_channels <= kMostChannels && (plan.*bytes)() <= kSharedUnasked &&
            plan.map.batch * plan.map.channels >> plan.log_channels >= kBlocks);
   --plan.log_channels;
+  plan.packs = 1 << plan.log_channels >= kPacked && plan.map.channels % kPacked == 0 && has_packs(plan.map, kPacked);
+  plan.across = Divisor(plan.width), plan.down = Divisor(plan.height), plan.pixels = Divisor(plan.height * plan.width);
+  plan.each_image = Divisor(plan.groups());
   return true;
 }
 
@@ -98,26 +109,37 @@ struct Group {
   int channels;
 
   __device__ explicit Group(const Plan& plan) : plan(plan) {
-    const unsigned groups = static_cast<unsigned>(plan.groups());
-    image = blockIdx.x / groups;
-    first = static_cast<int64_t>(blockIdx.x % groups) << plan.log_channels;
+    const int number = plan.each_image.quotient(static_cast<int>(blockIdx.x));
+    image = number;
+    first = static_cast<int64_t>(plan.each_image.remainder(static_cast<int>(blockIdx.x), number)) << plan.log_channels;
     const int64_t left = plan.map.channels - first;
     channels = left < 1 << plan.log_channels ? static_cast<int>(left) : 1 << plan.log_channels;
   }
 
   // Call `work(channel, position)` for each channel and position, side by side as they lie in global memory.
   template <typename Work>
-  __device__ void each(bool channels_last, int positions, Work work) const {
+  __device__ void each(bool channels_last, const Divisor& positions, Work work) const {
     const int mask = (1 << plan.log_channels) - 1;
 #pragma unroll 4
-    for (int i = threadIdx.x; i < positions << plan.log_channels; i += kThreads) {
-      const int channel = channels_last ? i & mask : i / positions;
-      if (channel < channels) work(channel, channels_last ? i >> plan.log_channels : i % positions);
+    for (int i = threadIdx.x; i < static_cast<int>(positions.divisor) << plan.log_channels; i += kThreads) {
+      const int quotient = channels_last ? i >> plan.log_channels : positions.quotient(i);
+      const int remainder = channels_last ? i & mask : positions.remainder(i, quotient);
+      const int channel = channels_last ? remainder : quotient;
+      if (channel < channels) work(channel, channels_last ? quotient : remainder);
     }
   }
 
-  __device__ int64_t in_map(int channel, int position) const {
-    return offset_of(plan.map, image, first + channel, position / plan.width, position % plan.width);
+  // Call `work(channel, row, number)` for each row of the map and each of some windows' columns.
+  template <typename Work>
+  __device__ void each_column(const Windows& windows, Work work) const {
+    for (int i = threadIdx.x; i < channels * plan.height * windows.width; i += kThreads) {
+      const int rows = windows.across.quotient(i), channel = plan.down.quotient(rows);
+      work(channel, plan.down.remainder(rows, channel), windows.across.remainder(i, rows));
+    }
+  }
+
+  __device__ int64_t in_map(int channel, int y, int x) const {
+    return offset_of(plan.map, image, first + channel, y, x);
   }
   __device__ int64_t in_packed(const Windows& windows, int channel, int position) const {
     const int64_t count = static_cast<int64_t>(windows.height) * windows.width;
@@ -133,16 +155,33 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(const __grid_constant__ 
   float* const sums = map + (plan.plane << plan.log_channels);
   const Group group(plan);
 
-  group.each(plan.map.channel_stride == 1, plan.height * plan.width, [&](int channel, int position) {
-    const int y = position / plan.width, column = position % plan.width;
-    map[channel * plan.plane + y * plan.pitch + column] = as_float(x[group.in_map(channel, position)]);
-  });
+  const auto place = [&](int position, int& y, int& column) {
+    y = plan.across.quotient(position), column = plan.across.remainder(position, y);
+  };
+  if (plan.packs) {
+    const int log_packs = plan.log_channels - 2, mask = (1 << log_packs) - 1;
+    for (int i = threadIdx.x; i < plan.height * plan.width << log_packs; i += kThreads) {
+      const int channel = (i & mask) * kPacked;
+      if (channel >= group.channels) continue;
+      int y, column;
+      place(i >> log_packs, y, column);
+      const auto pack = Pack<T, kPacked>::load(x + group.in_map(channel, y, column));
+#pragma unroll
+      for (int j = 0; j < kPacked; ++j)
+        map[(channel + j) * plan.plane + y * plan.pitch + column] = as_float(pack.value[j]);
+    }
+  } else {
+    group.each(plan.map.channel_stride == 1, plan.pixels, [&](int channel, int position) {
+      int y, column;
+      place(position, y, column);
+      map[channel * plan.plane + y * plan.pitch + column] = as_float(x[group.in_map(channel, y, column)]);
+    });
+  }
   __syncthreads();
 
   for (int i = 0; i < plan.maps; ++i) {
     const Windows& windows = plan.windows[i];
-    group.each(false, plan.height * windows.width, [&](int channel, int position) {
-      const int y = position / windows.width, number = position % windows.width;
+    group.each_column(windows, [&](int channel, int y, int number) {
       const Range<int> columns = windows.covered(number, plan.width);
       const float* row = map + channel * plan.plane + y * plan.pitch;
       float sum = 0;
@@ -154,9 +193,11 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(const __grid_constant__ 
 
   for (int i = 0; i < plan.maps; ++i) {
     const Windows& windows = plan.windows[i];
-    group.each(plan.channels_last, windows.height * windows.width, [&](int channel, int position) {
-      const Range<int> rows = windows.covered(position / windows.width, plan.height);
-      const float* column = sums + channel * plan.sums_plane + windows.column + position % windows.width;
+    group.each(plan.channels_last, windows.all, [&](int channel, int position) {
+      const int number = windows.across.quotient(position);
+      const Range<int> rows = windows.covered(number, plan.height);
+      const float* column =
+          sums + channel * plan.sums_plane + windows.column + windows.across.remainder(position, number);
       float sum = 0;
       for (int y = rows.begin; y < rows.end; ++y) sum += column[y * plan.columns];
       store(packed + group.in_packed(windows, channel, position), sum / windows.area);
@@ -174,7 +215,7 @@ pool_backward_kernel(const __grid_constant__ Plan plan, const T* packed, T* grad
 
   for (int i = 0; i < plan.maps; ++i) {
     const Windows& windows = plan.windows[i];
-    group.each(plan.channels_last, windows.height * windows.width, [&](int channel, int position) {
+    group.each(plan.channels_last, windows.all, [&](int channel, int position) {
       const float value = as_float(packed[group.in_packed(windows, channel, position)]);
       weighted[channel * weighted_plane + windows.position + position] = value / windows.area;
     });
@@ -183,8 +224,7 @@ pool_backward_kernel(const __grid_constant__ Plan plan, const T* packed, T* grad
 
   for (int i = 0; i < plan.maps; ++i) {
     const Windows& windows = plan.windows[i];
-    group.each(false, plan.height * windows.width, [&](int channel, int position) {
-      const int y = position / windows.width, number = position % windows.width;
+    group.each_column(windows, [&](int channel, int y, int number) {
       const Range<int> rows = windows.over(y, windows.height);
       const float* column = weighted + channel * weighted_plane + windows.position + number;
       float sum = 0;
@@ -194,15 +234,15 @@ pool_backward_kernel(const __grid_constant__ Plan plan, const T* packed, T* grad
   }
   __syncthreads();
 
-  group.each(plan.map.channel_stride == 1, plan.height * plan.width, [&](int channel, int position) {
-    const int y = position / plan.width, x = position % plan.width;
+  group.each(plan.map.channel_stride == 1, plan.pixels, [&](int channel, int position) {
+    const int y = plan.across.quotient(position), x = plan.across.remainder(position, y);
     const float* row = sums + channel * plan.sums_plane + y * plan.columns;
     float sum = 0;
     for (int i = 0; i < plan.maps; ++i) {
       const Range<int> columns = plan.windows[i].over(x, plan.windows[i].width);
       for (int column = columns.begin; column < columns.end; ++column) sum += row[plan.windows[i].column + column];
     }
-    store(gradient + group.in_map(channel, position), sum);
+    store(gradient + group.in_map(channel, y, x), sum);
   });
 }
 
