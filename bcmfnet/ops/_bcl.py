@@ -47,8 +47,8 @@ class Evaluated(NamedTuple):
     """Selected and valid pixels, int64 [2]."""
     threshold: Tensor
     """int32, [] or with per_image [N]."""
-    sums: Tensor
-    """Of the classes, for overlap [groups, 3, C]; empty without."""
+    sums: Tensor | None
+    """Of the classes, for overlap [groups, 3, C]."""
 
     def stats(self) -> BclStats:
         ce, boundary, focal, dice, jaccard, tversky, distillation = self.values.unbind()
@@ -66,13 +66,13 @@ def evaluate(inputs: Inputs, options: BclOptions, needs_grad: bool, inplace_grad
 
 class Saved(NamedTuple):
     """What backward reads: lse, mask, scales and slopes at full resolution, the gradient with upsampling. Others are
-    empty, and slopes without an overlap term."""
+    None, and slopes without an overlap term: to allocate a tensor takes longer than what writes into a small one."""
 
-    lse: Tensor
-    mask: Tensor
-    scales: Tensor
-    slopes: Tensor
-    gradient: Tensor
+    lse: Tensor | None = None
+    mask: Tensor | None = None
+    scales: Tensor | None = None
+    slopes: Tensor | None = None
+    gradient: Tensor | None = None
 
 
 def _outputs(logits: Tensor, *others: Any) -> Evaluated:
@@ -81,28 +81,28 @@ def _outputs(logits: Tensor, *others: Any) -> Evaluated:
     new, packed = logits.new_empty, Integers.of(integers)  # costs less than torch.empty
     loss, values = new((), dtype=_computed(logits)), new(VALUES, dtype=_computed(logits))
     counts, threshold = new(2, dtype=torch.int64), new(logits.shape[: packed.per_image], dtype=torch.int32)
-    return Evaluated(loss, values, counts, threshold, loss.new_empty(_by_class(logits, 3, reals, packed)))
+    return Evaluated(loss, values, counts, threshold, _by_class(logits, 3, reals, packed))
 
 
-def _by_class(logits: Tensor, count: int, reals: Sequence[float], integers: Sequence[int]) -> tuple[int, ...]:
-    """Shape of so many numbers of each class, for the batch or for each image; 0 without an overlap term."""
+def _by_class(logits: Tensor, count: int, reals: Sequence[float], integers: Sequence[int]) -> Tensor | None:
+    """So many numbers of each class, for the batch or for each image; None without an overlap term."""
     if not any(reals[OVERLAP_WEIGHTS]):
-        return (0,)
+        return None
     packed = Integers.of(integers)
-    return (logits.shape[0] if packed.overlap_per_image else 1, count, 2 if packed.binary else logits.shape[1])
+    groups, classes = logits.shape[0] if packed.overlap_per_image else 1, 2 if packed.binary else logits.shape[1]
+    return logits.new_empty((groups, count, classes), dtype=_computed(logits))
 
 
-def _outputs_and_saved(logits: Tensor, target: Tensor, *others: Any) -> tuple[Tensor, ...]:
+def _outputs_and_saved(logits: Tensor, target: Tensor, *others: Any) -> tuple[Tensor | None, ...]:
     """What a call with one returns, not yet written."""
     *_, reals, integers, inplace_grad = others
     outputs = _outputs(logits, reals, integers)
     new = outputs.loss.new_empty
     if logits.shape[2:] == target.shape[1:]:
         mask = new(target.shape, dtype=torch.uint8)
-        slopes = new(_by_class(logits, 2, reals, integers))
-        saved = Saved(new(target.shape), mask, new(SCALES), slopes, new(0))
+        saved = Saved(new(target.shape), mask, new(SCALES), _by_class(logits, 2, reals, integers))
     else:
-        saved = Saved(new(0), new(0, dtype=torch.uint8), new(0), new(0), new(logits.shape))
+        saved = Saved(gradient=new(logits.shape))
     return (*outputs, *saved)
 
 
@@ -118,8 +118,7 @@ def _gradient(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
 def _run(kernel: Kernel, *arguments: Any) -> None:
     """Without a gradient: nothing is saved."""
     inputs, outputs = arguments[:_ARGUMENTS], arguments[_ARGUMENTS:]
-    empty = inputs[0].new_empty(0)
-    _write(kernel, inputs, False, *outputs, *Saved(empty, empty, empty, empty, empty))
+    _write(kernel, inputs, False, *outputs, *Saved())
 
 
 def _run_and_save(kernel: Kernel, *arguments: Any) -> None:
@@ -135,7 +134,7 @@ def _kernel_for(kernel: Kernel, name: str, inputs: tuple[Any, ...]) -> Kernel:
     return _OP.reference(name)
 
 
-def _write(kernel: Kernel, inputs: tuple[Any, ...], saves: bool, *outputs: Tensor) -> None:
+def _write(kernel: Kernel, inputs: tuple[Any, ...], saves: bool, *outputs: Tensor | None) -> None:
     """Call a kernel of the loss, which returns False where it found a label that is no class (on a CPU)."""
     logits, target, *_, integers = inputs
     packed = Integers.of(integers)
@@ -144,9 +143,18 @@ def _write(kernel: Kernel, inputs: tuple[Any, ...], saves: bool, *outputs: Tenso
     if classes > _limits.MAX_LOSS_CLASSES and logits.dtype != torch.float64:
         if backends.choose("bcl", logits.device.type)[0] in ("cpp", "cuda"):
             _limits.check_loss_classes(classes)
-    if kernel(*_converted(inputs), saves, *outputs) is False:
+    if kernel(*_converted(inputs), saves, *_filled(logits, outputs)) is False:
         labels = target.long()
         reference.check_labels(labels, labels != packed.ignore_index, classes)
+
+
+_EMPTY = torch.empty(0, dtype=torch.float32, device="cpu")
+
+
+def _filled(logits: Tensor, tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    """Tensors as kernels take them: one that is empty stands for each None."""
+    empty = _EMPTY if logits.is_cpu else logits.new_empty(0, dtype=torch.float32)
+    return [empty if tensor is None else tensor for tensor in tensors]
 
 
 def _converted(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -161,18 +169,22 @@ def _converted(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _run_backward(kernel: Kernel, grad: Tensor, *arguments: Any) -> None:
     *inputs_and_saved, gradient, result = arguments
-    if gradient.numel():
+    if gradient is not None:
         torch.mul(gradient, grad, out=result)
     else:
-        kernel = _kernel_for(kernel, "bcl_backward", tuple(inputs_and_saved))
-        kernel(grad, *_converted(tuple(inputs_and_saved)), result)
+        _write_gradient(kernel, grad, tuple(inputs_and_saved), result)
 
 
 def _overwrite(grad: Tensor, logits: Tensor, *others: Any) -> None:
     """Write the gradient over the logits: all classes of a pixel are read before its gradient is written."""
-    kernel = _kernel_for(_OP.kernel("bcl_backward", logits), "bcl_backward", (logits, *others))
-    kernel(grad, *_converted((logits, *others)), logits)
+    _write_gradient(_OP.kernel("bcl_backward", logits), grad, (logits, *others), logits)
     torch.autograd.graph.increment_version(logits)
+
+
+def _write_gradient(kernel: Kernel, grad: Tensor, inputs_and_saved: tuple[Any, ...], result: Tensor) -> None:
+    kernel = _kernel_for(kernel, "bcl_backward", inputs_and_saved)
+    *inputs, lse, mask, scales, slopes = _converted(inputs_and_saved)
+    kernel(grad, *inputs, *_filled(result, (lse, mask, scales, slopes)), result)
 
 
 def _reference(
@@ -198,7 +210,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     *tensors, _, reals, integers, ctx.inplace_grad = inputs
     ctx.save_for_backward(*tensors, *output[5:])
     ctx.options, ctx.overwritten = (reals, integers), False
-    ctx.mark_non_differentiable(*output[1:])
+    ctx.mark_non_differentiable(*(tensor for tensor in output[1:] if tensor is not None))
     ctx.set_materialize_grads(False)
 
 
@@ -228,7 +240,8 @@ _OPTIONS = "float[] reals, SymInt[] integers"
 _INPUTS = f"{_TENSORS}, Tensor? shared_slopes, {_OPTIONS}"
 _ARGUMENTS = len(Inputs._fields) + 2
 _OUTPUTS = "Tensor loss, Tensor values, Tensor counts, Tensor threshold, Tensor sums"
-_SAVED = "Tensor lse, Tensor mask, Tensor scales, Tensor slopes"
+_SAVED = "Tensor lse, Tensor mask, Tensor scales, Tensor slopes"  # what is None is one for torch's dispatcher
+_READ = _SAVED.replace("Tensor", "Tensor?")
 
 _OP = Op("bcl")
 _LOSS = _OP.define(
@@ -241,10 +254,10 @@ _FORWARD = _OP.define(
     setup_context=_setup_context, differentiate=_differentiate,
 )  # fmt: skip
 _BACKWARD = _OP.define(
-    f"bcl_backward(Tensor grad, Tensor logits, {_TENSORS}, {_OPTIONS}, {_SAVED}, Tensor gradient) -> Tensor",
+    f"bcl_backward(Tensor grad, Tensor logits, {_TENSORS}, {_OPTIONS}, {_READ}, Tensor? gradient) -> Tensor",
     outputs=_gradient, reference=reference.backward, run=_run_backward, unpack=_unpacked(6), differentiate=_refuse,
 )  # fmt: skip
-LIBRARY.define(f"bcl_backward_(Tensor grad, Tensor(a!) logits, {_TENSORS}, {_OPTIONS}, {_SAVED}) -> ()")
+LIBRARY.define(f"bcl_backward_(Tensor grad, Tensor(a!) logits, {_TENSORS}, {_OPTIONS}, {_READ}) -> ()")
 LIBRARY.impl("bcl_backward_", _overwrite, EVERY_DEVICE)
 torch.library.register_fake(f"{NAMESPACE}::bcl_backward_", lambda *inputs: None, lib=LIBRARY)
 _BACKWARD_ = OPS.bcl_backward_.default

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch._C import _functorch
@@ -17,7 +15,11 @@ def asks_for_gradient(tensor: Tensor) -> bool:
         return False
     if tensor.requires_grad or torch.compiler.is_compiling():
         return tensor.requires_grad
-    return any(layer.requires_grad for layer in _layers(tensor))
+    while _functorch.is_functorch_wrapped_tensor(tensor):  # as each transform sees it, from the inside out
+        tensor = _functorch.get_unwrapped(tensor)
+        if tensor.requires_grad:
+            return True
+    return False
 
 
 def refuse_gradient(**tensors: Tensor | None) -> None:
@@ -42,13 +44,6 @@ def refuse_forward_mode(op: str, **tensors: Tensor | None) -> None:
 def in_forward_mode() -> bool:
     """Whether tensors may have tangents."""
     return forward_ad._current_level >= 0
-
-
-def _layers(tensor: Tensor) -> Iterator[Tensor]:
-    """A tensor as each transform of torch.func around the call sees it, from the inside out."""
-    while _functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = _functorch.get_unwrapped(tensor)
-        yield tensor
 
 
 def _has_tangent(tensor: Tensor) -> bool:

@@ -18,7 +18,10 @@ def only_autograd_looks_at(inputs: tuple[Any, ...]) -> bool:
         return False
     if is_in_torch_dispatch_mode() or torch._C._len_torch_function_stack():
         return False
-    return all(type(x) in PLAIN_TENSORS and not x.is_neg() for x in inputs if isinstance(x, Tensor))
+    for x in inputs:  # a loop costs less than a generator here
+        if isinstance(x, Tensor) and (type(x) not in PLAIN_TENSORS or x.is_neg()):
+            return False
+    return True
 
 
 def differentiable(

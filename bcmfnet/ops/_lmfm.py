@@ -16,10 +16,12 @@ from bcmfnet.ops._library import OPS
 from bcmfnet.ops._op import Op
 from bcmfnet.reference import lmfm as reference
 from bcmfnet.reference.lmfm import PyramidWeights, fusing_levels
-from bcmfnet.reference.pyramid_pool import flat, pooled_sizes, triples
+from bcmfnet.reference.pyramid_pool import Pools, flat, pooled_sizes, triples
 
 TENSORS = PyramidWeights._fields[:6]
 NORMS = TENSORS[:2]
+Branches = tuple[int, ...]
+"""A number for each branch."""
 
 
 def lmfm(x: Tensor, weights: PyramidWeights) -> Tensor:
@@ -38,12 +40,11 @@ def lmfm(x: Tensor, weights: PyramidWeights) -> Tensor:
         TypeError, ValueError: an argument of another dtype, shape or value; a tensor that asks for a gradient.
         NotImplementedError: one with a tangent of forward mode.
     """
-    weights = _checked(x, weights)
-    tensors = {"x": x} | {name: getattr(weights, name) for name in TENSORS}
+    pools, kernels, receives, levels = _checked(x, weights)
+    tensors: dict[str, Tensor | None] = {"x": x, **{name: getattr(weights, name) for name in TENSORS}}
     refuse_gradient(**tensors)
     refuse_forward_mode("lmfm", **tensors)
-    levels = fusing_levels(weights.kernels, weights.receives)
-    return _FORWARD(*tensors.values(), flat(weights.pools), weights.kernels, weights.receives, levels)
+    return _FORWARD(*tensors.values(), flat(pools), kernels, receives, levels)
 
 
 def beats_modules(device: str, dtype: torch.dtype, features: Set[str]) -> bool:
@@ -71,25 +72,24 @@ def beats_modules(device: str, dtype: torch.dtype, features: Set[str]) -> bool:
     return dtype in (torch.float32, torch.bfloat16) and "avx2" in features
 
 
-def _checked(x: Tensor, weights: PyramidWeights) -> PyramidWeights:
+def _checked(x: Tensor, weights: PyramidWeights) -> tuple[Pools, Branches, Branches, Branches]:
+    """Pools, kernels, receives, and the levels of the fusing convolutions."""
     check_map("x", x)
     if not isinstance(weights, PyramidWeights):
         raise TypeError(f"weights: expected PyramidWeights, got {type(weights).__name__}")
     for name in TENSORS:
         if name != "shortcut" or weights.shortcut is not None:
             _options.tensor(name, getattr(weights, name))
-    weights = weights._replace(
-        pools=checked_pools(weights.pools),
-        kernels=tuple(_options.integer("kernels", kernel) for kernel in weights.kernels),
-        receives=tuple(_options.integer("receives", branch) for branch in weights.receives),
-    )
-    scale_norms, fusion_norms, scale, process, compression, shortcut, pools, kernels, receives = weights
+    scale_norms, fusion_norms, scale, process, compression, shortcut, *_ = weights
+    pools = checked_pools(weights.pools)
+    kernels = tuple([_options.integer("kernels", kernel) for kernel in weights.kernels])
+    receives = tuple([_options.integer("receives", branch) for branch in weights.receives])
     if scale.ndim != 3 or scale.shape[0] not in (len(pools) + 1, len(pools) + 2) or scale.shape[1] != x.shape[1]:
         raise ValueError(
             f"scale: expected [{len(pools) + 1} or {len(pools) + 2}, {x.shape[1]}, b], got {list(scale.shape)}"
         )
     branches, channels, branch_channels = scale.shape
-    _check_fusion(branches, kernels, receives)
+    levels = _checked_levels(branches, kernels, receives)
     taps, outputs = sum(kernel**2 for kernel in kernels), compression.shape[-1]
     expected = {
         "scale_norms": (scale_norms, [2, branches + (0 if shortcut is None else 1), channels]),
@@ -102,23 +102,24 @@ def _checked(x: Tensor, weights: PyramidWeights) -> PyramidWeights:
     for name, (tensor, shape) in expected.items():
         if list(tensor.shape) != shape:
             raise ValueError(f"{name}: expected {shape}, got {list(tensor.shape)}")
-    for name, tensor in [*((name, tensor) for name, (tensor, _) in expected.items()), ("scale", scale)]:
-        dtype = torch.promote_types(x.dtype, torch.float32) if name in NORMS else x.dtype
+    of_norms = torch.promote_types(x.dtype, torch.float32)
+    for name, (tensor, _) in (expected | {"scale": (scale, [])}).items():
+        dtype = of_norms if name in NORMS else x.dtype
         if tensor.dtype != dtype or tensor.device != x.device:
             raise TypeError(f"{name}: expected {dtype} on {x.device}, got {tensor.dtype} on {tensor.device}")
         if not tensor.is_contiguous():
             raise ValueError(f"{name}: expected a contiguous tensor, got strides {list(tensor.stride())}")
-    return weights
+    return pools, kernels, receives, levels
 
 
-def _check_fusion(branches: int, kernels: tuple[int, ...], receives: tuple[int, ...]) -> None:
+def _checked_levels(branches: int, kernels: Branches, receives: Branches) -> Branches:
     if len(kernels) != branches or not set(kernels) <= {0, 1, 3}:
         raise ValueError(f"kernels: expected {branches} of 0, 1 or 3, got {list(kernels)}")
     if len(receives) != branches or not set(receives) <= set(range(-1, branches)):
         raise ValueError(f"receives: expected {branches} of -1 to {branches - 1}, got {list(receives)}")
     if any(source >= 0 and not kernel for source, kernel in zip(receives, kernels, strict=True)):
         raise ValueError(f"receives: expected -1 where kernels is 0, got {list(receives)} and {list(kernels)}")
-    fusing_levels(kernels, receives)
+    return fusing_levels(kernels, receives)
 
 
 def _output(

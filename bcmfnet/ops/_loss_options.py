@@ -20,12 +20,12 @@ BoundaryTerm = Literal["ce", "focal"]
 Where = Literal["valid", "all"]
 
 
-def checked_options(*, step: int | tuple[int, int] = 1, **others: Any) -> BclOptions:
+def checked_options(**options: Any) -> BclOptions:
     """Options of a loss as its kernels take them, by the names of `boundary_corrected_loss`.
 
     Raises TypeError or ValueError for a wrong one.
     """
-    options = others | {"step": _options.pair("step", step, "(rows, columns)")}
+    options["step"] = _options.pair("step", options.get("step", 1), "(rows, columns)")
     if torch.compiler.is_compiling():
         return _checked(**options)
     try:

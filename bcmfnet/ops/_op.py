@@ -26,7 +26,8 @@ EVERY_DEVICE = "CompositeExplicitAutograd"
 """Dispatch key under which ops are registered: of a device type without kernels plain PyTorch serves them."""
 
 Kernel = Callable[..., Any]
-Results = Tensor | tuple[Tensor, ...]
+Results = Tensor | tuple[Any, ...]
+"""Tensors; one that a call has no use for is None, but for the first."""
 Unpack = Callable[..., tuple[Any, ...]]
 
 

@@ -96,8 +96,9 @@ def _weights(inputs: Inputs, options: BclOptions) -> tuple[Tensor, Tensor]:
 def _shared_overlap(group: dist.ProcessGroup, inputs: Inputs, options: BclOptions) -> OverlapTerms:
     """The overlap terms of the batch of all processes."""
     alone = options._replace(ce_weight=0.0, boundary_weight=0.0, focal_weight=0.0, distillation_weight=0.0)
-    sums = _total(evaluate(inputs, alone, False, False).sums, group)
-    return overlap_terms(Sums(*sums.unbind(1)), options, inputs.weight)
+    own = evaluate(inputs, alone, False, False).sums
+    assert own is not None  # there is an overlap term
+    return overlap_terms(Sums(*_total(own, group).unbind(1)), options, inputs.weight)
 
 
 def _total(values: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -45,12 +45,15 @@ def fusing_levels(kernels: tuple[int, ...], receives: tuple[int, ...]) -> tuple[
     """Of each branch the level of its fusing convolution, which waits for those of lower levels alone: 1 is the lowest,
     0 has none. Raises ValueError for a circle."""
 
-    def level(branch: int, waiting: int) -> int:
-        if waiting > len(receives):
-            raise ValueError(f"receives: expected no circle, got {list(receives)}")
-        return 1 + level(receives[branch], waiting + 1) if branch >= 0 and kernels[branch] else 0
-
-    return tuple(level(branch, 0) for branch in range(len(receives)))
+    levels = []
+    for branch in range(len(receives)):
+        level = 0
+        while branch >= 0 and kernels[branch]:
+            branch, level = receives[branch], level + 1
+            if level > len(receives):
+                raise ValueError(f"receives: expected no circle, got {list(receives)}")
+        levels.append(level)
+    return tuple(levels)
 
 
 @float32_products()

@@ -83,9 +83,10 @@ def test_what_is_saved(grid):
     logits, target = inputs(grid)
     full = grid == (8, 10)
     saved = torch.ops.bcmfnet.bcl_forward(logits.detach(), target, *[None] * 4, *pack(make_options()), False)[5:]
-    shapes = [(2, 8, 10), (2, 8, 10), (3,), (0,), (0,)] if full else [(0,), (0,), (0,), (0,), (2, 4, *grid)]
-    assert [tuple(tensor.shape) for tensor in saved] == shapes
-    assert [tensor.dtype for tensor in saved] == [torch.float32, torch.uint8, *[torch.float32] * 3]
+    shapes = [(2, 8, 10), (2, 8, 10), (3,), None, None] if full else [None, None, None, None, (2, 4, *grid)]
+    assert [tensor if tensor is None else tuple(tensor.shape) for tensor in saved] == shapes
+    dtypes = [torch.float32, torch.uint8, *[torch.float32] * 3]
+    assert all(tensor is None or tensor.dtype == dtype for tensor, dtype in zip(saved, dtypes, strict=True))
 
 
 @given(st.data())
