@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_on_cpu.native import native
+from sass import triton_driver
 from sass.native import native as machine_code
 
 from bcmfnet.ops import backends
@@ -20,7 +21,7 @@ SERVED = [
     ("cpu", "cpp"),
     ("cpu", "cuda"),  # the CUDA sources, executed by tests/cuda_on_cpu
     pytest.param(("cpu", "sass"), marks=pytest.mark.exhaustive),  # what nvcc makes of them, executed by tests/sass
-    ("cpu", "triton"),  # interpreted
+    ("cpu", "triton"),  # interpreted or, with TRITON_INTERPRET=0, what Triton compiles, executed by tests/sass
     ("cpu", "reference"),
     *(pytest.param(pair, marks=pytest.mark.gpu) for pair in [*KERNELS, ("cuda", "reference")]),
 ]
@@ -59,6 +60,9 @@ def serve(op: str, device: str, backend: str, monkeypatch: pytest.MonkeyPatch) -
         pytest.skip(f"{op} has no {backend} kernel")
     if (device, backend) == ("cpu", "cuda"):
         backends.register(op, device, backend, executed())
+    if (device, backend) == ("cpu", "triton") and backends.no_interpreter() and not torch.cuda.is_available():
+        triton_driver.install()
+        backends.register(op, device, backend, backends._table[op, "cuda"]["triton"].implementation)
     reason = backends._table[op, device][backend].unavailable()
     if reason is not None:
         pytest.skip(f"{backend} on {device}: {reason}")

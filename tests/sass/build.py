@@ -98,7 +98,8 @@ class Machine:
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
-        self.library.sass_report.restype = self.library.sass_text.restype = ctypes.c_char_p
+        for function in (self.library.sass_report, self.library.sass_text, self.library.sass_launch):
+            function.restype = ctypes.c_char_p
         self.library.sass_allow.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
 
     def listing(self, kernel: str) -> list[str]:

@@ -15,9 +15,11 @@ import argparse
 import csv
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +28,7 @@ from sass import native
 from sass.build import Count
 from torch import Tensor
 
-from bcmfnet.benchmarks import bcl, lmfm, upsample_add_relu, upsample_argmax
+from bcmfnet.benchmarks import bcl, lmfm, terms, upsample_add_relu, upsample_argmax
 from bcmfnet.ops import backends
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results/instructions-sm90.csv"
@@ -68,8 +70,11 @@ def cases() -> Iterator[Case]:
     device = torch.device("cpu")
     for shape, dtype, loss in product((bcl.FULL, bcl.LOW), (torch.float32, torch.bfloat16), bcl.LOSSES):
         case = bcl.Case(shape, (1024, 1024), "smooth", dtype, loss=loss)
-        inputs = bcl.make_inputs(replace(case, shape=(1, *shape[1:])), device)
-        yield Case(f"bcl-{case.name}", "bcl", partial(_loss, *inputs, bcl.LOSSES[loss]), IMAGES)
+        run = partial(_loss, bcl, case, bcl.boundary_corrected_loss, bcl.LOSSES[loss])
+        yield Case(f"bcl-{case.name}", "bcl", run, IMAGES)
+    for term in ("ce", "ce+dice"):
+        case, options = terms.Case(term, bcl.LOW, (1024, 1024)), terms.TERMS[term] | {"ignore_index": terms.IGNORE}
+        yield Case(f"terms-{case.name}", "bcl", partial(_loss, terms, case, terms.segmentation_loss, options), IMAGES)
     for context in lmfm.CONTEXTS:
         case = lmfm.Case(context, lmfm.FRAME, torch.float16)
         (x,) = lmfm.make_inputs(case, device)
@@ -86,10 +91,25 @@ def cases() -> Iterator[Case]:
         maps = upsample_add_relu.make_inputs(case, device)
         run = partial(upsample_add_relu.upsample_add_relu, *maps)
         yield Case(f"upsample_add_relu-{case.name}", "upsample_add_relu", run)
+    for sizes in upsample_add_relu.FUSIONS:
+        case = upsample_add_relu.Case(*sizes, torch.bfloat16, backward=True)
+        run = partial(_fusion, *upsample_add_relu.make_inputs(case, device))
+        yield Case(f"upsample_add_relu-{case.name}", "upsample_add_relu", run)
 
 
-def _loss(logits: Tensor, target: Tensor, options: dict[str, Any]) -> None:
-    torch.autograd.grad(bcl.boundary_corrected_loss(logits, target, **options), logits)
+def _loss(benchmark: Any, case: Any, loss: Callable[..., Tensor], options: dict[str, Any]) -> None:
+    """A loss of one image of a case, and its gradient; the inputs are made late, since they take long."""
+    logits, target, *_ = benchmark.make_inputs(replace(case, shape=(1, *case.shape[1:])), torch.device("cpu"))
+    torch.autograd.grad(loss(logits, target, **options), logits)
+
+
+def _fusion(high: Tensor, low: Tensor, cotangent: Tensor) -> None:
+    torch.autograd.grad(upsample_add_relu.upsample_add_relu(high, low), (high, low), cotangent)
+
+
+def rows_of_name(name: str) -> list[dict[str, Any]]:
+    """The rows of a case, in a process of its own."""
+    return rows_of(next(case for case in cases() if case.name == name))
 
 
 def rows_of(case: Case) -> list[dict[str, Any]]:
@@ -159,16 +179,15 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name has this part; then nothing is written")
     options = parser.parse_args()
     rows = []
-    for case in cases():
-        if options.only not in case.name:
-            continue
-        found = rows_of(case)
-        rows += found
-        print(case.name)
-        for row in found:
-            print(
-                f"  {row['issue_us']:9.2f} us issue {row['memory_us_h200']:8.2f} us memory  {row['kernel']}", flush=True
-            )
+    names = [case.name for case in cases() if options.only in case.name]
+    native.machine()  # is built once
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for name, found in zip(names, pool.map(rows_of_name, names), strict=True):
+            rows += found
+            print(name)
+            for row in found:
+                floors = f"{row['issue_us']:9.2f} us issue {row['memory_us_h200']:8.2f} us memory"
+                print(f"  {floors}  {row['kernel']}", flush=True)
     if options.check:
         with RESULTS.open() as file:
             problems = grown(rows, list(csv.DictReader(file)))

@@ -35,7 +35,7 @@ def disassembler() -> str | None:
 
 
 def listing(compiled: Path) -> Iterator[str]:
-    """The lines of all kernels of an object file.
+    """The lines of all kernels of an object file, or of a cubin.
 
     `kernel NAME REGISTERS SHARED FRAME`, the sizes in bytes, shared memory with the kilobyte that the system takes, and
     offset and bytes of each argument; `constant BANK HEX`, without bank 0; and `ADDRESS WORD FILE:LINE TEXT` for each
@@ -44,8 +44,12 @@ def listing(compiled: Path) -> Iterator[str]:
     tool = disassembler()
     assert tool is not None
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([tool, "-xelf", "all", compiled.resolve()], cwd=folder, check=True, capture_output=True)
-        for cubin in sorted(Path(folder).glob("*.cubin")):
+        if compiled.suffix == ".cubin":
+            cubins = [compiled]
+        else:
+            subprocess.run([tool, "-xelf", "all", compiled.resolve()], cwd=folder, check=True, capture_output=True)
+            cubins = sorted(Path(folder).glob("*.cubin"))
+        for cubin in cubins:
             text, lines = (
                 subprocess.run([*command, cubin], check=True, capture_output=True, text=True).stdout
                 for command in ([tool, "-sass"], [Path(tool).with_name("nvdisasm"), "-g", "-gi", "-c"])

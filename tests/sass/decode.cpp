@@ -54,6 +54,7 @@ const std::map<string_view, Meaning> kMeanings = {
     {"FMUL", {Op::kFmul, Class::kFloat}},
     {"FFMA", {Op::kFfma, Class::kFloat}},
     {"FSEL", {Op::kSelect, Class::kFloat}},
+    {"FSET", {Op::kFset, Class::kFloat}},
     {"FSETP", {Op::kFsetp, Class::kFloat}},
     {"FMNMX", {Op::kFminmax, Class::kFloat}},
     {"FCHK", {Op::kFchk, Class::kSpecial}},
@@ -68,6 +69,7 @@ const std::map<string_view, Meaning> kMeanings = {
     {"HMUL2", {Op::kHalfMul, Class::kHalf}},
     {"HFMA2", {Op::kHalfFma, Class::kHalf}},
     {"HSETP2", {Op::kHalfSetp, Class::kHalf}},
+    {"VHMNMX", {Op::kHalfMinmax, Class::kHalf}},
     {"HMNMX2", {Op::kHalfMinmax, Class::kHalf}},
     {"DADD", {Op::kDadd, Class::kDouble}},
     {"DMUL", {Op::kDmul, Class::kDouble}},
@@ -95,9 +97,12 @@ const std::map<string_view, Meaning> kMeanings = {
     {"STS", {Op::kSharedStore, Class::kSharedStore}},
     {"ATOMS", {Op::kSharedAtomic, Class::kSharedAtomic}},
     {"LDSM", {Op::kSharedMatrices, Class::kSharedLoad}},
+    {"STSM", {Op::kStoreMatrices, Class::kSharedStore}},
     {"LDL", {Op::kLocalLoad, Class::kLocal}},
     {"STL", {Op::kLocalStore, Class::kLocal}},
     {"LDGSTS", {Op::kCopyToShared, Class::kGlobalLoad}},
+    {"HGMMA", {Op::kGroupMma, Class::kTensor}},
+    {"WARPGROUP", {Op::kNop, Class::kBarrier}},
     {"HMMA", {Op::kMma, Class::kTensor}},
     {"BAR", {Op::kBarrier, Class::kBarrier}},
     {"B2R", {Op::kBarrierResult, Class::kBarrier}},
@@ -164,6 +169,7 @@ class Decoder {
       result_.uniform = true;
       found = kMeanings.find(name.substr(1));
     }
+    if (name == "UP2UR") found = kMeanings.find("P2R"), result_.uniform = true;
     if (name == "VOTEU") found = kMeanings.find("VOTE"), result_.uniform = true;
     if (name == "S2UR") result_.uniform = true;
     if (found == kMeanings.end()) unknown("instruction");
@@ -448,6 +454,7 @@ class Decoder {
         break;
       case Op::kIadd3:
         i.extended = take("X"), i.packed = take("16x2");
+        if (take("64")) i.op = Op::kIadd64;
         operands(kIntegers);
         break;
       case Op::kImad:
@@ -527,6 +534,11 @@ class Decoder {
         arithmetic();
         operands(kFloats);
         break;
+      case Op::kFset:
+        if (!take("BF")) unknown("result");  // 1 or 0
+        compare();
+        operands(kFloats, true, 0);
+        break;
       case Op::kFsetp:
         compare();
         i.ftz = take("FTZ");
@@ -535,6 +547,7 @@ class Decoder {
       case Op::kFminmax:
         i.ftz = take("FTZ");
         i.any = take("NAN");
+        i.wraps = take("XORSIGN");
         operands(kFloats);
         break;
       case Op::kFchk:
@@ -584,7 +597,9 @@ class Decoder {
         operands(kDoubles);
         break;
       case Op::kDsetp:
-        compare();
+        i.variant = take("MAX");
+        if (i.variant == 0) compare();
+        take("AND");
         operands(kDoubles, false);
         break;
       case Op::kShuffle:
@@ -612,7 +627,7 @@ class Decoder {
         operands(kIntegers);
         break;
       case Op::kPredicatesToRegister:
-        if (without(1) != "PR") unknown("operands");
+        if (without(1) != (i.uniform ? "UPR" : "PR")) unknown("operands");
         operands(kIntegers);
         break;
       case Op::kRegisterToPredicates:
@@ -656,6 +671,14 @@ class Decoder {
         i.address = address(without(1));
         operands(kIntegers);
         break;
+      case Op::kStoreMatrices:
+        if (!take("16")) unknown("matrices");
+        i.wraps = take("MT88");
+        if (!i.wraps && !take("M88")) unknown("matrices");
+        i.variant = take("4") ? 4 : take("2") ? 2 : 1;
+        i.address = address(without(0));
+        operands(kIntegers, false);
+        break;
       case Op::kCopyToShared:
         take("BYPASS"), take("ACCESS"), take("LTC128B");
         memory();
@@ -668,6 +691,20 @@ class Decoder {
         i.brain = take("BF16");
         operands(kIntegers);
         break;
+      case Op::kGroupMma: {
+        if (!take("64x64x16") || !take("F32")) unknown("product");
+        i.brain = take("BF16");
+        const string_view matrices = without(1);
+        const size_t close = matrices.find(']');
+        uint16_t row;
+        if (matrices.substr(0, 6) != "gdesc[" || matrices.substr(close + 1) != ".tnspB" ||
+            !is_register(matrices.substr(6, close - 6), row))
+          unknown("matrices");
+        i.address.uniform = row;
+        if (arguments_.back() == "gsb0") arguments_.pop_back();
+        operands(kIntegers);
+        break;
+      }
       case Op::kBarrier:
         take("DEFER_BLOCKING");
         i.variant = take("SYNC") ? 0 : take("RED") ? 1 : 2;
@@ -768,7 +805,8 @@ class Decoder {
 
   // With an immediate, a pair of halves is printed as two operands.
   void halves() {
-    if (result_.op == Op::kHalfFma && arguments_.size() == 5) without(3);
+    // Both halves of an immediate are printed.
+    if (arguments_.size() == (name_ == "VHMNMX" ? 6 : 5) && (result_.op == Op::kHalfFma || name_ == "VHMNMX")) without(3);
     operands(kHalves);
   }
 
@@ -895,20 +933,21 @@ std::string demangled(const std::string& name) {
   return result;
 }
 
-Module::Module(string_view listing) {
+void Module::add(std::string text, bool repeats) {
+  string_view listing = texts_.emplace_back(std::move(text));
   while (!listing.empty()) {
     const size_t end = listing.find("\nkernel ", 1);
     string_view part = listing.substr(0, end == listing.npos ? end : end + 1);
     listing.remove_prefix(part.size());
     word_of(part);  // kernel
     const std::string name(word_of(part));
-    listings_[name] = part;
+    listings_[name] = {part, repeats};
   }
 }
 
 std::string Module::listing(const std::string& part) const {
-  for (const auto& [name, text] : listings_)
-    if (name.find(part) != name.npos) return std::string(text);
+  for (const auto& [name, listing] : listings_)
+    if (name.find(part) != name.npos) return std::string(listing.text);
   return "";
 }
 
@@ -917,7 +956,8 @@ const Kernel& Module::kernel(const std::string& name) {
   if (kernel == nullptr) {
     const auto found = listings_.find(name);
     if (found == listings_.end()) throw std::runtime_error(demangled(name) + ": not in the listing");
-    kernel = parse(name, found->second);
+    kernel = parse(name, found->second.text);
+    kernel->repeats = found->second.repeats;
   }
   return *kernel;
 }

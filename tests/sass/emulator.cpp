@@ -311,6 +311,7 @@ class Machine {
     EACH room.v[l] = ((from[l] & source.keep) ^ source.flip) + source.add;
     return room.v;
   }
+  const uint32_t* as_stored(const Source& source) const { return base_[source.pool] + size_t{source.row} * kLanes; }
   const uint32_t* read_high(const Source& source) const { return base_[source.pool] + size_t{source.high} * kLanes; }
   double read_double(const Source& source, int l) const {
     const double value = double_of(
@@ -513,6 +514,12 @@ class Machine {
         case Op::kIsetp:
           compare_integers(i, mask, a, b);
           break;
+        case Op::kFset: {
+          const uint32_t set = combine(i, compared(i.compare, x, y), i.predicates ? read(i.predicate[0]) : kAll);
+          EACH out[l] = set >> l & 1;
+          write(i.to, result, mask);
+          break;
+        }
         case Op::kFsetp: {
           if (i.ftz) {
             std::memcpy(result.v, a, sizeof(Row)), std::memcpy(upper.v, b, sizeof(Row));
@@ -526,6 +533,14 @@ class Machine {
         case Op::kDsetp: {
           double p[kLanes], q[kLanes];
           EACH p[l] = read_double(i.source[0], l), q[l] = read_double(i.source[1], l);
+          if (i.variant == 1) {  // of a maximum: whether it is the first, and whether it is no number, as PTX says of max
+            const auto first = [&](int l) {
+              return q[l] != q[l] || p[l] > q[l] || (p[l] == q[l] && std::signbit(p[l]) < std::signbit(q[l]));
+            };
+            write_predicate(i.to_predicate[0], lanes_where(first), mask);
+            write_predicate(i.to_predicate[1], lanes_where([&](int l) { return p[l] != p[l] && q[l] != q[l]; }), mask);
+            break;
+          }
           set_predicates(i, mask, compared(i.compare, p, q));
           break;
         }
@@ -627,6 +642,10 @@ class Machine {
             if (p != p) chosen = i.any ? p : q;
             out[l] = chosen;
           }
+          if (i.wraps) {  // the sign is not that of the chosen one
+            const auto sign = [&](const Source& source, int l) { return as_stored(source)[l] ^ source.flip; };
+            EACH result.v[l] = (result.v[l] & 0x7fffffff) | ((sign(i.source[0], l) ^ sign(i.source[1], l)) & 0x80000000);
+          }
           write_float(i, result, mask);
           break;
         }
@@ -717,7 +736,8 @@ class Machine {
         case Op::kPredicatesToRegister:
           EACH {
             uint32_t bits = 0;
-            for (int p = 0; p < 7; ++p) bits |= (warp.predicates[p] >> l & 1) << p;
+            const int first = i.uniform ? kUniformPredicates : 0;
+            for (int p = 0; p < 7; ++p) bits |= (warp.predicates[first + p] >> l & 1) << p;
             result.v[l] = (bits & b[l]) | (a[l] & ~b[l]);
           }
           write(i.to, result, mask);
@@ -774,6 +794,7 @@ class Machine {
           uint32_t places[kLanes];
           shared(i.address, i.bytes, mask, places, Access::kWrite);
           store(i, mask, [&](int l) { return shared_.data() + places[l]; });
+          check_repeated();
           if (warp.has_unwritten) store_unwritten(i, mask, places);
           break;
         }
@@ -786,6 +807,9 @@ class Machine {
         case Op::kSharedMatrices:
           load_matrices(i, mask);
           break;
+        case Op::kStoreMatrices:
+          store_matrices(i, mask);
+          break;
         case Op::kCopyToShared: {
           uint64_t from[kLanes];
           uint32_t to[kLanes];
@@ -795,6 +819,7 @@ class Machine {
           if (copies) global(i, i.second, i.bytes, copies, from, "reads");
           EACH_OF(mask & ~copies) std::memset(shared_.data() + to[l], 0, i.bytes);
           EACH_OF(copies) std::memcpy(shared_.data() + to[l], reinterpret_cast<const char*>(from[l]), i.bytes);
+          check_repeated();
           break;
         }
         case Op::kLocalLoad:
@@ -810,6 +835,21 @@ class Machine {
         }
         case Op::kMma:
           multiply_matrices(i, mask);
+          break;
+        case Op::kGroupMma:
+          multiply_in_group(i, mask);
+          break;
+        case Op::kIadd64:
+          EACH {
+            uint64_t sum = 0;
+            for (const Source& source : i.source) {
+              if (source.modified) fail(l, "this form is not known");
+              sum += as_stored(source)[l] | uint64_t{read_high(source)[l]} << 32;
+            }
+            result.v[l] = static_cast<uint32_t>(sum), upper.v[l] = sum >> 32;
+          }
+          write(i.to, result, mask);
+          write(i.to_high, upper, mask);
           break;
         case Op::kBarrierResult: {
           EACH result.v[l] = results_ones_;
@@ -1115,13 +1155,18 @@ class Machine {
       uint32_t bits = 0;
       for (int place = 0; place < 2; ++place) {
         const float p = half_at(i, 0, a[l], place), q = half_at(i, 1, b[l], place);
+        const auto chosen = [&](float one, float other) {
+          return (one < other) == bool(least >> l & 1) || other != other ? one : other;
+        };
         float value;
         switch (i.op) {
           case Op::kHalfAdd: value = p + q; break;
           case Op::kHalfMul: value = p * q; break;
           // Exact in double but for the last rounding, which is made once more: as seldom wrong as it matters.
           case Op::kHalfFma: value = static_cast<float>(double{p} * q + half_at(i, 2, c[l], place)); break;
-          default: value = (p < q) == bool(least >> l & 1) || q != q ? p : q;
+          default:
+            value = chosen(p, q);
+            if (i.sources == 3) value = chosen(value, half_at(i, 2, c[l], place));
         }
         if (i.saturates) value = value > 0 ? std::min(value, 1.0f) : 0;
         bits |= uint32_t{i.brain ? brain_of(value) : half_of(value)} << 16 * place;
@@ -1406,14 +1451,25 @@ class Machine {
       const uint32_t who = access == Access::kAtomic ? kByAtomic : number_;
       if (access == Access::kAtomic && writer == 0)
         fail(l, "adds to shared memory at " + std::to_string(i - kReserved) + " that was not written");
-      if (by_another(writer, who))
-        fail(l, "writes shared memory at " + std::to_string(i - kReserved) +
-                    " that another warp has written since the last barrier");
+      if (by_another(writer, who)) {
+        if (!kernel_.repeats || access == Access::kAtomic) fail_repeated(l, i);
+        repeated_.push_back({l, i, shared_[i]});
+      }
       if (by_another(reader, number_))
         fail(l, "writes shared memory at " + std::to_string(i - kReserved) +
                     " that another warp has read since the last barrier");
       writer = stamp(who);
     }
+  }
+  // After a store: what was there is there again.
+  void check_repeated() {
+    for (const auto& [l, i, before] : repeated_)
+      if (shared_[i] != before) fail_repeated(l, i);
+    repeated_.clear();
+  }
+  [[noreturn]] void fail_repeated(int l, uint32_t i) const {
+    fail(l, "writes shared memory at " + std::to_string(i - kReserved) +
+                " that another warp has written since the last barrier");
   }
   [[noreturn]] void fail_shared(int l, uint32_t place, unsigned bytes) const {
     const std::string text = "an access of " + std::to_string(bytes) + " bytes of shared memory at " +
@@ -1479,6 +1535,10 @@ class Machine {
       case Op::kSharedStore:
         reject(predicates | (of_address(i.address) & mask), "finds an address by");
         return;
+      case Op::kStoreMatrices:
+        for (int word = 0; word < i.variant; ++word) values |= rows[row_of(i.source[0].row, word)];
+        reject(predicates | ((values | of_address(i.address)) & mask), "stores what follows from");
+        return;
       case Op::kCopyToShared:
         reject(predicates | ((of_address(i.address) | of_address(i.second)) & mask), "finds an address by");
         return;
@@ -1503,7 +1563,11 @@ class Machine {
         for (int s = 0; s < 3; ++s) values |= of_rows(i.source[s], s == 1 ? 2 : 4);
         values = values ? kAll : 0, results = 4;
         break;
-      case Op::kImadWide: case Op::kImadHigh: case Op::kDadd: case Op::kDmul: case Op::kDfma: case Op::kDsetp:
+      case Op::kGroupMma:
+        for (int word = 0; word < 32; ++word) values |= rows[row_of(i.source[0].row, word)];
+        values = values ? kAll : 0, results = 32;
+        break;
+      case Op::kImadWide: case Op::kImadHigh: case Op::kIadd64: case Op::kDadd: case Op::kDmul: case Op::kDfma: case Op::kDsetp:
         values |= pairs, results = 2;
         break;
       case Op::kIntToFloat: case Op::kFloatToInt: case Op::kFloatToFloat:
@@ -1546,6 +1610,21 @@ class Machine {
     }
   }
 
+  void store_matrices(const Instruction& i, uint32_t mask) {
+    if (mask != kAll) fail(__builtin_ctz(~mask), "matrices are stored by a whole warp");
+    uint32_t places[kLanes];
+    shared(i.address, 16, i.variant == 4 ? kAll : (1u << 8 * i.variant) - 1, places, Access::kWrite);
+    for (int matrix = 0; matrix < i.variant; ++matrix) {
+      const uint32_t* from = warp_->rows[row_of(i.source[0].row, matrix)].v;
+      EACH for (int half = 0; half < 2; ++half) {
+        const int row = i.wraps ? l % 4 * 2 + half : l / 4, column = i.wraps ? l / 4 : l % 4 * 2 + half;
+        const auto value = static_cast<uint16_t>(from[l] >> 16 * half);
+        std::memcpy(shared_.data() + places[8 * matrix + row] + 2 * column, &value, 2);
+      }
+    }
+    check_repeated();
+  }
+
   void local(const Instruction& i, uint32_t mask, char** places) {
     const uint32_t *row = warp_->rows[i.address.row].v, *uniform = warp_->rows[i.address.uniform].v;
     EACH_OF(mask) {
@@ -1555,6 +1634,47 @@ class Machine {
         fail(l, "an access of local memory at " + std::to_string(place) + ", outside of its " +
                     std::to_string(kernel_.frame));
       places[l] = local_.data() + (number_ * kLanes + l) * kernel_.frame + place;
+    }
+  }
+
+  // Of d = a @ b + c, with a [64, 16], b [16, 64], c and d [64, 64], the 16 rows of this one of four warps. PTX says of
+  // wgmma how d lies in the registers, and how descriptors tell where in shared memory a and b lie: a by rows of 16, b by
+  // rows of 64, both in groups of 8 rows of 128 bytes, of which an address's bits 4 to 6 are swizzled by its bits 7 to 9.
+  // The product is there at once: a kernel that does not wait for it is not found out.
+  void multiply_in_group(const Instruction& i, uint32_t mask) {
+    if (mask != kAll) fail(__builtin_ctz(~mask), "a product is made by whole warps");
+    struct Matrix {
+      uint32_t begin, stride;  // stride: between groups, in bytes
+    };
+    const auto matrix_of = [&](int number) {
+      const auto word = [&](int at) { return warp_->rows[row_of(i.address.uniform, 2 * number + at)].v[0]; };
+      if (word(1) >> 30 != 1 || (word(1) >> 17 & 7)) fail(0, "this layout of a matrix is not known");
+      return Matrix{(word(0) & 0x3fff) << 4, (word(1) & 0x3fff) << 4};
+    };
+    const auto element = [&](const Matrix& matrix, int row, int column) {
+      uint32_t place = matrix.begin + row / 8 * matrix.stride + row % 8 * 128 + 2 * column;
+      place ^= (place >> 7 & 7) << 4;
+      if (place < kReserved || place + 2 > shared_.size()) fail_shared(0, place, 2);
+      for (uint32_t byte = place; byte < place + 2; ++byte) check_shared(0, byte, Access::kRead);
+      uint16_t bits;
+      std::memcpy(&bits, shared_.data() + place, 2);
+      return i.brain ? float_of(uint32_t{bits} << 16) : float_of_half(bits);
+    };
+    const Matrix left = matrix_of(0), right = matrix_of(1);
+    float a[16][16], b[16][64];
+    for (int k = 0; k < 16; ++k) {
+      for (int row = 0; row < 16; ++row) a[row][k] = element(left, number_ % 4 * 16 + row, k);
+      for (int column = 0; column < 64; ++column) b[k][column] = element(right, k, column);
+    }
+    for (int word = 0; word < 32; ++word) {
+      Row result;
+      EACH {
+        const int row = l / 4 + word / 2 % 2 * 8, column = word / 4 * 8 + l % 4 * 2 + word % 2;
+        float sum = float_of(warp_->rows[row_of(i.source[0].row, word)].v[l]);
+        for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k][column];
+        result.v[l] = bits_of(sum);
+      }
+      write(i.to == kNowhere ? i.to : i.to + word, result, mask);
     }
   }
 
@@ -1595,6 +1715,12 @@ class Machine {
   std::vector<Warp> warps_;
   std::vector<char> shared_;
   std::vector<uint32_t> writers_, readers_;
+  struct Repeated {
+    int lane;
+    uint32_t place;
+    char before;
+  };
+  std::vector<Repeated> repeated_;  // bytes that the present store writes after another warp
   std::vector<char> local_;
   std::vector<const Allocations::Range*> hints_;  // where each instruction was last
   std::vector<Row> pool_;

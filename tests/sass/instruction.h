@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <list>
 #include <map>
 #include <memory>
 #include <stdexcept>
@@ -21,12 +22,12 @@ enum : uint16_t { kZero = 255, kUniform = 256, kUniformZero = 319, kNowhere = 32
 enum : uint8_t { kTrue = 7, kUniformPredicates = 8, kUniformTrue = 15, kNoPredicate = 16, kPredicates = 17 };
 
 enum class Op : uint8_t {
-  kNop, kMove, kIadd3, kImad, kImadWide, kImadHigh, kLea, kLeaHigh, kShift, kLop3, kPlop3, kSelect, kIsetp, kIminmax,
-  kIabs, kPrmt, kPopc, kFlo, kBrev, kSignExtend, kFadd, kFmul, kFfma, kFsetp, kFminmax, kFchk, kMufu,
+  kNop, kMove, kIadd3, kIadd64, kImad, kImadWide, kImadHigh, kLea, kLeaHigh, kShift, kLop3, kPlop3, kSelect, kIsetp, kIminmax,
+  kIabs, kPrmt, kPopc, kFlo, kBrev, kSignExtend, kFadd, kFmul, kFfma, kFset, kFsetp, kFminmax, kFchk, kMufu,
   kFround, kFloatToInt, kIntToFloat, kFloatToFloat, kPackFloats, kHalfToFloat, kHalfAdd, kHalfMul, kHalfFma, kHalfSetp,
   kHalfMinmax, kDadd, kDmul, kDfma, kDsetp, kShuffle, kVote, kMatch, kRedux, kPredicatesToRegister,
   kRegisterToPredicates, kSpecial, kLoadConstant, kToUniform, kGlobalLoad, kGlobalStore, kGlobalAtomic, kSharedLoad,
-  kSharedStore, kSharedAtomic, kSharedMatrices, kLocalLoad, kLocalStore, kCopyToShared, kMma, kBarrier, kBarrierResult,
+  kSharedStore, kSharedAtomic, kSharedMatrices, kStoreMatrices, kLocalLoad, kLocalStore, kCopyToShared, kMma, kGroupMma, kBarrier, kBarrierResult,
   kBranch, kBranchIndexed, kBranchDivergent, kCall, kReturn, kExit, kReconverge, kConverge, kBreak, kMoveBarrier,
   kWarpSync, kTrap,
 };
@@ -103,6 +104,7 @@ struct Kernel {
   unsigned registers = 0;  // of a thread
   unsigned shared = 0;     // bytes of a block, with the kilobyte that the system takes, without dynamic ones
   unsigned frame = 0;      // bytes of a thread in local memory
+  bool repeats = false;    // warps may write the same values to one place, as Triton's do where a layout has copies
   struct Argument {
     unsigned offset, bytes;
   };
@@ -118,12 +120,18 @@ struct Kernel {
 // an instruction is not known.
 class Module {
  public:
-  explicit Module(std::string_view listing);
+  explicit Module(std::string listing) { add(std::move(listing)); }
+  void add(std::string listing, bool repeats = false);
   const Kernel& kernel(const std::string& name);
   std::string listing(const std::string& part) const;  // of the first kernel whose name has this part
 
  private:
-  std::map<std::string, std::string_view> listings_;
+  std::list<std::string> texts_;
+  struct Listing {
+    std::string_view text;  // in one of those
+    bool repeats;
+  };
+  std::map<std::string, Listing> listings_;
   std::map<std::string, std::unique_ptr<Kernel>> kernels_;
 };
 

@@ -27,7 +27,7 @@ struct Configuration {
 
 struct Runtime {
   std::mutex mutex;
-  Module module{std::string_view(sass_listing, static_cast<size_t>(sass_listing_end - sass_listing))};
+  Module module{std::string(sass_listing, static_cast<size_t>(sass_listing_end - sass_listing))};
   std::map<const void*, std::string> names;  // of kernels
   std::map<const void*, size_t> allowed_shared;
   std::vector<Configuration> configurations;
@@ -50,30 +50,35 @@ cudaError_t record(cudaError_t error, const std::string& text) {
 
 Size size_of(dim3 size) { return {size.x, size.y, size.z}; }
 
-cudaError_t launch(const void* handle, const Configuration& wanted, void** arguments) {
+cudaError_t launch(const std::string& name, const Configuration& wanted, size_t allowed_shared, void** arguments) {
   Runtime& own = runtime();
-  const std::lock_guard<std::mutex> lock(own.mutex);
-  const auto name = own.names.find(handle);
-  if (name == own.names.end()) return record(cudaErrorInvalidDeviceFunction, "a kernel that is not registered");
-  const auto allowed = own.allowed_shared.find(handle);
-  if (!cuda_on_cpu::accepted(wanted.grid, wanted.block, wanted.shared,
-                             allowed == own.allowed_shared.end() ? cuda_on_cpu::kDefaultShared : allowed->second)) {
+  if (!cuda_on_cpu::accepted(wanted.grid, wanted.block, wanted.shared, allowed_shared)) {
     return record(cudaErrorInvalidConfiguration,
-                  demangled(name->second) + cuda_on_cpu::refusal(wanted.grid, wanted.block, wanted.shared));
+                  demangled(name) + cuda_on_cpu::refusal(wanted.grid, wanted.block, wanted.shared));
   }
   try {
-    const Kernel& kernel = own.module.kernel(name->second);
+    const Kernel& kernel = own.module.kernel(name);
     Launch launch{size_of(wanted.grid), size_of(wanted.block), static_cast<unsigned>(wanted.shared), {}};
     for (size_t i = 0; i < kernel.arguments.size(); ++i) {
       const auto [offset, bytes] = kernel.arguments[i];
       launch.parameters.resize(offset + bytes);
       std::memcpy(launch.parameters.data() + offset, arguments[i], bytes);
     }
-    run(kernel, launch, own.allocations, own.counts_sectors, own.counts[name->second]);
+    run(kernel, launch, own.allocations, own.counts_sectors, own.counts[name]);
   } catch (const std::exception& error) {
     return record(cudaErrorLaunchFailure, error.what());
   }
   return cudaSuccess;
+}
+
+cudaError_t launch(const void* handle, const Configuration& wanted, void** arguments) {
+  Runtime& own = runtime();
+  const std::lock_guard<std::mutex> lock(own.mutex);
+  const auto name = own.names.find(handle);
+  if (name == own.names.end()) return record(cudaErrorInvalidDeviceFunction, "a kernel that is not registered");
+  const auto allowed = own.allowed_shared.find(handle);
+  return launch(name->second, wanted,
+                allowed == own.allowed_shared.end() ? cuda_on_cpu::kDefaultShared : allowed->second, arguments);
 }
 
 // One line for each kernel that has run: its name and figures, then the instructions of each class.
@@ -119,6 +124,18 @@ void sass_count(bool sectors) {
 const char* sass_report() {
   sass::Runtime& own = sass::runtime();
   return (own.report = report(own)).c_str();
+}
+
+// Kernels that no object of this library registers, as cubin.py lists them.
+void sass_add(const char* listing) { sass::runtime().module.add(listing, true); }
+
+// Launches one of them; returns what went wrong, or null. `arguments` points at each.
+const char* sass_launch(const char* name, const unsigned* grid, unsigned threads, unsigned shared, void** arguments) {
+  sass::Runtime& own = sass::runtime();
+  const std::lock_guard<std::mutex> lock(own.mutex);
+  const sass::Configuration wanted{dim3(grid[0], grid[1], grid[2]), dim3(threads), shared, nullptr};
+  const cudaError_t error = sass::launch(std::string(name), wanted, cuda_on_cpu::kMostShared, arguments);
+  return error == cudaSuccess ? nullptr : own.last_text.c_str();
 }
 
 const char* sass_text(const char* part) {
