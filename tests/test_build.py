@@ -123,11 +123,12 @@ def tree(tmp_path: Path) -> Path:
             pytest.skip(f"no {tool}")
     tree = tmp_path / "tree"
     (tree / "bcmfnet").mkdir(parents=True)
-    for name in ("setup.py", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE", "bcmfnet/__init__.py"):
-        shutil.copy(ROOT / name, tree / name)
     for name in ("kernels", "kernels/bcl", "benchmarks", "benchmarks/peers", "csrc/op"):
         (tree / name).mkdir(parents=True)
         (tree / name / "__init__.py").touch()
+    for name in ("setup.py", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE", "bcmfnet/__init__.py"):
+        shutil.copy(ROOT / name, tree / name)
+    shutil.copy(ROOT / "csrc/exported.map", tree / "csrc")
     (tree / "csrc/op/op.cpp").write_text('extern "C" __attribute__((visibility("default"))) int op() { return 1; }\n')
     (tree / "csrc/op/op_cpu.cpp").write_text("namespace BCM_ISA { int kernel() { return 2; } }\n")
     (tree / "csrc/op/op_cuda.cu").write_text("__global__ void kernel() {}\n")
