@@ -311,7 +311,7 @@ int launch_columns(const Bcl& call, const Scratch& scratch, bool gradient, void*
     const auto launch = [&](auto exact) {
       constexpr bool kExact = decltype(exact)::value;
       const auto kernel = gradient ? columns_kernel<Visit, K, kExact, true> : columns_kernel<Visit, K, kExact, false>;
-      using Shared = Columns<K, kExact, Visit::kDecides ? 2 : 1>;
+      using Shared = Columns<K, kExact, kSetsOf<Visit>>;
       const int bytes = Shared::bytes(static_cast<int>(call.logits.channels), gradient);
       return launch_with_shared(kernel, cell_grid(call), kWarps * 32, bytes, stream, call, scratch);
     };
