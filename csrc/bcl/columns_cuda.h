@@ -64,18 +64,20 @@ struct CellBlock {
   int* const edges;
   const int64_t image, row, lower_row, first_cell;
 
+  const bool align;
+
   // The edges can be read after a barrier.
-  __device__ CellBlock(const Bcl& call, int* edges)
+  __device__ CellBlock(const Bcl& call, int* edges, bool align = false)
       : call(call), edges(edges), image(blockIdx.x / static_cast<unsigned>(call.logits.height)),
         row(blockIdx.x % static_cast<unsigned>(call.logits.height)),
         lower_row(high_of(row, call.logits.height, call.target.height)),
-        first_cell(static_cast<int64_t>(blockIdx.y) * kCells) {
+        first_cell(static_cast<int64_t>(blockIdx.y) * kCells), align(align) {
     if (threadIdx.x >= kEdges) return;
     const int below = static_cast<int>(threadIdx.x) - kNodes;
     const View &logits = call.logits, &target = call.target;
     edges[threadIdx.x] = static_cast<int>(
-        below >= 0 ? first_output(row + below, logits.height, target.height)
-                   : first_output(first_cell + threadIdx.x, logits.width, target.width));
+        below >= 0 ? first_output(row + below, logits.height, target.height, align)
+                   : first_output(first_cell + threadIdx.x, logits.width, target.width, align));
   }
   __device__ int begin_y() const { return edges[kNodes]; }
   __device__ int end_y() const { return edges[kNodes + 1]; }
@@ -91,18 +93,17 @@ struct Across {
     float weight;
   };
   const CellBlock& block;
+  const Positions positions;
   const int64_t ahead_of_edge;  // lerp_weight: how far a column is ahead of its source, in steps
   const unsigned cell_width;
   const float per_step;
 
   __device__ explicit Across(const CellBlock& block)
-      : block(block),
-        ahead_of_edge((2 * static_cast<int64_t>(block.begin_x()) + 1) * block.call.logits.width -
-                      block.call.target.width - 2 * block.call.target.width * block.first_cell),
-        cell_width(static_cast<unsigned>(2 * block.call.target.width)),
-        per_step(1 / static_cast<float>(2 * block.call.target.width)) {}
+      : block(block), positions(positions_of(block.call.logits.width, block.call.target.width, block.align)),
+        ahead_of_edge(positions.first + positions.step * block.begin_x() - positions.divisor * block.first_cell),
+        cell_width(static_cast<unsigned>(positions.divisor)), per_step(1 / static_cast<float>(positions.divisor)) {}
   __device__ Column operator()(int x) const {
-    const int64_t width = block.call.logits.width, reaches = ahead_of_edge + 2 * width * (x - block.begin_x());
+    const int64_t width = block.call.logits.width, reaches = ahead_of_edge + positions.step * (x - block.begin_x());
     const unsigned ahead = reaches > 0 && x < block.end_x() ? static_cast<unsigned>(reaches) : 0;
     const int node = static_cast<int>(ahead / cell_width);
     const int64_t cell = block.first_cell + node;
@@ -113,51 +114,103 @@ struct Across {
 
 // The output rows of a block: the weight of the lower source row.
 struct Down {
+  const Positions positions;
   const int begin, step, first;
   const float per_step;
 
   __device__ explicit Down(const CellBlock& block)
-      : begin(block.begin_y()),
-        step(block.lower_row != block.row ? static_cast<int>(2 * block.call.logits.height) : 0),
-        first(step != 0 ? static_cast<int>((2 * begin + 1) * block.call.logits.height - block.call.target.height -
-                                           2 * block.call.target.height * block.row)
-                        : 0),
-        per_step(1 / static_cast<float>(2 * block.call.target.height)) {}
+      : positions(positions_of(block.call.logits.height, block.call.target.height, block.align)),
+        begin(block.begin_y()), step(block.lower_row != block.row ? static_cast<int>(positions.step) : 0),
+        first(step != 0 ? static_cast<int>(positions.first + positions.step * begin - positions.divisor * block.row) : 0),
+        per_step(1 / static_cast<float>(positions.divisor)) {}
   __device__ float operator()(int y) const {
     return fmaxf(static_cast<float>(first + step * (y - begin)) * per_step, 0.0f);
   }
 };
 
-// Reads the nodes of a block, [classes, kNodes]: exponents to base 2 at the upper source row, and on to the lower one.
-// A softmax does not change where all logits of a node lose the same: their largest, so that exponents are at most 0.
-template <int K>
-__device__ void read_nodes(const CellBlock& block, int classes, float2* nodes) {
+// Calls put(class, node, upper, lower) with the exponents to base 2 of a block's nodes, at the upper source row and at
+// the lower one. A softmax does not change where all logits of a node lose the same: their largest, so that exponents
+// are at most 0.
+template <int K, typename Put>
+__device__ void read_nodes(const CellBlock& block, int classes, const Put& put) {
   const int node = threadIdx.x;
   if (node >= kNodes) return;
   const View& logits = block.call.logits;
+  const bool binary = block.call.options.binary;  // its first class has no channel, and the logit 0
   const int64_t column = block.first_cell + node < logits.width ? block.first_cell + node : logits.width - 1;
-  const float* from = static_cast<const float*>(logits.data) + offset_of(logits, block.image, 0, block.row, column);
+  const float* const from = static_cast<const float*>(logits.data) +
+                            offset_of(logits, block.image, binary ? -1 : 0, block.row, column);
   const int64_t down = (block.lower_row - block.row) * logits.row_stride;
   float upper[K], lower[K], most_upper = -kInfinity, most_lower = -kInfinity;
 #pragma unroll
   for (int i = 0; i < K; ++i) {
     if (i >= classes) continue;
-    upper[i] = from[i * logits.channel_stride], lower[i] = from[i * logits.channel_stride + down];
+    const bool absent = i == 0 && binary;
+    upper[i] = absent ? 0.0f : from[i * logits.channel_stride];
+    lower[i] = absent ? 0.0f : from[i * logits.channel_stride + down];
     most_upper = fmaxf(most_upper, upper[i]), most_lower = fmaxf(most_lower, lower[i]);
   }
   const float shift_upper = kLog2E * most_upper, shift_lower = kLog2E * most_lower;
 #pragma unroll
-  for (int i = 0; i < K; ++i) {
-    if (i >= classes) continue;
-    const float at = exponent(upper[i], shift_upper);
-    nodes[i * kNodes + node] = make_float2(at, exponent(lower[i], shift_lower) - at);
-  }
+  for (int i = 0; i < K; ++i)
+    if (i < classes) put(i, node, exponent(upper[i], shift_upper), exponent(lower[i], shift_lower));
+}
+
+// The same to [classes, kNodes]: exponents at the upper source row, and on to the lower one.
+template <int K>
+__device__ void read_nodes(const CellBlock& block, int classes, float2* nodes) {
+  read_nodes<K>(block, classes, [&](int i, int node, float upper, float lower) {
+    nodes[i * kNodes + node] = make_float2(upper, lower - upper);
+  });
 }
 
 // Exponents of a class along a column: at the upper source row, and on to the lower one.
 __device__ inline float2 line_of(const float2* nodes, const Across::Column& column) {
   const float2 left = nodes[column.node], right = nodes[column.node + column.has_right];
   return make_float2(fmaf(column.weight, right.x - left.x, left.x), fmaf(column.weight, right.y - left.y, left.y));
+}
+
+// float2 of a column lie next to each other, with a gap after 16, so that cells of 8 columns meet different banks.
+__host__ __device__ constexpr int slot_of(int column) { return column + column / 16; }
+
+// Adds a block's gradient by columns from `first_x` on, [classes, slot_of(kHeld)], the sum over the rows and the part of
+// the lower source row, to the nodes above and below: of a class always the same warp does, of a cell the same lane.
+template <int K, int kHeld>
+__device__ void fold_columns(
+    const float2* gradient, int classes, float* to_upper, float* to_lower, const int* edges, const float* weights_x,
+    int first_x, bool first) {
+  constexpr int kOfWarp = (K + kWarps - 1) / kWarps, kSlots = slot_of(kHeld);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int begin = max(edges[lane] - first_x, 0), end = min(edges[lane + 1] - first_x, kHeld);
+  float sum[kOfWarp] = {}, below[kOfWarp] = {}, right[kOfWarp] = {}, below_right[kOfWarp] = {};
+  for (int column = begin; column < end; ++column) {
+    const float weight = weights_x[slot_of(column)];
+    const float2* const from = gradient + warp * kSlots + slot_of(column);
+#pragma unroll
+    for (int i = 0; i < kOfWarp; ++i) {
+      if (warp + i * kWarps >= classes) continue;
+      const float2 value = from[i * kWarps * kSlots];
+      sum[i] += value.x, right[i] = fmaf(weight, value.x, right[i]);
+      below[i] += value.y, below_right[i] = fmaf(weight, value.y, below_right[i]);
+    }
+  }
+  const int64_t block = static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y;
+  const int64_t at = (block * classes + warp) * kNodes + lane;
+  float *const upper = to_upper + at, *const lower = to_lower + at;
+#pragma unroll
+  for (int i = 0; i < kOfWarp; ++i) {
+    if (warp + i * kWarps >= classes) continue;
+    const float right_upper = right[i] - below_right[i], right_lower = below_right[i];
+    const float left_upper = (sum[i] - below[i]) - right_upper, left_lower = below[i] - right_lower;
+    const float from_left_upper = __shfl_up_sync(kFullWarp, right_upper, 1);
+    const float from_left_lower = __shfl_up_sync(kFullWarp, right_lower, 1);
+    const auto add = [&](int64_t node, float above, float under) {
+      upper[node] = (first ? 0.0f : upper[node]) + above, lower[node] = (first ? 0.0f : lower[node]) + under;
+    };
+    const int64_t held = static_cast<int64_t>(i) * kWarps * kNodes;
+    add(held, left_upper + (lane > 0 ? from_left_upper : 0.0f), left_lower + (lane > 0 ? from_left_lower : 0.0f));
+    if (lane == 31) add(held + 1, right_upper, right_lower);
+  }
 }
 
 }  // namespace

@@ -1,9 +1,310 @@
 // The room of terms at cells of low-resolution logits: scores of up to kMostClasses, and the gradient.
-#include "bcl/cells_cuda.h"
+#include "bcl/columns_cuda.h"
 #include "bcl/terms_cuda.h"
 
 namespace bcmfnet {
 namespace {
+
+// Exponents to base 2 at the upper left corner of a cell, and how they change on to the others.
+struct alignas(16) Corners {
+  float at, down, right, down_right;
+};
+
+// What a block has of its cells: [K, kNodes], with -inf of classes that there are not.
+template <int K>
+struct Cells {
+  static constexpr float kLeast = -100;  // an exponent below which exponentials might be lost
+
+  Corners* const corners;
+  bool steep = false;  // whether an exponent is below that
+
+  // Can be read afterwards, as the block's edges can. Of a whole block.
+  __device__ Cells(const CellBlock& block, int classes, Corners* corners) : corners(corners) {
+    float least = 0;
+    read_nodes<K>(block, classes, [&](int i, int node, float upper, float lower) {
+      Corners& to = corners[i * kNodes + node];
+      to.at = upper, to.down = lower - upper;
+      least = fminf(least, fminf(upper, lower));
+    });
+    steep = __syncthreads_or(least < kLeast) != 0;
+    const int64_t width = block.call.logits.width, left = block.first_cell + threadIdx.x % kCells;
+    const bool has_right = high_of(left, width, block.call.target.width) != left;
+    for (int i = static_cast<int>(threadIdx.x) / kCells; i < K; i += kWarps) {
+      Corners* const of = corners + i * kNodes + threadIdx.x % kCells;
+      const bool changes = i < classes && has_right;
+      if (i >= classes) of->at = -kInfinity, of->down = 0;
+      of->right = changes ? of[1].at - of->at : 0.0f, of->down_right = changes ? of[1].down - of->down : 0.0f;
+    }
+    __syncthreads();
+  }
+  // Of a class along a column: at the upper source row, and on to the lower one.
+  __device__ float2 line(int label, const Across::Column& column) const {
+    const Corners of = corners[label * kNodes + column.node];
+    return make_float2(fmaf(column.weight, of.right, of.at), fmaf(column.weight, of.down_right, of.down));
+  }
+  __device__ float exponent(int label, const Across::Column& column, float weight_y) const {
+    const float2 of = line(label, column);
+    return fmaf(weight_y, of.y, of.x);
+  }
+};
+
+// The output rows of a block, some at a time: along a run the weight of the lower source row grows by the same step.
+struct Runs : Down {
+  static constexpr int kMost = 8;  // so that an exponential that follows from the one before stays precise
+  const int end, straight;         // the rows before that have the weight 0: they are at the upper edge of the image
+
+  __device__ explicit Runs(const CellBlock& block)
+      : Down(block), end(block.end_y()), straight(first < 0 ? min(begin + (step - 1 - first) / step, end) : begin) {}
+  // Of the run that starts with a row.
+  __device__ int rows(int y) const { return min((y < straight ? straight : end) - y, kMost); }
+  __device__ float step_of(int y) const { return y < straight ? 0.0f : static_cast<float>(step) * per_step; }
+};
+
+// The exponentials of a column's classes, row after row.
+template <int K>
+struct Progression {
+  const Cells<K>& cells;
+  const Across::Column& column;
+  float z[K], ratio[K], shift = 0;
+
+  // All exponents of a pixel lose the largest where exponentials might be lost.
+  __device__ void start(float weight_y) {
+#pragma unroll
+    for (int i = 0; i < K; ++i) z[i] = cells.exponent(i, column, weight_y);
+    if (cells.steep) {
+      shift = -kInfinity;
+#pragma unroll
+      for (int i = 0; i < K; ++i) shift = fmaxf(shift, z[i]);
+#pragma unroll
+      for (int i = 0; i < K; ++i) z[i] -= shift;
+    }
+#pragma unroll
+    for (int i = 0; i < K; ++i) z[i] = exp2_of(z[i]);
+  }
+  __device__ void set_step(float step) {
+#pragma unroll
+    for (int i = 0; i < K; ++i) ratio[i] = exp2_of(step * cells.line(i, column).y);
+  }
+  __device__ void advance() {
+#pragma unroll
+    for (int i = 0; i < K; ++i) z[i] *= ratio[i];
+  }
+  __device__ float exponent_of(int label, float weight_y) const {
+    return cells.exponent(label, column, weight_y) - shift;
+  }
+  // Up to a number that is the pixel's own.
+  __device__ float logit_of(int label, float weight_y) const { return kLn2 * exponent_of(label, weight_y); }
+  // Calls visit(row of the run, weight of the lower source row), with each row's exponentials as they are if `exact`.
+  template <typename Visit>
+  __device__ void each(const Runs& runs, int y, bool exact, const Visit& visit) {
+    const int rows = runs.rows(y);
+    const float first = runs(y), step = runs.step_of(y);
+    if (!exact) set_step(step);
+    for (int row = 0; row < rows; ++row) {
+      const float weight_y = exact ? runs(y + row) : fmaf(static_cast<float>(row), step, first);
+      if (exact || row == 0) {
+        start(weight_y);
+      } else {
+        advance();
+      }
+      visit(row, weight_y);
+    }
+  }
+};
+
+// Logits of the teacher at a pixel; its cells are those of the logits where it has their size.
+__device__ inline Sampled<AnyFloat, true> teacher_at(
+    const Bcl& call, int64_t image, const Source& row, const Source& column, int y, int x) {
+  if (call.teacher.height != call.logits.height || call.teacher.width != call.logits.width)
+    return sampled<AnyFloat, true>(call, call.teacher, image, y, x);
+  return {call, call.teacher, image, row, column};
+}
+__device__ inline Sampled<AnyFloat, true> teacher_at(
+    const CellBlock& block, const Across::Column& column, float weight_y, int y, int x) {
+  const int64_t cell = block.first_cell + column.node;
+  return teacher_at(
+      block.call, block.image, {block.row, block.lower_row, weight_y}, {cell, cell + column.has_right, column.weight},
+      y, x);
+}
+
+// Cross-entropy, score, losses and sums of overlap of each pixel. A thread has a column over all rows of a block.
+template <int K>
+__global__ void __launch_bounds__(kWarps * 32, K <= 19 ? 3 : 2) column_scores_kernel(
+    const Bcl call, const Scratch scratch) {
+  constexpr int kMostHeld = 64;  // pixels that are added up as floats
+  BCM_DYNAMIC_SHARED(Corners, shared);
+  __shared__ __align__(16) int edges[CellBlock::kEdges];
+  const int lane = threadIdx.x % 32, classes = static_cast<int>(classes_of(call));
+  const CellBlock block(call, edges, call.options.align_corners);
+  const Cells<K> cells(block, classes, shared);
+  const Across across(block);
+  const Runs runs(block);
+  const TargetOf<true> target{call, static_cast<int>(block.image)};
+  const bool tallies = has_overlap(call.options), exact = cells.steep || selects(call);
+  Tally tally(reinterpret_cast<float*>(shared + K * kNodes), tallies ? classes : 0);
+  const int end_x = block.end_x();
+  double sums[4] = {};
+  float predicted[K] = {};
+  Losses losses;
+  int held = 0;
+  for (int x = block.begin_x() + static_cast<int>(threadIdx.x); x - lane < end_x; x += kWarps * 32) {
+    const bool inside = x < end_x, last = x - lane + kWarps * 32 >= end_x;
+    const Across::Column column = across(x);
+    Progression<K> softmax{cells, column};
+    for (int first_y = runs.begin; first_y < runs.end; first_y += runs.rows(first_y)) {
+      const int64_t first_row = block.image * call.target.height + first_y;
+      uint16_t* label_or_score = scratch.score + first_row * scratch.score_pitch + x;
+      softmax.each(runs, first_y, exact, [&](int row, float weight_y) {
+        if (!inside) return;
+        const int y = first_y + row;
+        const Labels labels = Narrow::unpacked(*label_or_score);
+        const float u = target.weight(y, x);
+        Scored scored{};
+        if (labels.own >= 0) {
+          float total = 0;
+#pragma unroll
+          for (int i = 0; i < K; ++i) total += softmax.z[i];
+          const auto exponent_of = [&](int label) { return softmax.exponent_of(label, weight_y); };
+          scored = score_of(call, labels, u, log2_of(total), exponent_of, losses);
+          if (tallies) {
+            const float part = reciprocal_of(total), scale = u * part;
+#pragma unroll
+            for (int i = 0; i < K; ++i) predicted[i] = fmaf(scale, softmax.z[i], predicted[i]);
+            tally.take(labels.own, u, part * exp2_of(exponent_of(labels.own)));
+          }
+        }
+        if (is_distilled(call, labels, u)) {
+          const auto logits = [&](int c) { return softmax.logit_of(c, weight_y); };
+          const auto teacher = teacher_at(block, column, weight_y, y, x);
+          const auto student = Tempered::of(call, logits, largest_of(call, logits));
+          const auto taught = Tempered::of(call, teacher, largest_of(call, teacher));
+          losses.distillation += u * divergence(call, student, logits, taught, teacher);
+        }
+        if (selects(call)) {
+          *label_or_score = scored.score;
+          scratch.term[(first_row + row) * call.target.width + x] = scored.term;
+        }
+        label_or_score += scratch.score_pitch;
+      });
+      held += runs.rows(first_y);
+      if (held < kMostHeld && !(last && first_y + runs.rows(first_y) == runs.end)) continue;
+      held = 0;
+      sums[0] += losses.ce, sums[1] += losses.spread, sums[2] += losses.focal, sums[3] += losses.distillation;
+      losses.ce = losses.spread = losses.focal = losses.distillation = 0;
+      if (tallies) tally.fold(predicted);
+    }
+  }
+  const int64_t number = block_number();
+  write_scored(sums[0], losses.flags, scratch.scored + number);
+  write_terms({0, 0, sums[1], sums[2], sums[3]}, scratch.scored_terms + number);
+  if (tallies) tally.write(scratch.overlap + 3 * number * classes, classes);
+}
+
+// Whose gradient a block has before it adds them to the nodes.
+template <int K>
+constexpr int kColumnsHeld = K <= 19 ? 256 : 128;
+
+// The gradient of all terms.
+template <int K>
+__global__ void __launch_bounds__(kWarps * 32, K <= 19 ? 3 : 2) column_gradient_kernel(
+    const Bcl call, const Scratch scratch) {
+  constexpr int kHeld = kColumnsHeld<K>, kSlots = slot_of(kHeld);
+  BCM_DYNAMIC_SHARED(Corners, shared);
+  __shared__ __align__(16) int edges[CellBlock::kEdges];
+  __shared__ float weights_x[kSlots];
+  float2* const gradients = reinterpret_cast<float2*>(shared + K * kNodes);  // [K, kSlots], see fold_columns
+  const int lane = threadIdx.x % 32, classes = static_cast<int>(classes_of(call));
+  const CellBlock block(call, edges, call.options.align_corners);
+  const Cells<K> cells(block, classes, shared);
+  const Across across(block);
+  const Runs runs(block);
+  const TargetOf<true> target{call, static_cast<int>(block.image)};
+  const Shares shares(call, scratch.factors->scales, scratch.slopes, block.image);
+  const int end_x = block.end_x();
+  float slopes[K];
+#pragma unroll
+  for (int i = 0; i < K; ++i) slopes[i] = shares.slopes != nullptr && i < classes ? shares.slopes[i] : 0.0f;
+
+  for (int first_x = block.begin_x(); first_x < end_x; first_x += kHeld) {
+    for (int held = threadIdx.x; held < kHeld && first_x + held - lane < end_x; held += kWarps * 32) {
+      const int x = first_x + held, slot = slot_of(held);
+      const Across::Column column = across(x);
+      float2* const gradient = gradients + slot;
+      weights_x[slot] = column.weight;
+#pragma unroll
+      for (int i = 0; i < K; ++i) gradient[i * kSlots] = make_float2(0.0f, 0.0f);
+      Progression<K> softmax{cells, column};
+      for (int first_y = runs.begin; x < end_x && first_y < runs.end; first_y += runs.rows(first_y)) {
+        const int64_t first_row = block.image * call.target.height + first_y;
+        const uint16_t* word = scratch.score + first_row * scratch.score_pitch + x;
+        // Of the rows so far: sums of the gradient, and sums of these sums.
+        float sum[K] = {}, sums[K] = {}, spread = 0, spread_below = 0;
+        softmax.each(runs, first_y, cells.steep, [&](int row, float weight_y) {
+          const int y = first_y + row;
+          Labels labels = Narrow::unpacked(*word);
+          word += scratch.score_pitch;
+          bool selected = false;
+          if (selects(call)) {
+            labels = {target.known(target.read(y, x)), -1, -1};
+            selected = labels.own >= 0 && is_selected(call, scratch, block.image, y, x);
+            if (selected) labels = target.of_term(y, x);
+          }
+          const float u = target.weight(y, x);
+          if (labels.own >= 0 || is_distilled(call, labels, u)) {
+            float total = 0, inner = 0;
+#pragma unroll
+            for (int i = 0; i < K; ++i) total += softmax.z[i], inner = fmaf(slopes[i], softmax.z[i], inner);
+            const float part = reciprocal_of(total), log_total = log2_of(total);
+            const PixelGradient pixel(call, shares, labels, u, selected, inner * part, [&](int label) {
+              return softmax.exponent_of(label, weight_y) - log_total;
+            });
+            const auto take = [&](int label, float amount) {
+              if (amount == 0) return;
+              float2& at = gradient[label * kSlots];
+              at = make_float2(at.x - amount, fmaf(-weight_y, amount, at.y));
+            };
+            if (pixel.counts) {
+              const float each = pixel.amounts.total * part, sloped = pixel.overlap * part;
+#pragma unroll
+              for (int i = 0; i < K; ++i) sum[i] = fmaf(softmax.z[i], fmaf(sloped, slopes[i], each), sum[i]);
+              spread += pixel.spread, spread_below = fmaf(weight_y, pixel.spread, spread_below);
+              take(labels.own, pixel.amounts.own), take(labels.rows, pixel.amounts.rows);
+              take(labels.columns, pixel.amounts.columns);
+            }
+            if (pixel.distillation != 0) {
+              const auto logits = [&](int c) { return softmax.logit_of(c, weight_y); };
+              const auto teacher = teacher_at(block, column, weight_y, y, x);
+              const auto student = Tempered::of(call, logits, largest_of(call, logits));
+              const auto taught = Tempered::of(call, teacher, largest_of(call, teacher));
+              for (int i = 0; i < classes; ++i)
+                take(i, pixel.distillation * (exp2_of(taught(teacher(i))) - exp2_of(student(logits(i)))));
+            }
+          }
+#pragma unroll
+          for (int i = 0; i < K; ++i) sums[i] += sum[i];
+        });
+        // Row i of n is n - i times in the sums: with the weights w + i * step, those of the lower source row follow.
+        const float step = runs.step_of(first_y);
+        const float after = fmaf(static_cast<float>(runs.rows(first_y)), step, runs(first_y));
+#pragma unroll
+        for (int i = 0; i < K; ++i) {
+          float2& at = gradient[i * kSlots];
+          at = make_float2(at.x + sum[i], fmaf(after, sum[i], fmaf(-step, sums[i], at.y)));
+        }
+        for (int c = 0; spread != 0 && c < classes; ++c) {
+          const float weight = weight_of_class(call, c);
+          float2& at = gradient[c * kSlots];
+          at = make_float2(fmaf(-weight, spread, at.x), fmaf(-weight, spread_below, at.y));
+        }
+      }
+    }
+    __syncthreads();
+    fold_columns<K, kHeld>(
+        gradients + classes_before_channels(call) * kSlots, static_cast<int>(call.logits.channels), scratch.upper,
+        scratch.lower, edges, weights_x, first_x, first_x == block.begin_x());
+    __syncthreads();
+  }
+}
 
 // The rows of output pixels that the warps of a block take one after the other, and the pixels of a lane in its row.
 struct Walk {
@@ -20,9 +321,6 @@ struct Walk {
     const float weight = lerp_weight(y, place.row, call.logits.height, call.target.height, align);
     return {place.row, place.row + place.has_below, place.has_below ? weight : 0.0f};
   }
-  __device__ Sampled<float, true> corners(const Source& row) const {
-    return {call, call.logits, place.image, row, column};
-  }
   // Calls visit(x, weight) with the weight of the right source column: lerp_weight, one column after the other.
   template <typename Visit>
   __device__ void each(Visit visit) const {
@@ -36,101 +334,14 @@ struct Walk {
   }
 };
 
-// Logits of a pixel between those that a lane holds at its two source columns.
-template <int K>
-struct Held {
-  const CellRows<K>& rows;
-  int lane;
-  float weight_x;
-
-  __device__ float operator()(int c) const {
-    return fmaf(weight_x, rows.step[c * kCells + lane], rows.left[c * kCells + lane]);
-  }
-};
-
-// Logits of the teacher at a pixel; its cells are those of the logits where it has their size.
-__device__ Sampled<AnyFloat, true> teacher_at(const Walk& walk, const Source& row, int y, int x, float weight_x) {
-  const Bcl& call = walk.call;
-  if (call.teacher.height != call.logits.height || call.teacher.width != call.logits.width)
-    return sampled<AnyFloat, true>(call, call.teacher, walk.place.image, y, x);
-  return {call, call.teacher, walk.place.image, row, {walk.column.low, walk.column.high, weight_x}};
-}
-
-// Cross-entropy, score, losses and sums of overlap of each pixel.
-template <int K>
-__global__ void __launch_bounds__(kWarps * 32, K <= 19 ? 3 : 2) cell_scores_kernel(
-    const Bcl call, const Scratch scratch) {
-  BCM_DYNAMIC_SHARED(float, shared);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, classes = static_cast<int>(classes_of(call));
-  CellRows<K> rows(shared, classes);
-  const Walk walk(call);
-  const Place& place = walk.place;
-  const TargetOf<true> target{call, place.image};
-  const bool tallies = has_overlap(call.options);
-  Tally tally(rows.sum, rows.right, tallies ? classes : 0);
-  // A cell may have thousands of columns: a float adds up those of one row alone.
-  __shared__ double sums_of_threads[kWarps * 32][4];
-  double* const sums = sums_of_threads[threadIdx.x];
-  for (int i = 0; i < 4; ++i) sums[i] = 0;
-  unsigned flags = 0;
-  for (int y = place.begin + warp; y < place.end; y += kWarps) {
-    const Source source_row = walk.row(y);
-    rows.interpolate(walk.corners(source_row), 0, lane);
-    float left[K], step[K], predicted[K] = {};
-#pragma unroll
-    for (int i = 0; i < K; ++i) {
-      left[i] = i < classes ? rows.left[i * kCells + lane] : -kInfinity;
-      step[i] = i < classes ? rows.step[i * kCells + lane] : 0.0f;
-    }
-    const int64_t row = place.image * call.target.height + y;
-    Losses losses;
-    walk.each([&](int x, float weight_x) {
-      uint16_t& label_or_score = scratch.score[row * scratch.score_pitch + x];
-      const Labels labels = Narrow::unpacked(label_or_score);
-      const float u = target.weight(y, x);
-      const Held<K> logits{rows, lane, weight_x};
-      Scored scored{};
-      if (labels.own >= 0) {
-        float z[K];
-#pragma unroll
-        for (int i = 0; i < K; ++i) z[i] = fmaf(weight_x, step[i], left[i]);
-        const Normalizer softmax = exponentiate(z);
-        scored = score_of(call, labels, u, softmax.log_sum, softmax.shift, logits, losses);
-        if (tallies) {
-          const float scale = u * softmax.scale;
-#pragma unroll
-          for (int i = 0; i < K; ++i) predicted[i] = fmaf(scale, z[i], predicted[i]);
-          const float p = softmax.scale * exp2_of(exponent(logits(labels.own), softmax.shift));
-          tally.take(labels.own, u, p);
-        }
-      }
-      if (is_distilled(call, labels, u)) {
-        const auto teacher = teacher_at(walk, source_row, y, x, weight_x);
-        const auto student = Tempered::of(call, logits, largest_of(call, logits));
-        const auto taught = Tempered::of(call, teacher, largest_of(call, teacher));
-        losses.distillation += u * divergence(call, student, logits, taught, teacher);
-      }
-      if (!selects(call)) return;
-      label_or_score = scored.score, scratch.term[row * call.target.width + x] = scored.term;
-    });
-    sums[0] += losses.ce, sums[1] += losses.spread, sums[2] += losses.focal, sums[3] += losses.distillation;
-    flags |= losses.flags;
-    if (tallies) tally.fold(predicted);
-  }
-  const int64_t block = block_number();
-  write_scored(sums[0], flags, scratch.scored + block);
-  write_terms({0, 0, sums[1], sums[2], sums[3]}, scratch.scored_terms + block);
-  if (tallies) tally.write(scratch.overlap + 3 * block * classes, classes);
-}
-
-// The gradient of all terms, of all classes or of a group of them; of a group what a pixel has of all is in maps.
-template <int K, bool kWide>
-__global__ void __launch_bounds__(kWarps * 32, 2) cell_gradient_kernel(const Bcl call, const Scratch scratch) {
-  constexpr int kHeld = K <= 19 ? K : 1;  // steps in registers: all of 31 would not fit
+// The same of a group of many classes, with what a pixel has of all from maps. A lane has a cell, row after row.
+__global__ void __launch_bounds__(kWarps * 32, 2) group_gradient_kernel(const Bcl call, const Scratch scratch) {
+  constexpr int K = kMostClasses;
   BCM_DYNAMIC_SHARED(float, shared);
   __shared__ float weights_y[kWarps], slopes[K];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, all = static_cast<int>(classes_of(call));
-  const int first_class = kWide ? static_cast<int>(blockIdx.z) * K : 0, classes = min(K, all - first_class);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int first_class = static_cast<int>(blockIdx.z) * K;
+  const int classes = min(K, static_cast<int>(call.logits.channels) - first_class);
   CellRows<K> rows(shared, classes);
   const Walk walk(call);
   const Place& place = walk.place;
@@ -149,13 +360,14 @@ __global__ void __launch_bounds__(kWarps * 32, 2) cell_gradient_kernel(const Bcl
       rows.clear_row(lane);
       const Source source_row = walk.row(y);
       if (lane == 0) weights_y[warp] = source_row.weight;
-      rows.interpolate(walk.corners(source_row), first_class, lane);
-      float left[K], step[kHeld], sum[K] = {}, right[K] = {}, spread = 0, spread_right = 0;
+      const auto logits_at = [&](float weight_x) {
+        const Source column{walk.column.low, walk.column.high, weight_x};
+        return Sampled<float, true>(call, call.logits, place.image, source_row, column);
+      };
+      rows.interpolate(logits_at(0.0f), first_class, lane);
+      float left[K], sum[K] = {}, right[K] = {}, spread = 0, spread_right = 0;
 #pragma unroll
-      for (int i = 0; i < K; ++i) {
-        left[i] = i < classes ? rows.left[i * kCells + lane] : -kInfinity;
-        if (i < kHeld) step[i] = i < classes ? rows.step[i * kCells + lane] : 0.0f;
-      }
+      for (int i = 0; i < K; ++i) left[i] = i < classes ? rows.left[i * kCells + lane] : -kInfinity;
       const int64_t pixel_row = place.image * call.target.height + y;
       walk.each([&](int x, float weight_x) {
         const int64_t at = pixel_row * call.target.width + x;
@@ -164,38 +376,22 @@ __global__ void __launch_bounds__(kWarps * 32, 2) cell_gradient_kernel(const Bcl
         if (labels.own < 0 && !is_distilled(call, labels, u)) return;
         const bool selected = labels.own >= 0 && is_selected(call, scratch, place.image, y, x);
         if (selected) labels = target.of_term(y, x);
-        float z[K], inner = 0;
+        const float shift = Softmax<K>::shift_of(scratch.best[at]), log_sum = kLog2E * scratch.lse[at];
+        const float scale = exp2_of(-log_sum), inner = shares.slopes != nullptr ? scratch.inner[at] : 0.0f;
+        const auto logit_of = [&](int i) { return fmaf(weight_x, rows.step[i * kCells + lane], left[i]); };
+        float z[K];
 #pragma unroll
-        for (int i = 0; i < K; ++i)
-          z[i] = fmaf(weight_x, i < kHeld ? step[i] : i < classes ? rows.step[i * kCells + lane] : 0.0f, left[i]);
-        Normalizer softmax;
-        if constexpr (kWide) {
-          softmax.shift = Softmax<K>::shift_of(scratch.best[at]), softmax.log_sum = kLog2E * scratch.lse[at];
-          softmax.scale = exp2_of(-softmax.log_sum);
-#pragma unroll
-          for (int i = 0; i < K; ++i) z[i] = exp2_of(exponent(z[i], softmax.shift));
-          if (shares.slopes != nullptr) inner = scratch.inner[at];
-        } else {
-          softmax = exponentiate(z);
-#pragma unroll
-          for (int i = 0; i < K; ++i) inner = fmaf(slopes[i], z[i], inner);
-          inner *= softmax.scale;
-        }
-        const Held<K> held{rows, lane, weight_x};
-        const auto logit = [&](int label) {
-          if constexpr (!kWide) return held(label);
-          // The label may be of another group of classes, which this block does not hold.
-          return Sampled<float, true>(
-              call, call.logits, place.image, source_row, {walk.column.low, walk.column.high, weight_x})(label);
-        };
-        const PixelGradient pixel(
-            call, shares, labels, u, selected, softmax.log_sum, softmax.shift, inner, logit);
+        for (int i = 0; i < K; ++i) z[i] = i < classes ? exp2_of(exponent(logit_of(i), shift)) : 0.0f;
+        // A label may be of another group of classes, which this block does not hold.
+        const PixelGradient pixel(call, shares, labels, u, selected, inner, [&](int label) {
+          return exponent(logits_at(weight_x)(label), shift) - log_sum;
+        });
         const auto take = [&](int label, float amount) {
           const int i = label - first_class;
           if (amount != 0 && i >= 0 && i < classes) rows.take(i, lane, weight_x, amount);
         };
         if (pixel.counts) {
-          const float each = pixel.amounts.total * softmax.scale, sloped = pixel.overlap * softmax.scale;
+          const float each = pixel.amounts.total * scale, sloped = pixel.overlap * scale;
 #pragma unroll
           for (int i = 0; i < K; ++i) {
             const float g = z[i] * fmaf(sloped, slopes[i], each);
@@ -206,17 +402,13 @@ __global__ void __launch_bounds__(kWarps * 32, 2) cell_gradient_kernel(const Bcl
           take(labels.columns, pixel.amounts.columns);
         }
         if (pixel.distillation != 0) {
-          const auto teacher = teacher_at(walk, source_row, y, x, weight_x);
-          Tempered student(call, 0, 0), taught(call, 0, 0);
-          if constexpr (kWide) {
-            student = Tempered(call, scratch.best[at], scratch.student_lse[at]);
-            taught = Tempered(call, scratch.teacher_best[at], scratch.teacher_lse[at]);
-          } else {
-            student = Tempered::of(call, held, largest_of(call, held));
-            taught = Tempered::of(call, teacher, largest_of(call, teacher));
-          }
+          const auto teacher = teacher_at(
+              call, place.image, source_row, {walk.column.low, walk.column.high, weight_x}, y, x);
+          const Tempered student(call, scratch.best[at], scratch.student_lse[at]);
+          const Tempered taught(call, scratch.teacher_best[at], scratch.teacher_lse[at]);
           for (int i = 0; i < classes; ++i) {
-            const float ahead = exp2_of(student(held(i))) - exp2_of(taught(teacher(first_class + i)));
+            const float from = rows.left[i * kCells + lane], step = rows.step[i * kCells + lane];
+            const float ahead = exp2_of(student(fmaf(weight_x, step, from))) - exp2_of(taught(teacher(first_class + i)));
             rows.take(i, lane, weight_x, -pixel.distillation * ahead);
           }
         }
@@ -233,35 +425,36 @@ __global__ void __launch_bounds__(kWarps * 32, 2) cell_gradient_kernel(const Bcl
     rows.fold(weights_y, min(kWarps, place.end - first_row));
     __syncthreads();
   }
-  const int absent = first_class == 0 ? classes_before_channels(call) : 0;
   const int64_t block = static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y;
-  const int64_t at = (block * call.logits.channels + first_class - absent) * kNodes;
-  for (int i = absent * kNodes + threadIdx.x; i < classes * kNodes; i += blockDim.x)
+  const int64_t at = (block * call.logits.channels + first_class) * kNodes;
+  for (int i = threadIdx.x; i < classes * kNodes; i += blockDim.x)
     scratch.upper[at + i] = rows.upper[i], scratch.lower[at + i] = rows.lower[i];
 }
-
-int shared_of(int classes) { return 4 * classes * (4 * kWarps * kCells + 2 * kNodes); }
 
 }  // namespace
 
 int launch_cell_scores(const Bcl& call, const Scratch& scratch, void* stream) {
   if (is_wide(call)) return launch_term_scores(call, scratch, stream);
-  const int classes = static_cast<int>(classes_of(call));
   return by_classes_of_terms(call, [&](auto k, auto) {
+    constexpr int K = decltype(k)::value;
+    const int tallied = has_overlap(call.options) ? static_cast<int>(classes_of(call)) : 0;
+    const int bytes = static_cast<int>(sizeof(Corners)) * K * kNodes + Tally::bytes(tallied, kWarps * 32);
     return launch_with_shared(
-        cell_scores_kernel<decltype(k)::value>, cell_grid(call), kWarps * 32, shared_of(classes), stream, call,
-        scratch);
+        column_scores_kernel<K>, cell_grid(call), kWarps * 32, bytes, stream, call, scratch);
   });
 }
 
 int launch_cell_gradient(const Bcl& call, const Scratch& scratch, void* stream) {
-  if (is_wide(call) && has_overlap(call.options)) BCM_TRY(launch_inner(call, scratch, stream));
-  return by_classes_of_terms(call, [&](auto k, auto wide) {
+  if (is_wide(call)) {
+    constexpr int kBytes = 4 * kMostClasses * (4 * kWarps * kCells + 2 * kNodes);
+    if (has_overlap(call.options)) BCM_TRY(launch_inner(call, scratch, stream));
+    return launch_with_shared(group_gradient_kernel, cell_grid(call), kWarps * 32, kBytes, stream, call, scratch);
+  }
+  return by_classes_of_terms(call, [&](auto k, auto) {
     constexpr int K = decltype(k)::value;
-    const int64_t classes = smaller_of<int64_t>(classes_of(call), K);
+    const int bytes = K * (static_cast<int>(sizeof(Corners)) * kNodes + 8 * slot_of(kColumnsHeld<K>));
     return launch_with_shared(
-        cell_gradient_kernel<K, decltype(wide)::value>, cell_grid(call), kWarps * 32,
-        shared_of(static_cast<int>(classes)), stream, call, scratch);
+        column_gradient_kernel<K>, cell_grid(call), kWarps * 32, bytes, stream, call, scratch);
   });
 }
 

@@ -33,7 +33,8 @@ __global__ void __launch_bounds__(kThreads, K <= 19 ? 2 : 1) term_scores_kernel(
     if (labels.own >= 0 || distilled) {
       const Softmax<K> softmax(logits, classes);
       best = softmax.best, log_sum = log2f(softmax.sum);
-      if (labels.own >= 0) scored = score_of(call, labels, u, log_sum, softmax.shift, logits, losses);
+      const auto exponent_of = [&](int label) { return exponent(logits(label), softmax.shift); };
+      if (labels.own >= 0) scored = score_of(call, labels, u, log_sum, exponent_of, losses);
       if (tallies && labels.own >= 0) {
         float z[K];
         logits.template read<K>(0, classes, z);
@@ -41,7 +42,7 @@ __global__ void __launch_bounds__(kThreads, K <= 19 ? 2 : 1) term_scores_kernel(
 #pragma unroll
         for (int i = 0; !kWide && i < K; ++i)
           predicted[i] = fmaf(scale, exp2_of(exponent(z[i], softmax.shift)), predicted[i]);
-        tally.take(labels.own, u, exp2_of(exponent(logits(labels.own), softmax.shift) - log_sum));
+        tally.take(labels.own, u, exp2_of(exponent_of(labels.own) - log_sum));
       }
     }
     if (distilled) {
@@ -145,7 +146,9 @@ __global__ void __launch_bounds__(kThreads, K <= 19 ? 2 : 1) term_gradient_kerne
       for (int i = 0; i < K; ++i)
         if (first + i < classes) inner = fmaf(shares.slopes[first + i], p_of(z[i]), inner);
     }
-    const PixelGradient pixel(call, shares, labels, u, selected, log_sum, shift, inner, logits);
+    const PixelGradient pixel(call, shares, labels, u, selected, inner, [&](int label) {
+      return exponent(logits(label), shift) - log_sum;
+    });
     const auto of_class = [&](int c, float of) {
       const float slope = shares.slopes != nullptr ? pixel.overlap * shares.slopes[c] : 0.0f;
       float g = pixel.counts ? p_of(of) * (pixel.amounts.total + slope) : 0.0f;
@@ -201,14 +204,15 @@ int launch_term_scores(const Bcl& call, const Scratch& scratch, void* stream) {
     const bool tallies = has_overlap(call.options);
     BCM_TRY(by_classes_of_terms(call, [&](auto k, auto wide) {
       constexpr bool kWide = decltype(wide)::value;
-      const int bytes = !kWide && tallies ? tally_bytes(static_cast<int>(classes_of(call))) : 0;
+      const int bytes = !kWide && tallies ? Tally::bytes(static_cast<int>(classes_of(call)), kThreads) : 0;
       return launch_with_shared(
           term_scores_kernel<T, decltype(k)::value, kWide>, pixel_grid(call), kThreads, bytes, stream, call, scratch);
     }));
     if (!is_wide(call) || !tallies) return 0;
     dim3 grid = pixel_grid(call);
     grid.z = blocks_for(call.logits.channels, kMostClasses);
-    return launch_with_shared(tally_kernel<T>, grid, kThreads, tally_bytes(kMostClasses), stream, call, scratch);
+    const int bytes = Tally::bytes(kMostClasses, kThreads);
+    return launch_with_shared(tally_kernel<T>, grid, kThreads, bytes, stream, call, scratch);
   });
 }
 

@@ -95,14 +95,13 @@ __device__ inline float focal_slope_of(float ce, float gamma) {
   return miss == 0 ? 0.0f : slope;
 }
 
-// What label smoothing spreads over the classes, but for its factor.
-template <typename Logits>
-__device__ float spread_of(const Bcl& call, float log_sum, float shift, const Logits& logits) {
+// What label smoothing spreads over the classes, but for its factor; `ce_of(label)` is the cross-entropy of a label.
+template <typename Of>
+__device__ float spread_of(const Bcl& call, const Of& ce_of) {
   const int classes = static_cast<int>(classes_of(call));
   float sum = 0;
 #pragma unroll 4
-  for (int c = 0; c < classes; ++c)
-    sum += times_weight(weight_of_class(call, c), negative_log(classes, log_sum, exponent(logits(c), shift)));
+  for (int c = 0; c < classes; ++c) sum += times_weight(weight_of_class(call, c), ce_of(c));
   return sum;
 }
 
@@ -159,21 +158,23 @@ struct Scored {
   float term;  // the boundary term, weighted
 };
 
-// Adds the losses of a pixel that has a label and the weight u.
-template <typename Logits>
+// Adds the losses of a pixel that has a label and the weight u; `exponent_of(label)` is to base 2, as the logarithm of
+// the sum is.
+template <typename Of>
 __device__ Scored score_of(
-    const Bcl& call, const Labels& labels, float u, float log_sum, float shift, const Logits& logits, Losses& losses) {
+    const Bcl& call, const Labels& labels, float u, float log_sum, const Of& exponent_of, Losses& losses) {
   const BclOptions& options = call.options;
   const int classes = static_cast<int>(classes_of(call));
   const float weight = u * weight_of_class(call, labels.own);
-  CrossEntropies ce(labels, [&](int label) {
-    return negative_log(classes, log_sum, exponent(logits(label), shift));
-  });
+  const auto ce_of = [&](int label) { return negative_log(classes, log_sum, exponent_of(label)); };
+  const float own = ce_of(labels.own);
+  losses.ce += times_weight(weight, own);
+  if (options.smoothing != 0) losses.spread += u * spread_of(call, ce_of);
+  if (options.focal_weight != 0) losses.focal += times_weight(weight, focal_of(own, options.gamma));
+  if (!selects(call)) return {};
+  CrossEntropies ce(labels, [&](int label) { return label == labels.own ? own : ce_of(label); });
   const float score = ce.sum(options.score);
   losses.flags |= isnan(score) ? kNan : 0;
-  losses.ce += times_weight(weight, ce.own);
-  if (options.smoothing != 0) losses.spread += u * spread_of(call, log_sum, shift, logits);
-  if (options.focal_weight != 0) losses.focal += times_weight(weight, focal_of(ce.own, options.gamma));
   if (options.focal_boundary) {
     ce.own = focal_of(ce.own, options.gamma);
     ce.rows = focal_of(ce.rows, options.gamma), ce.columns = focal_of(ce.columns, options.gamma);
@@ -183,12 +184,14 @@ __device__ Scored score_of(
 
 // What the gradients of an image's pixels share.
 struct Shares {
-  const float* scales;  // of ce, boundary, distillation
+  const TermFactors factors;
   const float* slopes;  // [2, classes]: of overlap by P and I, or null
   float weights = 0;    // the sum of those of the classes, where labels are smoothed
 
+  // `scales` are those of ce, boundary, distillation.
   __device__ Shares(const Bcl& call, const float* scales, const float* slopes, int64_t image)
-      : scales(scales), slopes(has_overlap(call.options) ? slopes : nullptr) {
+      : factors(term_factors_of(call.options, classes_of(call), scales, true)),
+        slopes(has_overlap(call.options) ? slopes : nullptr) {
     if (call.options.overlap.per_image) this->slopes += this->slopes ? 2 * image * classes_of(call) : 0;
     for (int c = 0; call.options.smoothing != 0 && c < classes_of(call); ++c) weights += weight_of_class(call, c);
   }
@@ -200,38 +203,38 @@ struct PixelGradient {
   float overlap = 0, spread = 0, distillation = 0;
   bool counts = false;  // whether it has more than distillation
 
-  // `inner` is the sum of p by the slopes, `logits(label)` that of a label.
-  template <typename Logits>
+  // `inner` is the sum of p by the slopes, `log_of(label)` the logarithm of p to base 2.
+  template <typename Of>
   __device__ PixelGradient(
-      const Bcl& call, const Shares& shares, const Labels& labels, float u, bool selected, float log_sum, float shift,
-      float inner, const Logits& logits) {
+      const Bcl& call, const Shares& shares, const Labels& labels, float u, bool selected, float inner,
+      const Of& log_of) {
     const BclOptions& options = call.options;
+    const TermFactors& factors = shares.factors;
     const int classes = static_cast<int>(classes_of(call));
     if (classes == 1) return;
-    if (is_distilled(call, labels, u))
-      distillation = options.distillation_weight * shares.scales[2] * options.temperature * u;
+    if (is_distilled(call, labels, u)) distillation = factors.distillation * u;
     if (labels.own < 0) return;
-    const auto log_of = [&](int label) { return exponent(logits(label), shift) - log_sum; };
     const auto slope_of = [&](int label) {
       return focal_slope_of(negative_log(classes, 0.0f, log_of(label)), options.gamma);
     };
     const float weight = u * weight_of_class(call, labels.own);
     float ce = 0, boundary[3] = {};
     if (weight != 0) {
-      const float unit = weight * shares.scales[0];
-      const float hard = selected ? weight * options.boundary_weight * shares.scales[1] : 0.0f;
-      if (options.ce_weight != 0) ce = options.ce_weight * (1 - options.smoothing) * unit;
-      if (options.focal_weight != 0) ce += options.focal_weight * slope_of(labels.own) * unit;
-      const int of[3] = {labels.own, labels.rows, labels.columns};
+      if (options.ce_weight != 0) ce = factors.ce * weight;
+      if (options.focal_weight != 0) ce += factors.focal * slope_of(labels.own) * weight;
+      if (selected) {
+        const int of[3] = {labels.own, labels.rows, labels.columns};
 #pragma unroll
-      for (int i = 0; i < 3; ++i) {
-        if (hard == 0 || options.terms[i] == 0 || of[i] < 0) continue;
-        boundary[i] = options.terms[i] * hard * (options.focal_boundary ? slope_of(of[i]) : 1.0f);
+        for (int i = 0; i < 3; ++i) {
+          if (options.terms[i] == 0 || of[i] < 0) continue;
+          const float slope = options.focal_boundary ? slope_of(of[i]) : 1.0f;
+          boundary[i] = options.terms[i] * (factors.boundary * weight) * slope;
+        }
       }
     }
     amounts = {ce + boundary[0], boundary[1], boundary[2], ce + boundary[0] + boundary[1] + boundary[2]};
     if (options.smoothing != 0 && options.ce_weight != 0) {
-      spread = options.ce_weight * options.smoothing / static_cast<float>(classes) * shares.scales[0] * u;
+      spread = factors.spread * u;
       amounts.total += spread * shares.weights;
     }
     if (shares.slopes != nullptr) {
@@ -244,58 +247,71 @@ struct PixelGradient {
 
 // I, P and Y of a warp's pixels. Each lane adds up its own, then lane c those of class c.
 struct Tally {
-  float *const hits, *const labelled;  // [classes, 32] of the warp
+  // Of a class, in floats: two or one of each lane, with a gap so that lanes that read 16 bytes each meet all banks.
+  static constexpr int kPitch = 68, kPitchOfOne = 36;
+
+  float* const held;  // [classes, kPitch] of the warp: I and Y of each lane
   const int classes;
   double sums[3] = {};
 
-  __device__ Tally(float* hits, float* labelled, int classes) : hits(hits), labelled(labelled), classes(classes) {
+  // `shared` is that of the block, of which each warp has a part.
+  __device__ Tally(float* shared, int classes)
+      : held(shared + static_cast<int>(threadIdx.x / 32) * classes * kPitch), classes(classes) {
     clear();
   }
-  __device__ Tally(float* shared, int classes)
-      : Tally(shared + 2 * (threadIdx.x / 32) * classes * 32, shared + (2 * (threadIdx.x / 32) + 1) * classes * 32,
-              classes) {}
+  static int bytes(int classes, int threads) { return 4 * kPitch * classes * (threads / 32); }
+  __device__ float2& of_lane(int c) const { return reinterpret_cast<float2*>(held + c * kPitch)[threadIdx.x % 32]; }
   __device__ void clear() {
-    for (int c = 0; c < classes; ++c) hits[32 * c + threadIdx.x % 32] = labelled[32 * c + threadIdx.x % 32] = 0;
+    for (int c = 0; c < classes; ++c) of_lane(c) = make_float2(0.0f, 0.0f);
   }
   __device__ void take(int label, float weight, float p) {
-    hits[32 * label + threadIdx.x % 32] += weight * p, labelled[32 * label + threadIdx.x % 32] += weight;
+    float2& at = of_lane(label);
+    at = make_float2(fmaf(weight, p, at.x), at.y + weight);
   }
-  __device__ float sum_of_lanes(const float* values) const {
+  // Of the lane's class, the sums of every other float.
+  template <int kFloats>
+  __device__ float2 sum_of_lanes() const {
+    constexpr int kOfClass = kFloats == 64 ? kPitch : kPitchOfOne;
     const int lane = threadIdx.x % 32;
-    float sum = 0;
-    for (int i = 0; i < 32 && lane < classes; ++i) sum += values[32 * lane + (lane + i) % 32];
+    float2 sum{};
+    if (lane >= classes) return sum;
+    const float4* const values = reinterpret_cast<const float4*>(held + lane * kOfClass);
+#pragma unroll
+    for (int i = 0; i < kFloats / 4; ++i) {
+      const float4 four = values[i];
+      sum.x += four.x + four.z, sum.y += four.y + four.w;
+    }
     return sum;
   }
   // Adds what the lanes hold, with their sums of p. Of a whole warp.
   template <int K>
   __device__ void fold(float (&predicted)[K]) {
     __syncwarp();
-    sums[0] += sum_of_lanes(hits), sums[2] += sum_of_lanes(labelled);
+    const float2 both = sum_of_lanes<64>();
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < K; ++i) {
-      if (i < classes) hits[32 * i + threadIdx.x % 32] = predicted[i];
+      if (i < classes) held[i * kPitchOfOne + threadIdx.x % 32] = predicted[i];
       predicted[i] = 0;
     }
     __syncwarp();
-    sums[1] += sum_of_lanes(hits);
+    const float2 of_p = sum_of_lanes<32>();
+    sums[0] += both.x, sums[1] += of_p.x + of_p.y, sums[2] += both.y;
     __syncwarp();
     clear();
   }
   // Writes the sums of the block's warps to [3, all_classes]. Of a whole block.
   __device__ void write(float* to, int64_t all_classes) const {
-    __shared__ double held[kThreads / 32][3][32];
-    for (int i = 0; i < 3; ++i) held[threadIdx.x / 32][i][threadIdx.x % 32] = sums[i];
+    __shared__ double of_warps[kThreads / 32][3][32];
+    for (int i = 0; i < 3; ++i) of_warps[threadIdx.x / 32][i][threadIdx.x % 32] = sums[i];
     __syncthreads();
     for (int i = threadIdx.x; i < 3 * classes; i += blockDim.x) {
       double sum = 0;
-      for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) sum += held[warp][i / classes][i % classes];
+      for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) sum += of_warps[warp][i / classes][i % classes];
       to[i / classes * all_classes + i % classes] = static_cast<float>(sum);
     }
   }
 };
-
-inline int tally_bytes(int classes) { return 2 * classes * kThreads * 4; }
 
 __device__ inline void write_terms(const TermSums& sums, TermSums* to) {
   __shared__ double doubles[kThreads / 32];

@@ -4,15 +4,12 @@
 namespace bcmfnet {
 namespace {
 
-// float2 of a column lie next to each other, with a gap after 16, so that cells of 8 columns meet different banks.
-__device__ inline int slot_of(int column) { return column + column / 16; }
-
 // What the columns of a block share.
 template <int K, bool kExact, int kSets>
 struct Columns {
   // Whose gradient a block has before it adds them to the nodes.
   static constexpr int kHeld = K * kSets <= 19 ? 256 : 128;
-  static constexpr int kSlots = kHeld + kHeld / 16;
+  static constexpr int kSlots = slot_of(kHeld);
   float2* nodes;     // [classes, kNodes], see read_nodes
   float2* lines;     // [classes, threads]: the same at a thread's column; before it, zeros for a label that is absent
   float2* gradient;  // [kSets, classes, kSlots]: the sum over the rows, and the part of the lower source row
@@ -24,45 +21,6 @@ struct Columns {
   __device__ int classes() const { return kExact ? K : given; }
   static int bytes(int classes, bool gradient) {
     return 8 * (classes * (kNodes + kWarps * 32 + (gradient ? kSets * kSlots : 0)) + kWarps * 32);
-  }
-
-  // Add the columns of a set from `first_x` on to the source rows above and below: of a class always the same warp
-  // does, of a cell the same lane.
-  __device__ void fold(
-      int set, float* to_upper, float* to_lower, const int* edges, const float* weights_x, int first_x, bool first,
-      int64_t channels) const {
-    constexpr int kOfWarp = (K + kWarps - 1) / kWarps;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int begin = max(edges[lane] - first_x, 0), end = min(edges[lane + 1] - first_x, kHeld);
-    float sum[kOfWarp] = {}, below[kOfWarp] = {}, right[kOfWarp] = {}, below_right[kOfWarp] = {};
-    for (int column = begin; column < end; ++column) {
-      const float weight = weights_x[slot_of(column)];
-      const float2* const from = gradient + (set * classes() + warp) * kSlots + slot_of(column);
-#pragma unroll
-      for (int i = 0; i < kOfWarp; ++i) {
-        if (warp + i * kWarps >= classes()) continue;
-        const float2 value = from[i * kWarps * kSlots];
-        sum[i] += value.x, right[i] = fmaf(weight, value.x, right[i]);
-        below[i] += value.y, below_right[i] = fmaf(weight, value.y, below_right[i]);
-      }
-    }
-    const int64_t block = static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y;
-    const int64_t at = (block * channels + warp) * kNodes + lane;
-    float *const upper = to_upper + at, *const lower = to_lower + at;
-#pragma unroll
-    for (int i = 0; i < kOfWarp; ++i) {
-      if (warp + i * kWarps >= classes()) continue;
-      const float right_upper = right[i] - below_right[i], right_lower = below_right[i];
-      const float left_upper = (sum[i] - below[i]) - right_upper, left_lower = below[i] - right_lower;
-      const float from_left_upper = __shfl_up_sync(kFullWarp, right_upper, 1);
-      const float from_left_lower = __shfl_up_sync(kFullWarp, right_lower, 1);
-      const auto add = [&](int64_t node, float above, float under) {
-        upper[node] = (first ? 0.0f : upper[node]) + above, lower[node] = (first ? 0.0f : lower[node]) + under;
-      };
-      const int64_t held = static_cast<int64_t>(i) * kWarps * kNodes;
-      add(held, left_upper + (lane > 0 ? from_left_upper : 0.0f), left_lower + (lane > 0 ? from_left_lower : 0.0f));
-      if (lane == 31) add(held + 1, right_upper, right_lower);
-    }
   }
 };
 
@@ -242,7 +200,8 @@ __global__ void __launch_bounds__(kWarps * 32, kGradient && K * kSetsOf<Visit> <
     if constexpr (kGradient) {
       const bool first = first_x == block.begin_x();
       const auto fold = [&](int set, float* upper, float* lower) {
-        columns.fold(set, upper, lower, edges, weights_x, first_x, first, call.logits.channels);
+        fold_columns<K, kHeld>(
+            columns.gradient + set * classes * kSlots, classes, upper, lower, edges, weights_x, first_x, first);
       };
       __syncthreads();
       fold(0, scratch.upper, scratch.lower);
