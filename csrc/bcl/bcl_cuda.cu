@@ -81,16 +81,17 @@ Scratch lay_out(const Bcl& call, bool saves, Arena& arena) {
 }
 
 // The three labels of each pixel, in one word, of labels that are bytes or longer integers. What takes divisions is done
-// once for a block: the rows and columns that flips read. With kPacks the lane's labels of a row are loaded at once.
-template <bool kTerms, bool kPacks, typename Label>
-__global__ void __launch_bounds__(kThreads, kTerms ? 2 : sizeof(Label) > 2 ? 3 : 4) labels_kernel(
+// once for a block: the rows and columns that flips read. With kWeighs pixels have weights. With kPacks the lane's labels
+// of a row are loaded at once.
+template <bool kWeighs, bool kPacks, typename Label>
+__global__ void __launch_bounds__(kThreads, kWeighs ? 2 : sizeof(Label) > 2 ? 3 : 4) labels_kernel(
     const Bcl call, const Scratch scratch) {
   using Value = std::conditional_t<(sizeof(Label) < 4), int, int64_t>;
   __shared__ int other_rows[kTileRows];
   __shared__ __align__(16) int other_columns[kTileColumns];
   const Tile tile(call);
   const View& view = call.target;
-  const TargetOf<kTerms> target{call, tile.image};
+  const TargetOf<kWeighs> target{call, tile.image};
   const BclOptions& options = call.options;
   const bool needs_rows = selects(call) && (options.score[1] != 0 || options.terms[1] != 0);
   const bool needs_columns = selects(call) && (options.score[2] != 0 || options.terms[2] != 0);
@@ -101,11 +102,11 @@ __global__ void __launch_bounds__(kThreads, kTerms ? 2 : sizeof(Label) > 2 ? 3 :
   // A short label equals no ignore_index that an int does not hold.
   const bool ignores = static_cast<Value>(options.ignore_index) == options.ignore_index;
   const auto ignore = static_cast<Value>(ignores ? options.ignore_index : INT_MIN);
-  const auto classes = static_cast<std::make_unsigned_t<Value>>(kTerms ? classes_of(call) : call.logits.channels);
+  const auto classes = static_cast<std::make_unsigned_t<Value>>(classes_of(call));
   const Label* const labels = static_cast<const Label*>(view.data) + offset_of(view, tile.image, 0, 0);
-  const auto weight_of = [&](int y, int x) { return kTerms ? target.weight(y, x) : 1.0f; };
+  const auto weight_of = [&](int y, int x) { return kWeighs ? target.weight(y, x) : 1.0f; };
   const auto read_one = [&](int y, int x) -> Value {
-    if (kTerms && weight_of(y, x) == 0) return ignore;
+    if (kWeighs && weight_of(y, x) == 0) return ignore;
     return labels[y * view.row_stride + x * view.column_stride];
   };
   const auto read = [&](int y, Value (&values)[kPacked]) {
@@ -133,6 +134,7 @@ __global__ void __launch_bounds__(kThreads, kTerms ? 2 : sizeof(Label) > 2 ? 3 :
   int others[kPacked];
 #pragma unroll
   for (int i = 0; i < kPacked; ++i) others[i] = other_columns[tile.x - tile.left + i];
+  const bool weighs_classes = call.class_weight != nullptr || options.binary;
   float weight = 0, labelled = 0, distilled = 0;
   int valid = 0, known = 0;
   for (int y = tile.begin; tile.columns > 0 && y < tile.end; ++y) {
@@ -143,15 +145,16 @@ __global__ void __launch_bounds__(kThreads, kTerms ? 2 : sizeof(Label) > 2 ? 3 :
     for (int i = 0; i < kPacked; ++i) {
       codes[i] = code_of(own[i]);
       valid += own[i] != ignore, known += codes[i] != 0;
-      if constexpr (kTerms) {
+      if constexpr (kWeighs) {
         const float u = i < tile.columns ? weight_of(y, tile.x + i) : 0.0f;
         labelled += own[i] != ignore ? u : 0.0f, distilled += own[i] != ignore || options.everywhere ? u : 0.0f;
         if (codes[i] != 0) weight += u * weight_of_class(call, static_cast<int>(codes[i]) - 1);
       }
     }
-    if (!kTerms && call.class_weight) {
+    if (!kWeighs && weighs_classes) {
 #pragma unroll
-      for (int i = 0; i < kPacked; ++i) weight += codes[i] != 0 ? call.class_weight[codes[i] - 1] : 0.0f;
+      for (int i = 0; i < kPacked; ++i)
+        weight += codes[i] != 0 ? weight_of_class(call, static_cast<int>(codes[i]) - 1) : 0.0f;
     }
     if (needs_rows) {
       read(other_rows[y - tile.top], flipped);
@@ -178,9 +181,9 @@ __global__ void __launch_bounds__(kThreads, kTerms ? 2 : sizeof(Label) > 2 ? 3 :
     }
     if (scratch.score) narrow.store_to(scratch.score + at);
   }
-  if (!kTerms && !call.class_weight) weight = static_cast<float>(known);
+  if (!kWeighs && !weighs_classes) weight = static_cast<float>(known);
   write_labelled(weight, valid, valid != known ? kWrong : 0, scratch.labelled + block_number());
-  if constexpr (kTerms) write_terms({labelled, distilled, 0, 0, 0}, scratch.labelled_terms + block_number());
+  if constexpr (kWeighs) write_terms({labelled, distilled, 0, 0, 0}, scratch.labelled_terms + block_number());
 }
 
 // The means of other terms, and the factors that they add.
@@ -194,13 +197,18 @@ __device__ void resolve_terms(
       sum.focal += parts[i].focal, sum.distillation += parts[i].distillation;
     }
   };
-  add(scratch.labelled_terms, scratch.labelled_blocks);
+  const bool weighs_pixels = call.pixel_weight.data != nullptr;
+  if (weighs_pixels) add(scratch.labelled_terms, scratch.labelled_blocks);
   add(scratch.scored_terms, scratch.scored_blocks);
-  const double labelled = sum_of_block(sum.labelled, doubles), distilled = sum_of_block(sum.distilled, doubles);
+  double labelled = sum_of_block(sum.labelled, doubles), distilled = sum_of_block(sum.distilled, doubles);
   const double spread = sum_of_block(sum.spread, doubles), focal = sum_of_block(sum.focal, doubles);
   const double distillation = sum_of_block(sum.distillation, doubles);
   if (threadIdx.x != 0) return;
   const BclOptions& options = call.options;
+  if (!weighs_pixels) {
+    const int64_t pixels = call.logits.batch * call.target.height * call.target.width;
+    labelled = static_cast<double>(valid), distilled = static_cast<double>(options.everywhere ? pixels : valid);
+  }
   Factors& factors = *scratch.factors;
   factors.divisors = divisors_of(
       options, !(flags & kWrong), options.binary ? labelled : weight, valid, selected, distilled);
@@ -321,29 +329,29 @@ int resolve(const Bcl& call, const Scratch& scratch, const BclOutputs& outputs, 
 }
 
 template <typename Label>
-int label_as(const Bcl& call, const Scratch& scratch, bool terms, void* stream) {
+int label_as(const Bcl& call, const Scratch& scratch, void* stream) {
   const View& view = call.target;
   const bool packs = view.column_stride == 1 && view.width % kPacked == 0 && view.row_stride % kPacked == 0 &&
                      view.batch_stride % kPacked == 0 && reinterpret_cast<uintptr_t>(view.data) % kPackBytes == 0;
-  const auto kernel = terms   ? labels_kernel<true, false, Label>
-                      : packs ? labels_kernel<false, true, Label>
-                              : labels_kernel<false, false, Label>;
+  const auto kernel = call.pixel_weight.data ? labels_kernel<true, false, Label>
+                      : packs                ? labels_kernel<false, true, Label>
+                                             : labels_kernel<false, false, Label>;
   BCM_LAUNCH(kernel, tile_grid(call), kThreads, 0, stream, call, scratch);
   return cudaGetLastError();
 }
 
-int label(const Bcl& call, const Scratch& scratch, bool terms, void* stream) {
+int label(const Bcl& call, const Scratch& scratch, void* stream) {
   switch (call.target.dtype) {
-    case DType::kUInt8: return label_as<uint8_t>(call, scratch, terms, stream);
-    case DType::kInt16: return label_as<int16_t>(call, scratch, terms, stream);
-    case DType::kInt32: return label_as<int32_t>(call, scratch, terms, stream);
-    default: return label_as<int64_t>(call, scratch, terms, stream);
+    case DType::kUInt8: return label_as<uint8_t>(call, scratch, stream);
+    case DType::kInt16: return label_as<int16_t>(call, scratch, stream);
+    case DType::kInt32: return label_as<int32_t>(call, scratch, stream);
+    default: return label_as<int64_t>(call, scratch, stream);
   }
 }
 
 int forward_full(const Bcl& call, Scratch scratch, const BclOutputs& outputs, bool terms, void* stream) {
   if (outputs.lse) scratch.lse = outputs.lse;
-  BCM_TRY(label(call, scratch, terms, stream));
+  BCM_TRY(label(call, scratch, stream));
   BCM_TRY((terms ? launch_term_scores : launch_full_scores)(call, scratch, stream));
   if (selects(call)) BCM_TRY(launch_candidates(call, scratch, stream));
   BCM_TRY(resolve(call, scratch, outputs, terms, stream));
@@ -361,7 +369,7 @@ int forward_upsampled(
   if (scratch.logits) BCM_TRY(widen(given, scratch, stream));
   const Bcl call = scratch.logits ? widened(given, scratch) : given;
   const bool gradient = outputs.gradient != nullptr;
-  BCM_TRY(label(call, scratch, terms, stream));
+  BCM_TRY(label(call, scratch, stream));
   if (terms) {
     BCM_TRY(launch_cell_scores(call, scratch, stream));
   } else {

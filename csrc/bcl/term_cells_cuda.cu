@@ -60,18 +60,24 @@ struct Runs : Down {
   __device__ float step_of(int y) const { return y < straight ? 0.0f : static_cast<float>(step) * per_step; }
 };
 
-// The exponentials of a column's classes, row after row.
-template <int K>
+// The exponentials of a column's classes, row after row; with kFollows each from the one before it, where they may.
+template <int K, bool kFollows>
 struct Progression {
   const Cells<K>& cells;
   const Across::Column& column;
   float z[K], ratio[K], shift = 0;
 
-  // All exponents of a pixel lose the largest where exponentials might be lost.
-  __device__ void start(float weight_y) {
+  // Of a row, and with kAdvances by what they are multiplied for the next one. All exponents of a pixel lose the largest
+  // where exponentials might be lost.
+  template <bool kAdvances>
+  __device__ void start(float weight_y, float step) {
 #pragma unroll
-    for (int i = 0; i < K; ++i) z[i] = cells.exponent(i, column, weight_y);
-    if (cells.steep) {
+    for (int i = 0; i < K; ++i) {
+      const float2 line = cells.line(i, column);
+      z[i] = fmaf(weight_y, line.y, line.x);
+      if (kAdvances) ratio[i] = exp2_of(step * line.y);
+    }
+    if (!kAdvances && cells.steep) {
       shift = -kInfinity;
 #pragma unroll
       for (int i = 0; i < K; ++i) shift = fmaxf(shift, z[i]);
@@ -81,31 +87,26 @@ struct Progression {
 #pragma unroll
     for (int i = 0; i < K; ++i) z[i] = exp2_of(z[i]);
   }
-  __device__ void set_step(float step) {
-#pragma unroll
-    for (int i = 0; i < K; ++i) ratio[i] = exp2_of(step * cells.line(i, column).y);
-  }
-  __device__ void advance() {
-#pragma unroll
-    for (int i = 0; i < K; ++i) z[i] *= ratio[i];
-  }
   __device__ float exponent_of(int label, float weight_y) const {
     return cells.exponent(label, column, weight_y) - shift;
   }
   // Up to a number that is the pixel's own.
   __device__ float logit_of(int label, float weight_y) const { return kLn2 * exponent_of(label, weight_y); }
-  // Calls visit(row of the run, weight of the lower source row), with each row's exponentials as they are if `exact`.
+  // Calls visit(row of the run, weight of the lower source row); with `is_exact` no row's exponentials follow from others.
   template <typename Visit>
-  __device__ void each(const Runs& runs, int y, bool exact, const Visit& visit) {
+  __device__ void each(const Runs& runs, int y, bool is_exact, const Visit& visit) {
+    const bool exact = !kFollows || is_exact;
     const int rows = runs.rows(y);
     const float first = runs(y), step = runs.step_of(y);
-    if (!exact) set_step(step);
+    if (!exact) start<true>(first, step);
     for (int row = 0; row < rows; ++row) {
-      const float weight_y = exact ? runs(y + row) : fmaf(static_cast<float>(row), step, first);
-      if (exact || row == 0) {
-        start(weight_y);
-      } else {
-        advance();
+      float weight_y = fmaf(static_cast<float>(row), step, first);
+      if (exact) {
+        weight_y = runs(y + row);
+        start<false>(weight_y, step);
+      } else if (row > 0) {
+#pragma unroll
+        for (int i = 0; i < K; ++i) z[i] *= ratio[i];
       }
       visit(row, weight_y);
     }
@@ -127,14 +128,34 @@ __device__ inline Sampled<AnyFloat, true> teacher_at(
       y, x);
 }
 
+// Whether a call has none of the terms that are asked for less often: kernels without them are smaller.
+bool is_plain(const Bcl& call) {
+  const BclOptions& options = call.options;
+  return options.smoothing == 0 && options.focal_weight == 0 && !options.focal_boundary && !options.binary &&
+         !distills(call) && call.pixel_weight.data == nullptr;
+}
+
+// The call, as the compiler shall know it.
+template <bool kPlain>
+__device__ Bcl as_plain(Bcl call) {
+  if constexpr (kPlain) {
+    call.options.smoothing = call.options.focal_weight = 0, call.options.focal_boundary = call.options.binary = false;
+    call.options.distillation_weight = 0, call.pixel_weight.data = nullptr;
+  }
+  return call;
+}
+
 // Cross-entropy, score, losses and sums of overlap of each pixel. A thread has a column over all rows of a block.
-template <int K>
-__global__ void __launch_bounds__(kWarps * 32, K <= 19 ? 3 : 2) column_scores_kernel(
-    const Bcl call, const Scratch scratch) {
+template <int K, bool kPlain>
+__global__ void __launch_bounds__(kWarps * 32, K <= 19 ? (kPlain ? 4 : 3) : 2) column_scores_kernel(
+    const Bcl given, const Scratch scratch) {
   constexpr int kMostHeld = 64;  // pixels that are added up as floats
   BCM_DYNAMIC_SHARED(Corners, shared);
   __shared__ __align__(16) int edges[CellBlock::kEdges];
+  __shared__ float class_weights[K];
+  const Bcl call = as_plain<kPlain>(given);
   const int lane = threadIdx.x % 32, classes = static_cast<int>(classes_of(call));
+  if (threadIdx.x < classes) class_weights[threadIdx.x] = weight_of_class(call, static_cast<int>(threadIdx.x));
   const CellBlock block(call, edges, call.options.align_corners);
   const Cells<K> cells(block, classes, shared);
   const Across across(block);
@@ -150,7 +171,7 @@ __global__ void __launch_bounds__(kWarps * 32, K <= 19 ? 3 : 2) column_scores_ke
   for (int x = block.begin_x() + static_cast<int>(threadIdx.x); x - lane < end_x; x += kWarps * 32) {
     const bool inside = x < end_x, last = x - lane + kWarps * 32 >= end_x;
     const Across::Column column = across(x);
-    Progression<K> softmax{cells, column};
+    Progression<K, kPlain> softmax{cells, column};
     for (int first_y = runs.begin; first_y < runs.end; first_y += runs.rows(first_y)) {
       const int64_t first_row = block.image * call.target.height + first_y;
       uint16_t* label_or_score = scratch.score + first_row * scratch.score_pitch + x;
@@ -165,7 +186,8 @@ __global__ void __launch_bounds__(kWarps * 32, K <= 19 ? 3 : 2) column_scores_ke
 #pragma unroll
           for (int i = 0; i < K; ++i) total += softmax.z[i];
           const auto exponent_of = [&](int label) { return softmax.exponent_of(label, weight_y); };
-          scored = score_of(call, labels, u, log2_of(total), exponent_of, losses);
+          const float weight = u * class_weights[labels.own];
+          scored = score_of(call, labels, u, weight, log2_of(total), exponent_of, losses);
           if (tallies) {
             const float part = reciprocal_of(total), scale = u * part;
 #pragma unroll
@@ -196,7 +218,11 @@ __global__ void __launch_bounds__(kWarps * 32, K <= 19 ? 3 : 2) column_scores_ke
   }
   const int64_t number = block_number();
   write_scored(sums[0], losses.flags, scratch.scored + number);
-  write_terms({0, 0, sums[1], sums[2], sums[3]}, scratch.scored_terms + number);
+  if constexpr (kPlain) {
+    if (threadIdx.x == 0) scratch.scored_terms[number] = TermSums{};
+  } else {
+    write_terms({0, 0, sums[1], sums[2], sums[3]}, scratch.scored_terms + number);
+  }
   if (tallies) tally.write(scratch.overlap + 3 * number * classes, classes);
 }
 
@@ -205,15 +231,18 @@ template <int K>
 constexpr int kColumnsHeld = K <= 19 ? 256 : 128;
 
 // The gradient of all terms.
-template <int K>
-__global__ void __launch_bounds__(kWarps * 32, K <= 19 ? 3 : 2) column_gradient_kernel(
-    const Bcl call, const Scratch scratch) {
+template <int K, bool kPlain>
+__global__ void __launch_bounds__(kWarps * 32, K <= 19 && kPlain ? 3 : 2) column_gradient_kernel(
+    const Bcl given, const Scratch scratch) {
   constexpr int kHeld = kColumnsHeld<K>, kSlots = slot_of(kHeld);
   BCM_DYNAMIC_SHARED(Corners, shared);
   __shared__ __align__(16) int edges[CellBlock::kEdges];
   __shared__ float weights_x[kSlots];
   float2* const gradients = reinterpret_cast<float2*>(shared + K * kNodes);  // [K, kSlots], see fold_columns
+  __shared__ float class_weights[K];
+  const Bcl call = as_plain<kPlain>(given);
   const int lane = threadIdx.x % 32, classes = static_cast<int>(classes_of(call));
+  if (threadIdx.x < classes) class_weights[threadIdx.x] = weight_of_class(call, static_cast<int>(threadIdx.x));
   const CellBlock block(call, edges, call.options.align_corners);
   const Cells<K> cells(block, classes, shared);
   const Across across(block);
@@ -233,7 +262,7 @@ __global__ void __launch_bounds__(kWarps * 32, K <= 19 ? 3 : 2) column_gradient_
       weights_x[slot] = column.weight;
 #pragma unroll
       for (int i = 0; i < K; ++i) gradient[i * kSlots] = make_float2(0.0f, 0.0f);
-      Progression<K> softmax{cells, column};
+      Progression<K, kPlain> softmax{cells, column};
       for (int first_y = runs.begin; x < end_x && first_y < runs.end; first_y += runs.rows(first_y)) {
         const int64_t first_row = block.image * call.target.height + first_y;
         const uint16_t* word = scratch.score + first_row * scratch.score_pitch + x;
@@ -255,11 +284,11 @@ __global__ void __launch_bounds__(kWarps * 32, K <= 19 ? 3 : 2) column_gradient_
 #pragma unroll
             for (int i = 0; i < K; ++i) total += softmax.z[i], inner = fmaf(slopes[i], softmax.z[i], inner);
             const float part = reciprocal_of(total), log_total = log2_of(total);
-            const PixelGradient pixel(call, shares, labels, u, selected, inner * part, [&](int label) {
+            const float weight = labels.own >= 0 ? u * class_weights[labels.own] : 0.0f;
+            const PixelGradient pixel(call, shares, labels, u, weight, selected, inner * part, [&](int label) {
               return softmax.exponent_of(label, weight_y) - log_total;
             });
             const auto take = [&](int label, float amount) {
-              if (amount == 0) return;
               float2& at = gradient[label * kSlots];
               at = make_float2(at.x - amount, fmaf(-weight_y, amount, at.y));
             };
@@ -268,8 +297,9 @@ __global__ void __launch_bounds__(kWarps * 32, K <= 19 ? 3 : 2) column_gradient_
 #pragma unroll
               for (int i = 0; i < K; ++i) sum[i] = fmaf(softmax.z[i], fmaf(sloped, slopes[i], each), sum[i]);
               spread += pixel.spread, spread_below = fmaf(weight_y, pixel.spread, spread_below);
-              take(labels.own, pixel.amounts.own), take(labels.rows, pixel.amounts.rows);
-              take(labels.columns, pixel.amounts.columns);
+              take(labels.own, pixel.amounts.own);
+              if (pixel.amounts.rows != 0) take(labels.rows, pixel.amounts.rows);
+              if (pixel.amounts.columns != 0) take(labels.columns, pixel.amounts.columns);
             }
             if (pixel.distillation != 0) {
               const auto logits = [&](int c) { return softmax.logit_of(c, weight_y); };
@@ -292,9 +322,8 @@ __global__ void __launch_bounds__(kWarps * 32, K <= 19 ? 3 : 2) column_gradient_
           at = make_float2(at.x + sum[i], fmaf(after, sum[i], fmaf(-step, sums[i], at.y)));
         }
         for (int c = 0; spread != 0 && c < classes; ++c) {
-          const float weight = weight_of_class(call, c);
           float2& at = gradient[c * kSlots];
-          at = make_float2(fmaf(-weight, spread, at.x), fmaf(-weight, spread_below, at.y));
+          at = make_float2(fmaf(-class_weights[c], spread, at.x), fmaf(-class_weights[c], spread_below, at.y));
         }
       }
     }
@@ -383,7 +412,8 @@ __global__ void __launch_bounds__(kWarps * 32, 2) group_gradient_kernel(const Bc
 #pragma unroll
         for (int i = 0; i < K; ++i) z[i] = i < classes ? exp2_of(exponent(logit_of(i), shift)) : 0.0f;
         // A label may be of another group of classes, which this block does not hold.
-        const PixelGradient pixel(call, shares, labels, u, selected, inner, [&](int label) {
+        const float weight = labels.own >= 0 ? u * weight_of_class(call, labels.own) : 0.0f;
+        const PixelGradient pixel(call, shares, labels, u, weight, selected, inner, [&](int label) {
           return exponent(logits_at(weight_x)(label), shift) - log_sum;
         });
         const auto take = [&](int label, float amount) {
@@ -437,10 +467,10 @@ int launch_cell_scores(const Bcl& call, const Scratch& scratch, void* stream) {
   if (is_wide(call)) return launch_term_scores(call, scratch, stream);
   return by_classes_of_terms(call, [&](auto k, auto) {
     constexpr int K = decltype(k)::value;
+    const auto kernel = is_plain(call) ? column_scores_kernel<K, true> : column_scores_kernel<K, false>;
     const int tallied = has_overlap(call.options) ? static_cast<int>(classes_of(call)) : 0;
     const int bytes = static_cast<int>(sizeof(Corners)) * K * kNodes + Tally::bytes(tallied, kWarps * 32);
-    return launch_with_shared(
-        column_scores_kernel<K>, cell_grid(call), kWarps * 32, bytes, stream, call, scratch);
+    return launch_with_shared(kernel, cell_grid(call), kWarps * 32, bytes, stream, call, scratch);
   });
 }
 
@@ -452,9 +482,9 @@ int launch_cell_gradient(const Bcl& call, const Scratch& scratch, void* stream) 
   }
   return by_classes_of_terms(call, [&](auto k, auto) {
     constexpr int K = decltype(k)::value;
+    const auto kernel = is_plain(call) ? column_gradient_kernel<K, true> : column_gradient_kernel<K, false>;
     const int bytes = K * (static_cast<int>(sizeof(Corners)) * kNodes + 8 * slot_of(kColumnsHeld<K>));
-    return launch_with_shared(
-        column_gradient_kernel<K>, cell_grid(call), kWarps * 32, bytes, stream, call, scratch);
+    return launch_with_shared(kernel, cell_grid(call), kWarps * 32, bytes, stream, call, scratch);
   });
 }
 

@@ -34,7 +34,8 @@ __global__ void __launch_bounds__(kThreads, K <= 19 ? 2 : 1) term_scores_kernel(
       const Softmax<K> softmax(logits, classes);
       best = softmax.best, log_sum = log2f(softmax.sum);
       const auto exponent_of = [&](int label) { return exponent(logits(label), softmax.shift); };
-      if (labels.own >= 0) scored = score_of(call, labels, u, log_sum, exponent_of, losses);
+      if (labels.own >= 0)
+        scored = score_of(call, labels, u, u * weight_of_class(call, labels.own), log_sum, exponent_of, losses);
       if (tallies && labels.own >= 0) {
         float z[K];
         logits.template read<K>(0, classes, z);
@@ -146,7 +147,8 @@ __global__ void __launch_bounds__(kThreads, K <= 19 ? 2 : 1) term_gradient_kerne
       for (int i = 0; i < K; ++i)
         if (first + i < classes) inner = fmaf(shares.slopes[first + i], p_of(z[i]), inner);
     }
-    const PixelGradient pixel(call, shares, labels, u, selected, inner, [&](int label) {
+    const float weight = labels.own >= 0 ? u * weight_of_class(call, labels.own) : 0.0f;
+    const PixelGradient pixel(call, shares, labels, u, weight, selected, inner, [&](int label) {
       return exponent(logits(label), shift) - log_sum;
     });
     const auto of_class = [&](int c, float of) {

@@ -158,14 +158,14 @@ struct Scored {
   float term;  // the boundary term, weighted
 };
 
-// Adds the losses of a pixel that has a label and the weight u; `exponent_of(label)` is to base 2, as the logarithm of
-// the sum is.
+// Adds the losses of a pixel that has a label, the weight u, and with that of its class `weight`; `exponent_of(label)` is
+// to base 2, as the logarithm of the sum is.
 template <typename Of>
 __device__ Scored score_of(
-    const Bcl& call, const Labels& labels, float u, float log_sum, const Of& exponent_of, Losses& losses) {
+    const Bcl& call, const Labels& labels, float u, float weight, float log_sum, const Of& exponent_of,
+    Losses& losses) {
   const BclOptions& options = call.options;
   const int classes = static_cast<int>(classes_of(call));
-  const float weight = u * weight_of_class(call, labels.own);
   const auto ce_of = [&](int label) { return negative_log(classes, log_sum, exponent_of(label)); };
   const float own = ce_of(labels.own);
   losses.ce += times_weight(weight, own);
@@ -184,7 +184,7 @@ __device__ Scored score_of(
 
 // What the gradients of an image's pixels share.
 struct Shares {
-  const TermFactors factors;
+  TermFactors factors;
   const float* slopes;  // [2, classes]: of overlap by P and I, or null
   float weights = 0;    // the sum of those of the classes, where labels are smoothed
 
@@ -192,6 +192,7 @@ struct Shares {
   __device__ Shares(const Bcl& call, const float* scales, const float* slopes, int64_t image)
       : factors(term_factors_of(call.options, classes_of(call), scales, true)),
         slopes(has_overlap(call.options) ? slopes : nullptr) {
+    if (call.options.ce_weight == 0) factors.ce = factors.spread = 0;  // even where a scale is not a number
     if (call.options.overlap.per_image) this->slopes += this->slopes ? 2 * image * classes_of(call) : 0;
     for (int c = 0; call.options.smoothing != 0 && c < classes_of(call); ++c) weights += weight_of_class(call, c);
   }
@@ -203,10 +204,11 @@ struct PixelGradient {
   float overlap = 0, spread = 0, distillation = 0;
   bool counts = false;  // whether it has more than distillation
 
-  // `inner` is the sum of p by the slopes, `log_of(label)` the logarithm of p to base 2.
+  // `weight` is u by that of the label's class, `inner` the sum of p by the slopes, `log_of(label)` the logarithm of p to
+  // base 2.
   template <typename Of>
   __device__ PixelGradient(
-      const Bcl& call, const Shares& shares, const Labels& labels, float u, bool selected, float inner,
+      const Bcl& call, const Shares& shares, const Labels& labels, float u, float weight, bool selected, float inner,
       const Of& log_of) {
     const BclOptions& options = call.options;
     const TermFactors& factors = shares.factors;
@@ -217,23 +219,19 @@ struct PixelGradient {
     const auto slope_of = [&](int label) {
       return focal_slope_of(negative_log(classes, 0.0f, log_of(label)), options.gamma);
     };
-    const float weight = u * weight_of_class(call, labels.own);
-    float ce = 0, boundary[3] = {};
-    if (weight != 0) {
-      if (options.ce_weight != 0) ce = factors.ce * weight;
-      if (options.focal_weight != 0) ce += factors.focal * slope_of(labels.own) * weight;
-      if (selected) {
-        const int of[3] = {labels.own, labels.rows, labels.columns};
+    float ce = factors.ce * weight, boundary[3] = {};
+    if (options.focal_weight != 0 && weight != 0) ce += factors.focal * slope_of(labels.own) * weight;
+    if (selected && weight != 0) {
+      const int of[3] = {labels.own, labels.rows, labels.columns};
 #pragma unroll
-        for (int i = 0; i < 3; ++i) {
-          if (options.terms[i] == 0 || of[i] < 0) continue;
-          const float slope = options.focal_boundary ? slope_of(of[i]) : 1.0f;
-          boundary[i] = options.terms[i] * (factors.boundary * weight) * slope;
-        }
+      for (int i = 0; i < 3; ++i) {
+        if (options.terms[i] == 0 || of[i] < 0) continue;
+        const float slope = options.focal_boundary ? slope_of(of[i]) : 1.0f;
+        boundary[i] = options.terms[i] * (factors.boundary * weight) * slope;
       }
     }
     amounts = {ce + boundary[0], boundary[1], boundary[2], ce + boundary[0] + boundary[1] + boundary[2]};
-    if (options.smoothing != 0 && options.ce_weight != 0) {
+    if (options.smoothing != 0) {
       spread = factors.spread * u;
       amounts.total += spread * shares.weights;
     }
@@ -241,7 +239,7 @@ struct PixelGradient {
       const float of_own = u * shares.slopes[classes + labels.own] * exp2_of(log_of(labels.own));
       overlap = u, amounts.own -= of_own, amounts.total -= u * inner + of_own;
     }
-    counts = amounts.total != 0 || amounts.own != 0 || overlap != 0;
+    counts = shares.slopes != nullptr || amounts.total != 0 || amounts.own != 0;
   }
 };
 
@@ -305,10 +303,11 @@ struct Tally {
     __shared__ double of_warps[kThreads / 32][3][32];
     for (int i = 0; i < 3; ++i) of_warps[threadIdx.x / 32][i][threadIdx.x % 32] = sums[i];
     __syncthreads();
-    for (int i = threadIdx.x; i < 3 * classes; i += blockDim.x) {
+    if (threadIdx.x >= classes) return;
+    for (int i = 0; i < 3; ++i) {
       double sum = 0;
-      for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) sum += of_warps[warp][i / classes][i % classes];
-      to[i / classes * all_classes + i % classes] = static_cast<float>(sum);
+      for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) sum += of_warps[warp][i][threadIdx.x];
+      to[i * all_classes + threadIdx.x] = static_cast<float>(sum);
     }
   }
 };
