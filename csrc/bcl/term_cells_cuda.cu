@@ -67,8 +67,8 @@ struct Progression {
   const Across::Column& column;
   float z[K], ratio[K], shift = 0;
 
-  // Of a row, and with kAdvances by what they are multiplied for the next one. All exponents of a pixel lose the largest
-  // where exponentials might be lost.
+  // Of a row, and with kAdvances by what they are multiplied for the next one. All exponents of a pixel lose the
+  // largest where exponentials might be lost.
   template <bool kAdvances>
   __device__ void start(float weight_y, float step) {
 #pragma unroll
@@ -92,7 +92,7 @@ struct Progression {
   }
   // Up to a number that is the pixel's own.
   __device__ float logit_of(int label, float weight_y) const { return kLn2 * exponent_of(label, weight_y); }
-  // Calls visit(row of the run, weight of the lower source row); with `is_exact` no row's exponentials follow from others.
+  // Calls visit(row of the run, weight of the lower source row); with `is_exact` no exponentials follow from others.
   template <typename Visit>
   __device__ void each(const Runs& runs, int y, bool is_exact, const Visit& visit) {
     const bool exact = !kFollows || is_exact;
@@ -128,26 +128,27 @@ __device__ inline Sampled<AnyFloat, true> teacher_at(
       y, x);
 }
 
-// Whether a call has none of the terms that are asked for less often: kernels without them are smaller.
+// Whether a call has cross-entropy and overlap alone, for which the kernels are smaller.
 bool is_plain(const Bcl& call) {
   const BclOptions& options = call.options;
-  return options.smoothing == 0 && options.focal_weight == 0 && !options.focal_boundary && !options.binary &&
-         !distills(call) && call.pixel_weight.data == nullptr;
+  return has_overlap(options) && !selects(call) && !distills(call) && options.smoothing == 0 &&
+         options.focal_weight == 0 && !options.binary && call.pixel_weight.data == nullptr;
 }
 
 // The call, as the compiler shall know it.
 template <bool kPlain>
 __device__ Bcl as_plain(Bcl call) {
   if constexpr (kPlain) {
-    call.options.smoothing = call.options.focal_weight = 0, call.options.focal_boundary = call.options.binary = false;
-    call.options.distillation_weight = 0, call.pixel_weight.data = nullptr;
+    BclOptions& options = call.options;
+    options.boundary_weight = options.smoothing = options.focal_weight = options.distillation_weight = 0;
+    options.binary = false, call.pixel_weight.data = nullptr;
   }
   return call;
 }
 
 // Cross-entropy, score, losses and sums of overlap of each pixel. A thread has a column over all rows of a block.
 template <int K, bool kPlain>
-__global__ void __launch_bounds__(kWarps * 32, K <= 19 ? (kPlain ? 4 : 3) : 2) column_scores_kernel(
+__global__ void __launch_bounds__(kWarps * 32, K <= 19 && kPlain ? 3 : 2) column_scores_kernel(
     const Bcl given, const Scratch scratch) {
   constexpr int kMostHeld = 64;  // pixels that are added up as floats
   BCM_DYNAMIC_SHARED(Corners, shared);
@@ -161,7 +162,7 @@ __global__ void __launch_bounds__(kWarps * 32, K <= 19 ? (kPlain ? 4 : 3) : 2) c
   const Across across(block);
   const Runs runs(block);
   const TargetOf<true> target{call, static_cast<int>(block.image)};
-  const bool tallies = has_overlap(call.options), exact = cells.steep || selects(call);
+  const bool tallies = kPlain || has_overlap(call.options), exact = cells.steep || selects(call);
   Tally tally(reinterpret_cast<float*>(shared + K * kNodes), tallies ? classes : 0);
   const int end_x = block.end_x();
   double sums[4] = {};
@@ -171,7 +172,7 @@ __global__ void __launch_bounds__(kWarps * 32, K <= 19 ? (kPlain ? 4 : 3) : 2) c
   for (int x = block.begin_x() + static_cast<int>(threadIdx.x); x - lane < end_x; x += kWarps * 32) {
     const bool inside = x < end_x, last = x - lane + kWarps * 32 >= end_x;
     const Across::Column column = across(x);
-    Progression<K, kPlain> softmax{cells, column};
+    Progression<K, kPlain || K <= 19> softmax{cells, column};
     for (int first_y = runs.begin; first_y < runs.end; first_y += runs.rows(first_y)) {
       const int64_t first_row = block.image * call.target.height + first_y;
       uint16_t* label_or_score = scratch.score + first_row * scratch.score_pitch + x;
@@ -209,11 +210,13 @@ __global__ void __launch_bounds__(kWarps * 32, K <= 19 ? (kPlain ? 4 : 3) : 2) c
         label_or_score += scratch.score_pitch;
       });
       held += runs.rows(first_y);
-      if (held < kMostHeld && !(last && first_y + runs.rows(first_y) == runs.end)) continue;
+      const bool ends = last && first_y + runs.rows(first_y) == runs.end;
+      if (held < kMostHeld && !ends) continue;
       held = 0;
       sums[0] += losses.ce, sums[1] += losses.spread, sums[2] += losses.focal, sums[3] += losses.distillation;
       losses.ce = losses.spread = losses.focal = losses.distillation = 0;
       if (tallies) tally.fold(predicted);
+      if (!ends) tally.clear();
     }
   }
   const int64_t number = block_number();
@@ -262,7 +265,7 @@ __global__ void __launch_bounds__(kWarps * 32, K <= 19 && kPlain ? 3 : 2) column
       weights_x[slot] = column.weight;
 #pragma unroll
       for (int i = 0; i < K; ++i) gradient[i * kSlots] = make_float2(0.0f, 0.0f);
-      Progression<K, kPlain> softmax{cells, column};
+      Progression<K, kPlain || K <= 19> softmax{cells, column};
       for (int first_y = runs.begin; x < end_x && first_y < runs.end; first_y += runs.rows(first_y)) {
         const int64_t first_row = block.image * call.target.height + first_y;
         const uint16_t* word = scratch.score + first_row * scratch.score_pitch + x;
@@ -438,8 +441,8 @@ __global__ void __launch_bounds__(kWarps * 32, 2) group_gradient_kernel(const Bc
           const Tempered taught(call, scratch.teacher_best[at], scratch.teacher_lse[at]);
           for (int i = 0; i < classes; ++i) {
             const float from = rows.left[i * kCells + lane], step = rows.step[i * kCells + lane];
-            const float ahead = exp2_of(student(fmaf(weight_x, step, from))) - exp2_of(taught(teacher(first_class + i)));
-            rows.take(i, lane, weight_x, -pixel.distillation * ahead);
+            const float s = exp2_of(student(fmaf(weight_x, step, from))), t = exp2_of(taught(teacher(first_class + i)));
+            rows.take(i, lane, weight_x, pixel.distillation * (t - s));
           }
         }
       });

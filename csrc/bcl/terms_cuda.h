@@ -248,22 +248,23 @@ struct Tally {
   // Of a class, in floats: two or one of each lane, with a gap so that lanes that read 16 bytes each meet all banks.
   static constexpr int kPitch = 68, kPitchOfOne = 36;
 
-  float* const held;  // [classes, kPitch] of the warp: I and Y of each lane
+  float* const held;   // [classes, kPitch] of the warp: I and Y of each lane
+  float2* const own;   // of the lane, [classes, kPitch / 2]
   const int classes;
   double sums[3] = {};
 
   // `shared` is that of the block, of which each warp has a part.
   __device__ Tally(float* shared, int classes)
-      : held(shared + static_cast<int>(threadIdx.x / 32) * classes * kPitch), classes(classes) {
+      : held(shared + static_cast<int>(threadIdx.x / 32) * classes * kPitch),
+        own(reinterpret_cast<float2*>(held) + threadIdx.x % 32), classes(classes) {
     clear();
   }
   static int bytes(int classes, int threads) { return 4 * kPitch * classes * (threads / 32); }
-  __device__ float2& of_lane(int c) const { return reinterpret_cast<float2*>(held + c * kPitch)[threadIdx.x % 32]; }
   __device__ void clear() {
-    for (int c = 0; c < classes; ++c) of_lane(c) = make_float2(0.0f, 0.0f);
+    for (int c = 0; c < classes; ++c) own[c * (kPitch / 2)] = make_float2(0.0f, 0.0f);
   }
   __device__ void take(int label, float weight, float p) {
-    float2& at = of_lane(label);
+    float2& at = own[label * (kPitch / 2)];
     at = make_float2(fmaf(weight, p, at.x), at.y + weight);
   }
   // Of the lane's class, the sums of every other float.
@@ -281,7 +282,7 @@ struct Tally {
     }
     return sum;
   }
-  // Adds what the lanes hold, with their sums of p. Of a whole warp.
+  // Adds what the lanes hold, with their sums of p; before more is taken, it must be cleared. Of a whole warp.
   template <int K>
   __device__ void fold(float (&predicted)[K]) {
     __syncwarp();
@@ -296,7 +297,6 @@ struct Tally {
     const float2 of_p = sum_of_lanes<32>();
     sums[0] += both.x, sums[1] += of_p.x + of_p.y, sums[2] += both.y;
     __syncwarp();
-    clear();
   }
   // Writes the sums of the block's warps to [3, all_classes]. Of a whole block.
   __device__ void write(float* to, int64_t all_classes) const {
