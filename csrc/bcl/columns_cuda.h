@@ -7,6 +7,13 @@
 namespace bcmfnet {
 namespace {
 
+// Blocks of up to 19 sums a lane on a multiprocessor: for sm_100 a third one would spill 12 bytes.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kResident = 2;
+#else
+constexpr int kResident = 3;
+#endif
+
 // Logits between four source pixels.
 struct Lerped {
   const float *top, *bottom;

@@ -235,7 +235,7 @@ constexpr int kColumnsHeld = K <= 19 ? 256 : 128;
 
 // The gradient of all terms.
 template <int K, bool kPlain>
-__global__ void __launch_bounds__(kWarps * 32, K <= 19 && kPlain ? 3 : 2) column_gradient_kernel(
+__global__ void __launch_bounds__(kWarps * 32, K <= 19 && kPlain ? kResident : 2) column_gradient_kernel(
     const Bcl given, const Scratch scratch) {
   constexpr int kHeld = kColumnsHeld<K>, kSlots = slot_of(kHeld);
   BCM_DYNAMIC_SHARED(Corners, shared);

@@ -90,13 +90,6 @@ struct DecidingPass : ScorePass {
 template <typename Visit>
 constexpr int kSetsOf = Visit::kDecides ? 2 : 1;
 
-// Blocks of up to 19 sums a lane on a multiprocessor: for sm_100 a third one would spill 12 bytes.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kResident = 2;
-#else
-constexpr int kResident = 3;
-#endif
-
 // Of K classes exactly, or of at most so many.
 template <typename Visit, int K, bool kExact, bool kGradient>
 __global__ void __launch_bounds__(kWarps * 32, kGradient && K * kSetsOf<Visit> <= 19 ? kResident : 2) columns_kernel(
