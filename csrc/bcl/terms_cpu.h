@@ -150,15 +150,15 @@ struct Taking {
   }
 };
 
-// Gradient of the logits of kLanes pixels: of cross-entropy and boundary term.
+// Gradient of the logits of kLanes pixels: of cross-entropy and boundary term, or of what else differs by label alone.
 struct Gradient {
   const float* exps;
   const Float factor;
   const Taking taking;
 
   Gradient(const Pixels& pixels, const Labels& labels, const Amounts<Float>& amounts)
-      : exps(pixels.exps), factor(amounts.total / pixels.sum),
-        taking(pixels.call, labels, amounts, amounts.total != 0.0f) {}
+      : Gradient(pixels.exps, amounts.total / pixels.sum, {pixels.call, labels, amounts, amounts.total != 0.0f}) {}
+  Gradient(const float* exps, Float factor, const Taking& taking) : exps(exps), factor(factor), taking(taking) {}
 
   Float operator()(int64_t c) const { return taking(c, factor * load<Float>(exps + c * kLanes)); }
 };
@@ -232,7 +232,7 @@ struct TermGradient {
   template <typename Use>
   void use(Use use) const {
     switch (parts) {
-      case 0: return use(Of<0>{*this});
+      case 0: return use(Gradient(exps, factor, taking));
       case kOverlap: return use(Of<kOverlap>{*this});
       case kSpread: return use(Of<kSpread>{*this});
       case kTeacher: return use(Of<kTeacher>{*this});

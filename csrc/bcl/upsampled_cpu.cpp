@@ -7,17 +7,19 @@
 namespace bcmfnet::BCM_ISA {
 namespace {
 
-// Logits between two columns of source pixels, [classes, kLanes]: left + weight * step; and the sum of all with the
-// weights that smoothing spreads, where it does.
+// Planes of a call: of its classes, and where labels are smoothed one of their sum with the weights that are spread.
+int64_t planes_of(const Bcl& call) { return classes_of(call) + (call.options.smoothing != 0); }
+
+// Logits between two columns of source pixels, [planes, kLanes]: left + weight * step.
 struct Between {
   const float *left, *step;
-  Float weight, left_sum, step_sum;
+  Float weight;
 
   Float operator()(int64_t c) const { return load<Float>(left + c * kLanes) + weight * load<Float>(step + c * kLanes); }
 
   // sum_c w[c] (z - best)
-  Float spread(const SpreadWeights& weights, int64_t, Float best) const {
-    return left_sum + weight * step_sum - weights.sum * best;
+  Float spread(const SpreadWeights& weights, int64_t classes, Float best) const {
+    return (*this)(classes) - weights.sum * best;
   }
 };
 
@@ -28,27 +30,35 @@ int64_t below(const Bcl& call, int64_t row) { return high_of(row, call.logits.he
 struct SourceRows {
   const Bcl& call;
   const View& logits;
-  const int64_t classes, pitch;
+  const float* spread;  // the weights of the classes in the sum, see planes_of
+  const int64_t classes, planes, pitch;
   float *top, *bottom, *left, *step;
-  Float left_sum, step_sum;  // see Between
   int64_t held = -1;  // the source row in `bottom`: of the next row of cells it is the upper one
 
-  SourceRows(const Bcl& call, const View& logits, Arena& arena)
-      : call(call), logits(logits), classes(classes_of(call)), pitch(logits.width + 2 * kLanes) {
-    for (float** piece : {&top, &bottom}) *piece = arena.take<float>(classes * pitch);
-    for (float** piece : {&left, &step}) *piece = arena.take<float>(classes * kLanes);
+  SourceRows(const Run& run, const View& logits, Arena& arena)
+      : call(run.call), logits(logits), spread(run.spread.of_class), classes(classes_of(call)),
+        planes(planes_of(call)), pitch(logits.width + 2 * kLanes) {
+    for (float** piece : {&top, &bottom}) *piece = arena.take<float>(planes * pitch);
+    for (float** piece : {&left, &step}) *piece = arena.take<float>(planes * kLanes);
   }
 
-  void read(int64_t image, int64_t row, float* planes) {
+  void read(int64_t image, int64_t row, float* to) {
     const int64_t first = classes - logits.channels;
-    if (first > 0) std::memset(planes, 0, first * pitch * sizeof(float));
+    if (first > 0) std::memset(to, 0, first * pitch * sizeof(float));
     for (int64_t c = 0; c < logits.channels; ++c) {
-      float* plane = planes + (first + c) * pitch;
+      float* plane = to + (first + c) * pitch;
       const int64_t at = offset_of(logits, image, c, row);
       read_plane(logits.dtype, logits.data, at, logits.column_stride, logits.width, plane + 1);
       plane[0] = plane[1];
       for (int64_t x = logits.width + 1; x < pitch; ++x) plane[x] = plane[logits.width];
     }
+    if (planes > classes) add_up(to, to + classes * pitch);
+  }
+
+  void add_up(const float* from, float* sum) {
+    std::memset(sum, 0, pitch * sizeof(float));
+    for (int64_t c = 0; c < classes; ++c, from += pitch)
+      for (int64_t x = 0; spread[c] != 0 && x < pitch; ++x) sum[x] += spread[c] * from[x];
   }
 
   // The row below is read too where there is one: it may be the same.
@@ -65,7 +75,7 @@ struct SourceRows {
 
   // Logits at the borders of kLanes cells, at heights between the rows.
   void interpolate(int64_t cell, Float weight) {
-    for (int64_t c = 0; c < classes; ++c) {
+    for (int64_t c = 0; c < planes; ++c) {
       const float *upper = top + c * pitch + cell, *lower = bottom + c * pitch + cell;
       const Float a = load<Float>(upper), b = load<Float>(upper + 1);
       const Float from = a + weight * (load<Float>(lower) - a), to = b + weight * (load<Float>(lower + 1) - b);
@@ -74,16 +84,7 @@ struct SourceRows {
     }
   }
 
-  void add_up(const SpreadWeights& weights) {
-    left_sum = step_sum = fill(0.0f);
-    for (int64_t c = 0; c < classes; ++c) {
-      const float one = weights.of_class[c];
-      if (one == 0) continue;
-      left_sum += one * load<Float>(left + c * kLanes), step_sum += one * load<Float>(step + c * kLanes);
-    }
-  }
-
-  Between between(Float weight) const { return {left, step, weight, left_sum, step_sum}; }
+  Between between(Float weight) const { return {left, step, weight}; }
 };
 
 // The softmax of pixels that follow each other in kLanes cells, whose logits have equal steps: each exponential is the
@@ -146,59 +147,55 @@ void each_output_row(const Bcl& call, int64_t row, Each each) {
     each(y, below(call, row) != row ? lerp_weight(y, row, in, out, aligned) : 0.0f);
 }
 
-// Gradient of the corners of a row of cells, [classes, pitch] each.
+// Gradient of the corners of a row of cells, [planes, pitch] each; the last plane is what smoothing spreads, see
+// planes_of.
 struct Corners {
   const Bcl& call;
-  const int64_t classes, pitch;
+  const float* spread;  // the weights of the classes
+  const int64_t classes, planes, pitch;
   float *top_left, *top_right, *bottom_left, *bottom_right;
-  float *sum, *right;  // [classes, kLanes]: of the row in hand, over the columns of a cell: all, and times weight_x
-  Float spread, right_spread;  // the same of what smoothing spreads, without the weights of the classes
-  bool touched = false;        // whether they hold anything
+  float *sum, *right;  // [planes, kLanes]: of the row in hand, over the columns of a cell: all, and times weight_x
+  bool touched = false;  // whether they hold anything
 
-  Corners(const Bcl& call, int64_t pitch, Arena& arena) : call(call), classes(classes_of(call)), pitch(pitch) {
+  Corners(const Run& run, Arena& arena)
+      : call(run.call), spread(run.spread.of_class), classes(classes_of(call)), planes(planes_of(call)),
+        pitch(run.columns.pitch) {
     for (float** piece : {&top_left, &top_right, &bottom_left, &bottom_right})
-      *piece = arena.take<float>(classes * pitch);
-    for (float** piece : {&sum, &right}) *piece = arena.take<float>(classes * kLanes);
+      *piece = arena.take<float>(planes * pitch);
+    for (float** piece : {&sum, &right}) *piece = arena.take<float>(planes * kLanes);
   }
 
   void clear() {
     for (float* piece : {top_left, top_right, bottom_left, bottom_right})
-      std::memset(piece, 0, classes * pitch * sizeof(float));
+      std::memset(piece, 0, planes * pitch * sizeof(float));
   }
   void touch() {
     if (touched) return;
-    for (float* piece : {sum, right}) std::memset(piece, 0, classes * kLanes * sizeof(float));
-    spread = right_spread = fill(0.0f), touched = true;
+    for (float* piece : {sum, right}) std::memset(piece, 0, planes * kLanes * sizeof(float));
+    touched = true;
+  }
+
+  void add(int64_t plane, Float g, Float weight_x) {
+    store(sum + plane * kLanes, load<Float>(sum + plane * kLanes) + g, kLanes);
+    store(right + plane * kLanes, load<Float>(right + plane * kLanes) + weight_x * g, kLanes);
   }
 
   // Add pixels at the same place of kLanes cells to the row in hand. Of binary logits the first class is none.
   template <typename Gradient>
   void add_position(const Gradient& gradient, Float weight_x) {
     touch();
-    for (int64_t c = classes - call.logits.channels; c < classes; ++c) {
-      const Float g = gradient(c);
-      store(sum + c * kLanes, load<Float>(sum + c * kLanes) + g, kLanes);
-      store(right + c * kLanes, load<Float>(right + c * kLanes) + weight_x * g, kLanes);
-    }
+    for (int64_t c = classes - call.logits.channels; c < classes; ++c) add(c, gradient(c), weight_x);
   }
 
   void add_spread(Float amount, Float weight_x) {
     touch();
-    spread += amount, right_spread += weight_x * amount;
-  }
-
-  void spread_out(const SpreadWeights& weights) {
-    for (int64_t c = 0; touched && c < classes; ++c) {
-      const float weight = weights.of_class[c];
-      store(sum + c * kLanes, load<Float>(sum + c * kLanes) - weight * spread, kLanes);
-      store(right + c * kLanes, load<Float>(right + c * kLanes) - weight * right_spread, kLanes);
-    }
+    add(classes, amount, weight_x);
   }
 
   void add_row(int64_t cell, float weight_y) {
     if (!touched) return;
     touched = false;
-    for (int64_t c = 0; c < classes; ++c) {
+    for (int64_t c = 0; c < planes; ++c) {
       const Float b = load<Float>(right + c * kLanes), a = load<Float>(sum + c * kLanes) - b;
       const int64_t at = c * pitch + cell;
       store(top_left + at, load<Float>(top_left + at) + (1 - weight_y) * a, kLanes);
@@ -224,11 +221,16 @@ struct Corners {
 
   // Source pixel j is the right border of cell j and the left one of cell j + 1.
   void write(const float* lefts, const float* rights, int64_t c, bool adds, float* to) const {
-    const float *a = lefts + c * pitch, *b = rights + c * pitch;
     const int64_t width = call.logits.width;
-    for (int64_t x = 0; x < width; ++x) to[x] = (adds ? to[x] : 0.0f) + (a[x + 1] + b[x]);
-    to[0] += a[0];
-    to[width - 1] += b[width];
+    const auto add = [&](int64_t plane, float factor) {
+      const float *a = lefts + plane * pitch, *b = rights + plane * pitch;
+      for (int64_t x = 0; x < width; ++x) to[x] += factor * (a[x + 1] + b[x]);
+      to[0] += factor * a[0];
+      to[width - 1] += factor * b[width];
+    };
+    if (!adds) std::memset(to, 0, width * sizeof(float));
+    add(c, 1.0f);
+    if (planes > classes) add(classes, -spread[c]);
   }
 
   // Write what a row of cells gives to the source rows around it, or add it to what is there.
@@ -313,15 +315,15 @@ void walk(const Run& run, bool differentiates, float* gradient) {
   const bool smooths = call.options.smoothing != 0;
   const View& of_teacher = distills(call) ? call.teacher : call.logits;
   Arena needed{nullptr};
-  Line(run, needed), SourceRows(call, call.logits, needed), Corners(call, columns.pitch, needed);
-  if (kDecides) Corners(call, columns.pitch, needed);
-  if (kTerms) SourceRows(call, of_teacher, needed), Progression(run, needed);
+  Line(run, needed), SourceRows(run, call.logits, needed), Corners(run, needed);
+  if (kDecides) Corners(run, needed);
+  if (kTerms) SourceRows(run, of_teacher, needed), Progression(run, needed);
   run.parallel_units(needed.bytes, [&](int64_t begin, int64_t end, void* scratch) {
     Arena arena{static_cast<char*>(scratch)}, none{nullptr};
     Line line(run, arena);
-    SourceRows source(call, call.logits, arena);
-    Corners corners(call, columns.pitch, arena), chosen(call, columns.pitch, kDecides ? arena : none);
-    SourceRows teacher(call, of_teacher, kTerms ? arena : none);
+    SourceRows source(run, call.logits, arena);
+    Corners corners(run, arena), chosen(run, kDecides ? arena : none);
+    SourceRows teacher(run, of_teacher, kTerms ? arena : none);
     Progression progression(run, kTerms ? arena : none);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t image = unit / call.logits.height, row = unit % call.logits.height;
@@ -337,7 +339,6 @@ void walk(const Run& run, bool differentiates, float* gradient) {
           TermSums sums;
           source.interpolate(cell, fill(weight_y));
           if (kTerms && distills(call)) teacher.interpolate(cell, fill(weight_y));
-          if (kTerms && smooths) source.add_up(run.spread);
           if (!kScores) progression.begin(source);
           for (int64_t at = cell; at < columns.positions(); at += columns.pitch) {
             if (!line.any_counts<kTerms>(at)) {  // such as in the half cells at the sides
@@ -372,7 +373,6 @@ void walk(const Run& run, bool differentiates, float* gradient) {
               if (!kDecides || (call.options.ce_weight != 0 && any(rest))) add_to(corners, rest);
             }
           }
-          if (kTerms && smooths) corners.spread_out(run.spread);
           if (differentiates) corners.add_row(cell, weight_y), chosen.add_row(cell, weight_y);
           sums.add_to<kTerms, kDecides>(stats);
         }
@@ -389,14 +389,14 @@ template <bool kTerms>
 void add_boundary(const Run& run, const TermFactors& factors, float* gradient) {
   const Bcl& call = run.call;
   Arena needed{nullptr};
-  Selected(run, needed), SourceRows(call, call.logits, needed), Pixels(call, needed);
-  Corners(call, run.columns.pitch, needed);
+  Selected(run, needed), SourceRows(run, call.logits, needed), Pixels(call, needed);
+  Corners(run, needed);
   run.parallel_units(needed.bytes, [&](int64_t begin, int64_t end, void* scratch) {
     Arena arena{static_cast<char*>(scratch)};
     Selected selected(run, arena);
-    SourceRows source(call, call.logits, arena);
+    SourceRows source(run, call.logits, arena);
     Pixels pixels(call, arena);
-    Corners corners(call, run.columns.pitch, arena);
+    Corners corners(run, arena);
     selected.clear();
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t image = unit / call.logits.height, row = unit % call.logits.height;
