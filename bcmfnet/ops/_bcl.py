@@ -58,10 +58,9 @@ class Evaluated(NamedTuple):
 
 def evaluate(inputs: Inputs, options: BclOptions, needs_grad: bool, inplace_grad: bool) -> Evaluated:
     """One call of the op."""
-    logits, *others = inputs
-    arguments = (*others, *pack(options))
-    outputs = _FORWARD(logits, *arguments, inplace_grad) if needs_grad else _LOSS(logits.detach(), *arguments)
-    return Evaluated(*outputs[:5])
+    if needs_grad:
+        return Evaluated(*_FORWARD(*inputs, *pack(options), inplace_grad)[:5])
+    return Evaluated(*_LOSS(inputs.logits.detach(), *inputs[1:], *pack(options)))
 
 
 class Saved(NamedTuple):
@@ -77,11 +76,13 @@ class Saved(NamedTuple):
 
 def _outputs(logits: Tensor, *others: Any) -> Evaluated:
     """What a call without a gradient returns, not yet written."""
-    reals, integers = others[-2:]
-    new, packed = logits.new_empty, Integers.of(integers)  # costs less than torch.empty
-    loss, values = new((), dtype=_computed(logits)), new(VALUES, dtype=_computed(logits))
-    counts, threshold = new(2, dtype=torch.int64), new(logits.shape[: packed.per_image], dtype=torch.int32)
-    return Evaluated(loss, values, counts, threshold, _by_class(logits, 3, reals, packed))
+    *_, reals, integers = others
+    new, computed, packed = logits.new_empty, _computed(logits), Integers.of(integers)  # costs less than torch.empty
+    thresholds = logits.shape[:1] if packed.per_image else ()
+    return Evaluated(
+        new((), dtype=computed), new(VALUES, dtype=computed), new(2, dtype=torch.int64),
+        new(thresholds, dtype=torch.int32), _by_class(logits, 3, reals, packed),
+    )  # fmt: skip
 
 
 def _by_class(logits: Tensor, count: int, reals: Sequence[float], integers: Sequence[int]) -> Tensor | None:
@@ -117,13 +118,11 @@ def _gradient(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
 
 def _run(kernel: Kernel, *arguments: Any) -> None:
     """Without a gradient: nothing is saved."""
-    inputs, outputs = arguments[:_ARGUMENTS], arguments[_ARGUMENTS:]
-    _write(kernel, inputs, False, *outputs, *Saved())
+    _write(kernel, arguments[:_ARGUMENTS], False, *arguments[_ARGUMENTS:], *Saved())
 
 
 def _run_and_save(kernel: Kernel, *arguments: Any) -> None:
-    inputs, outputs = arguments[:_ARGUMENTS], arguments[_ARGUMENTS + 1 :]  # inplace_grad is backward's
-    _write(kernel, inputs, True, *outputs)
+    _write(kernel, arguments[:_ARGUMENTS], True, *arguments[_ARGUMENTS + 1 :])  # inplace_grad is backward's
 
 
 def _kernel_for(kernel: Kernel, name: str, inputs: tuple[Any, ...]) -> Kernel:
@@ -143,18 +142,9 @@ def _write(kernel: Kernel, inputs: tuple[Any, ...], saves: bool, *outputs: Tenso
     if classes > _limits.MAX_LOSS_CLASSES and logits.dtype != torch.float64:
         if backends.choose("bcl", logits.device.type)[0] in ("cpp", "cuda"):
             _limits.check_loss_classes(classes)
-    if kernel(*_converted(inputs), saves, *_filled(logits, outputs)) is False:
+    if kernel(*_converted(inputs), saves, *outputs) is False:
         labels = target.long()
         reference.check_labels(labels, labels != packed.ignore_index, classes)
-
-
-_EMPTY = torch.empty(0, dtype=torch.float32, device="cpu")
-
-
-def _filled(logits: Tensor, tensors: Sequence[Tensor | None]) -> list[Tensor]:
-    """Tensors as kernels take them: one that is empty stands for each None."""
-    empty = _EMPTY if logits.is_cpu else logits.new_empty(0, dtype=torch.float32)
-    return [empty if tensor is None else tensor for tensor in tensors]
 
 
 def _converted(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -183,20 +173,20 @@ def _overwrite(grad: Tensor, logits: Tensor, *others: Any) -> None:
 
 def _write_gradient(kernel: Kernel, grad: Tensor, inputs_and_saved: tuple[Any, ...], result: Tensor) -> None:
     kernel = _kernel_for(kernel, "bcl_backward", inputs_and_saved)
-    *inputs, lse, mask, scales, slopes = _converted(inputs_and_saved)
-    kernel(grad, *inputs, *_filled(result, (lse, mask, scales, slopes)), result)
+    kernel(grad, *_converted(inputs_and_saved), result)
 
 
 def _reference(
     logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, teacher: Tensor | None,
-    shared_slopes: Tensor | None, options: BclOptions, saves: bool, *outputs: Tensor,
+    shared_slopes: Tensor | None, options: BclOptions, saves: bool, *outputs: Tensor | None,
 ) -> None:  # fmt: skip
     inputs = logits, target, weight, pixel_weight, teacher, shared_slopes
     loss, stats, *sums_and_saved = reference.forward(*inputs, options, saves)
     ce, boundary, selected, valid, threshold, *terms = stats
     written = (loss, torch.stack([ce, boundary, *terms]), torch.stack([selected, valid]), threshold, *sums_and_saved)
     for output, value in zip(outputs, written, strict=True):
-        output.copy_(value)
+        if output is not None:
+            output.copy_(value)
 
 
 def _unpacked(tensors: int) -> Callable[..., tuple[Any, ...]]:

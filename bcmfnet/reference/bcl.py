@@ -195,7 +195,7 @@ def forward(
 
 def backward(
     grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None,
-    teacher: Tensor | None, options: BclOptions, lse: Tensor, mask: Tensor, scales: Tensor, slopes: Tensor,
+    teacher: Tensor | None, options: BclOptions, lse: Tensor, mask: Tensor, scales: Tensor, slopes: Tensor | None,
     result: Tensor,
 ) -> None:  # fmt: skip
     """Write the gradient of full-resolution logits; times grad in float32, since 1 / valid underflows float16."""
@@ -433,7 +433,7 @@ def _scales(labels: _Labels, options: BclOptions, weight: Tensor | None, mask: T
 
 def _gradient(
     log_p: Tensor, labels: _Labels, options: BclOptions, weight: Tensor | None, log_t: Tensor | None, mask: Tensor,
-    scales: Tensor, slopes: Tensor,
+    scales: Tensor, slopes: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """A p - a0 e[y] - ar e[y_r] - ac e[y_c] over the classes of log p [N, C, H, W], and what other terms add."""
     if log_p.shape[1] == 1:
@@ -468,7 +468,8 @@ def _gradient(
             :, None
         ]
         gradient += torch.where(amount != 0, amount * (each.sum() * p - each.reshape(1, -1, 1, 1)), 0.0)
-    if slopes.numel():
+    if options.has_overlap:
+        assert slopes is not None
         plain = torch.where(labels.valid, labels.weight.to(p), 0.0)
         gradient += terms.overlap_gradient(p, labels.own, plain, *slopes.unbind(1))
     if log_t is not None:

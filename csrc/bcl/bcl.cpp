@@ -54,8 +54,8 @@ Bcl describe(
 }
 
 template <typename T>
-T* data_if_any(const Tensor& tensor) {
-  return tensor.numel() > 0 ? data_of<T>(tensor) : nullptr;
+T* data_if_any(const std::optional<Tensor>& tensor) {
+  return tensor ? data_of<T>(*tensor) : nullptr;
 }
 
 // Whether every label is a class or ignore_index; if not, nothing is written. On a GPU a wrong label makes the loss
@@ -63,8 +63,9 @@ T* data_if_any(const Tensor& tensor) {
 bool forward(
     const Tensor& logits, const Tensor& target, std::optional<Tensor> weight, std::optional<Tensor> pixel_weight,
     std::optional<Tensor> teacher, std::optional<Tensor> shared_slopes, Reals reals, Integers integers, bool saves,
-    Tensor loss, Tensor values, Tensor counts, Tensor threshold, Tensor sums, Tensor lse, Tensor mask, Tensor scales,
-    Tensor slopes, Tensor gradient) {
+    Tensor loss, Tensor values, Tensor counts, Tensor threshold, std::optional<Tensor> sums, std::optional<Tensor> lse,
+    std::optional<Tensor> mask, std::optional<Tensor> scales, std::optional<Tensor> slopes,
+    std::optional<Tensor> gradient) {
   Bcl call = describe(logits, target, weight, pixel_weight, teacher, reals, integers);
   call.shared_slopes = floats_if_any(shared_slopes);
   const BclOutputs outputs{
@@ -85,12 +86,13 @@ bool forward(
 void backward(
     const Tensor& grad, const Tensor& logits, const Tensor& target, std::optional<Tensor> weight,
     std::optional<Tensor> pixel_weight, std::optional<Tensor> teacher, Reals reals, Integers integers,
-    const Tensor& lse, const Tensor& mask, const Tensor& scales, const Tensor& slopes, Tensor gradient) {
+    const Tensor& lse, const Tensor& mask, const Tensor& scales, std::optional<Tensor> slopes, Tensor gradient) {
   const Bcl call = describe(logits, target, weight, pixel_weight, teacher, reals, integers);
   const View result = output_view_of(gradient);
   const auto floats = [](const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); };
   const BclSaved saved{
-      floats(grad), floats(lse), static_cast<const uint8_t*>(mask.const_data_ptr()), floats(scales), floats(slopes)};
+      floats(grad), floats(lse), static_cast<const uint8_t*>(mask.const_data_ptr()), floats(scales),
+      floats_if_any(slopes)};
   BCM_RUN(
       logits,
       BCM_CHOOSE(bcl_backward_cpu)(
@@ -103,11 +105,11 @@ BCM_SCHEMA {
   m.def(
       "_bcl_forward(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, Tensor? teacher, "
       "Tensor? shared_slopes, float[] reals, int[] integers, bool saves, "
-      "Tensor(a!) loss, Tensor(b!) values, Tensor(c!) counts, Tensor(d!) threshold, Tensor(e!) sums, "
-      "Tensor(f!) lse, Tensor(g!) mask, Tensor(h!) scales, Tensor(i!) slopes, Tensor(j!) gradient) -> bool");
+      "Tensor(a!) loss, Tensor(b!) values, Tensor(c!) counts, Tensor(d!) threshold, Tensor(e!)? sums, "
+      "Tensor(f!)? lse, Tensor(g!)? mask, Tensor(h!)? scales, Tensor(i!)? slopes, Tensor(j!)? gradient) -> bool");
   m.def(
       "_bcl_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, "
-      "Tensor? teacher, float[] reals, int[] integers, Tensor lse, Tensor mask, Tensor scales, Tensor slopes, "
+      "Tensor? teacher, float[] reals, int[] integers, Tensor lse, Tensor mask, Tensor scales, Tensor? slopes, "
       "Tensor(a!) gradient) -> ()");
 }
 BCM_SERVE("_bcl_forward", forward)

@@ -72,8 +72,10 @@ void take_forward(Run& run, bool saves, Arena& arena) {
   if (gradients > 0) run.lower = arena.take<float>(gradients);
   if (gradients > 0 && decides(run.call))
     run.chosen = arena.take<float>(gradients), run.chosen_lower = arena.take<float>(gradients);
-  if (!selects(run.call) || (decides(run.call) && !by_rank(run.call.options.selection))) return;
-  run.histogram = arena.take<uint32_t>(groups * kScores), run.maps.score = arena.take<uint16_t>(pixels);
+  const bool ranked = by_rank(run.call.options.selection);
+  if (!selects(run.call) || (decides(run.call) && !ranked)) return;
+  if (ranked) run.histogram = arena.take<uint32_t>(groups * kScores);
+  run.maps.score = arena.take<uint16_t>(pixels);
   if (!up) run.maps.term = arena.take<float>(pixels);
   if (up || !saves) run.maps.mask = arena.take<uint8_t>(pixels);
 }

@@ -74,7 +74,7 @@ struct Run {
   Maps maps;
   RowStats *by_row, *by_unit;  // [rows], [units]
   int32_t* thresholds;         // one, or one for each image
-  uint32_t* histogram;         // [thresholds, kScores]
+  uint32_t* histogram;         // [thresholds, kScores]; null where no rank decides
   float* lower;                // [units, channels, w]: what a row of cells adds to the source row below it
   float *chosen, *chosen_lower;  // the same two of the pixels that are known as selected (decides), else null
   SpreadWeights spread;

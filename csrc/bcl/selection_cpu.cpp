@@ -78,7 +78,7 @@ void find_candidates(const Run& run) {
   const bool ranked = by_rank(call.options.selection);
   const int64_t bins = ranked ? run.thresholds_count() * kScores : 0;
   const int64_t height = call.target.height, width = call.target.width;
-  std::memset(run.histogram, 0, bins * sizeof(uint32_t));
+  if (ranked) std::memset(run.histogram, 0, bins * sizeof(uint32_t));
   Arena needed{nullptr};
   needed.take<uint32_t>(bins), Windows(call, needed);
   run.parallel_rows(needed.bytes, [&](int64_t begin, int64_t end, void* scratch) {

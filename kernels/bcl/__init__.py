@@ -100,9 +100,10 @@ def finish_kernel(
 def forward(
     logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, teacher: Tensor | None,
     shared_slopes: Tensor | None, options: Any, needs_grad: bool, loss: Tensor, values: Tensor, counts: Tensor,
-    threshold: Tensor, sums: Tensor, lse: Tensor, mask: Tensor, scales: Tensor, slopes: Tensor, gradient: Tensor,
+    threshold: Tensor, sums: Tensor | None, lse: Tensor | None, mask: Tensor | None, scales: Tensor | None,
+    slopes: Tensor | None, gradient: Tensor | None,
 ) -> None:  # fmt: skip
-    """Write the loss, its stats and what backward reads, as bcmfnet/ops/_bcl.py allocates them.
+    """Write the loss, its stats and what backward reads, as bcmfnet/ops/_bcl.py allocates them: None is not written.
 
     logits and teacher float [N, C, h, w], target integer and pixel_weight float32 [N, H, W] of any strides, weight
     float32 [C], shared_slopes float32 [groups, 2, C], options BclOptions.
@@ -151,7 +152,8 @@ def _finished_at_once(kinds: int) -> int:
 
 def backward(
     grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None,
-    teacher: Tensor | None, options: Any, lse: Tensor, mask: Tensor, scales: Tensor, slopes: Tensor, result: Tensor,
+    teacher: Tensor | None, options: Any, lse: Tensor, mask: Tensor, scales: Tensor, slopes: Tensor | None,
+    result: Tensor,
 ) -> None:  # fmt: skip
     """Write the gradient of full-resolution logits, times grad, of any strides; the result may be the logits."""
     inputs = px.make_inputs(logits, target, weight, pixel_weight, teacher, options)

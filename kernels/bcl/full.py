@@ -230,7 +230,7 @@ def scored_at_once(kinds: int) -> int:
 
 
 def write_gradient(
-    grad: Tensor, inputs: Inputs, options: Any, lse: Tensor, mask: Tensor, scales: Tensor, slopes: Tensor,
+    grad: Tensor, inputs: Inputs, options: Any, lse: Tensor, mask: Tensor, scales: Tensor, slopes: Tensor | None,
     result: Tensor,
 ) -> None:  # fmt: skip
     pixels = PIXELS // 2  # of 512 the channels_last ones spill
