@@ -57,10 +57,11 @@ def _triple(pool: Sequence[int]) -> tuple[int, int, int] | None:
 
 def empty_map(like: Tensor, shape: Sequence[int]) -> Tensor:
     """A map [N, C, H, W] that is not yet written, in the dtype and memory format of another."""
-    memory_format = torch.channels_last if is_channels_last(like) else torch.contiguous_format
-    return torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=memory_format)
+    if is_channels_last(like):
+        return torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+    return like.new_empty(tuple(shape))
 
 
 def is_channels_last(x: Tensor) -> bool:
     """Whether results of x should be channels_last."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)

@@ -39,8 +39,13 @@ def differentiable(
 
         backward = staticmethod(differentiate)
 
+    apply = super(torch.autograd.Function, Differentiable).apply  # without what is for transforms alone
+
     def call(*inputs: Any) -> Any:
-        asked = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-        return Differentiable.apply(*inputs) if asked else serve(*inputs)
+        if torch.is_grad_enabled():
+            for x in inputs:
+                if isinstance(x, Tensor) and x.requires_grad:
+                    return apply(*inputs)
+        return serve(*inputs)
 
     return call

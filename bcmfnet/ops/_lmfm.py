@@ -19,7 +19,6 @@ from bcmfnet.reference.lmfm import PyramidWeights, fusing_levels
 from bcmfnet.reference.pyramid_pool import Pools, flat, pooled_sizes, triples
 
 TENSORS = PyramidWeights._fields[:6]
-NORMS = TENSORS[:2]
 Branches = tuple[int, ...]
 """A number for each branch."""
 
@@ -91,22 +90,21 @@ def _checked(x: Tensor, weights: PyramidWeights) -> tuple[Pools, Branches, Branc
     branches, channels, branch_channels = scale.shape
     levels = _checked_levels(branches, kernels, receives)
     taps, outputs = sum(kernel**2 for kernel in kernels), compression.shape[-1]
-    expected = {
-        "scale_norms": (scale_norms, [2, branches + (0 if shortcut is None else 1), channels]),
-        "fusion_norms": (fusion_norms, [2, sum(map(bool, kernels)) + branches, branch_channels]),
-        "process": (process, [taps, branch_channels, branch_channels]),
-        "compression": (compression, [branches * branch_channels, outputs]),
-    }
-    if shortcut is not None:
-        expected["shortcut"] = (shortcut, [channels, outputs])
-    for name, (tensor, shape) in expected.items():
-        if list(tensor.shape) != shape:
-            raise ValueError(f"{name}: expected {shape}, got {list(tensor.shape)}")
-    of_norms = torch.promote_types(x.dtype, torch.float32)
-    for name, (tensor, _) in (expected | {"scale": (scale, [])}).items():
-        dtype = of_norms if name in NORMS else x.dtype
-        if tensor.dtype != dtype or tensor.device != x.device:
-            raise TypeError(f"{name}: expected {dtype} on {x.device}, got {tensor.dtype} on {tensor.device}")
+    of_map, of_norms, device = x.dtype, torch.promote_types(x.dtype, torch.float32), x.device
+    for name, tensor, shape, dtype in (
+        ("scale_norms", scale_norms, (2, branches + (shortcut is not None), channels), of_norms),
+        ("fusion_norms", fusion_norms, (2, sum(map(bool, kernels)) + branches, branch_channels), of_norms),
+        ("scale", scale, scale.shape, of_map),
+        ("process", process, (taps, branch_channels, branch_channels), of_map),
+        ("compression", compression, (branches * branch_channels, outputs), of_map),
+        ("shortcut", shortcut, (channels, outputs), of_map),
+    ):
+        if tensor is None:  # no shortcut
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"{name}: expected {list(shape)}, got {list(tensor.shape)}")
+        if tensor.dtype != dtype or tensor.device != device:
+            raise TypeError(f"{name}: expected {dtype} on {device}, got {tensor.dtype} on {tensor.device}")
         if not tensor.is_contiguous():
             raise ValueError(f"{name}: expected a contiguous tensor, got strides {list(tensor.stride())}")
     return pools, kernels, receives, levels

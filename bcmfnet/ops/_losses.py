@@ -337,20 +337,19 @@ def _check_tensors(
     check_dtype("logits", logits)
     if target.dtype not in LABELS:
         raise TypeError(f"target: expected uint8, int16, int32 or int64 [N, H, W], got {_describe(target)}")
-    if logits.ndim != 4 or min(logits.shape[1:]) < 1:
-        raise ValueError(f"logits: expected [N, C, h, w] with C, h, w >= 1, got {list(logits.shape)}")
-    if target.ndim != 3 or target.shape[0] != logits.shape[0]:
-        raise ValueError(f"target: expected [N, H, W] with N = {logits.shape[0]}, got {_describe(target)}")
-    if logits.shape[2] > target.shape[1] or logits.shape[3] > target.shape[2]:
-        raise ValueError(
-            f"logits: expected at most the target's {list(target.shape[1:])} pixels, got {list(logits.shape[2:])}"
-        )
-    if size is not None and (sides := _options.pair("size", size)) != tuple(target.shape[1:]):
-        raise ValueError(f"size: expected the target's {list(target.shape[1:])}, got {list(sides)}")
-    if weight is not None and tuple(weight.shape) != (logits.shape[1],):
-        raise ValueError(f"weight: expected [{logits.shape[1]}], one for each class, got {list(weight.shape)}")
-    _limits.check_extent("target", target.shape)
-    _limits.check_label_type(target.dtype, 2 if binary else logits.shape[1])
+    low, full = logits.shape, target.shape
+    if len(low) != 4 or min(low[1:]) < 1:
+        raise ValueError(f"logits: expected [N, C, h, w] with C, h, w >= 1, got {list(low)}")
+    if len(full) != 3 or full[0] != low[0]:
+        raise ValueError(f"target: expected [N, H, W] with N = {low[0]}, got {_describe(target)}")
+    if low[2] > full[1] or low[3] > full[2]:
+        raise ValueError(f"logits: expected at most the target's {list(full[1:])} pixels, got {list(low[2:])}")
+    if size is not None and (sides := _options.pair("size", size)) != tuple(full[1:]):
+        raise ValueError(f"size: expected the target's {list(full[1:])}, got {list(sides)}")
+    if weight is not None and tuple(weight.shape) != (low[1],):
+        raise ValueError(f"weight: expected [{low[1]}], one for each class, got {list(weight.shape)}")
+    _limits.check_extent("target", full)
+    _limits.check_label_type(target.dtype, 2 if binary else low[1])
     for name, tensor in (("target", target), ("weight", weight)):
         if tensor is not None and tensor.device != logits.device:
             raise ValueError(f"{name}: expected it on the logits' device {logits.device}, got {tensor.device}")

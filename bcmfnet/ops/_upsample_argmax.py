@@ -71,10 +71,10 @@ def _checked_size(logits: Tensor, size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _outputs(logits: Tensor, size: tuple[int, int], with_confidence: bool) -> tuple[Tensor, Tensor]:
-    batch, classes = logits.shape[:2]
-    shape, device = (batch, *size), logits.device
-    labels = torch.empty(shape, dtype=torch.uint8 if classes <= 256 else torch.int16, device=device)
-    return labels, torch.empty(shape if with_confidence else (0,), dtype=torch.float16, device=device)
+    batch, classes, *_ = logits.shape
+    shape, new = (batch, *size), logits.new_empty
+    labels = new(shape, dtype=torch.uint8 if classes <= 256 else torch.int16)
+    return labels, new(shape if with_confidence else 0, dtype=torch.float16)  # AOTInductor takes no None for a tensor
 
 
 def _run(

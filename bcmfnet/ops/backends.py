@@ -98,7 +98,7 @@ def _chosen_entry(op: str, device: str) -> tuple[str, Entry, str]:
         if requested in (None, name):
             reason = entry.unavailable()
             if reason is None:
-                missing = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+                missing = "; ".join([f"{name}: {reason}" for name, reason in reasons.items()])
                 return name, entry, source if requested else missing or "the default"
             reasons[name] = reason
     why = reasons.get(requested) or f"it is served by {', '.join(entries)}"
@@ -106,9 +106,8 @@ def _chosen_entry(op: str, device: str) -> tuple[str, Entry, str]:
 
 
 def _request() -> tuple[str | None, str]:
-    chosen = _chosen.get() or next(reversed(_requests.values()), None)
-    if chosen is not None:
-        return chosen, "use_backend"
+    if _requests:
+        return _chosen.get() or next(reversed(_requests.values())), "use_backend"
     name = os.environ.get("BCMFNET_BACKEND") or None
     if name is not None and name not in BACKENDS:
         raise ValueError(f"BCMFNET_BACKEND: expected one of {', '.join(BACKENDS)}, got {name!r}")
