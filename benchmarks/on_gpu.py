@@ -52,6 +52,10 @@ class Outcome:
     last_line: str
 
 
+DRY_PATIENCE = 10.0
+"""So much longer than with a GPU may a step take on a CPU that may be busy and has few cores."""
+
+
 def steps(report: Path, dry: bool = False) -> dict[str, list[Step]]:
     """What is done by its group, the most important first."""
     python, build, package = sys.executable, report / "build", report / "package"
@@ -90,7 +94,7 @@ def steps(report: Path, dry: bool = False) -> dict[str, list[Step]]:
             Step("device", ["nvidia-smi"], 20),
             Step("versions", [python, "-c", facts], 30),
             Step("configure", configure, 30),
-            Step("build", ["cmake", "--build", str(build), "--parallel"], 400 if dry else 110, "configure"),
+            Step("build", ["cmake", "--build", str(build), "--parallel"], 110, "configure"),
         ],
         "tests": [
             Step("test", tests(TESTED, "not triton", f"--junitxml={report / 'tests.xml'}"), 110),
@@ -142,8 +146,12 @@ def commit() -> str:
         return ""
 
 
-def run_all(todo: list[Step], report: Path, environment: dict[str, str], seconds: float) -> list[Outcome]:
-    """Run each step, its output in a log of its own; write the summary after each, in case there is no next."""
+def run_all(
+    todo: list[Step], report: Path, environment: dict[str, str], seconds: float, patience: float = 1
+) -> list[Outcome]:
+    """Run each step, for `patience` times its seconds at most, its output in a log of its own; write the summary after
+    each, in case there is no next.
+    """
     deadline = time.monotonic() + seconds
     outcomes: list[Outcome] = []
     known = earlier(report, {step.name for step in todo})
@@ -152,7 +160,7 @@ def run_all(todo: list[Step], report: Path, environment: dict[str, str], seconds
         if step.needs in failed:
             outcomes.append(Outcome(step.name, f"left out: {step.needs} failed", 0.0, ""))
         else:
-            limit = min(step.seconds, deadline - time.monotonic())
+            limit = min(patience * step.seconds, deadline - time.monotonic())
             outcomes.append(run(step, report / f"{step.name}.log", environment, limit))
         write_summary([*known, *outcomes], report)
     return outcomes
@@ -213,7 +221,8 @@ def main(argv: list[str] | None = None, plan: Callable[[Path, bool], dict[str, l
     environment = {**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
     environment.setdefault("TORCH_CUDA_ARCH_LIST", "9.0")
     environment.setdefault("BCMFNET_COMMIT", arguments.commit or commit())
-    outcomes = run_all([step for name in chosen for step in groups[name]], report, environment, 60 * arguments.minutes)
+    todo = [step for name in chosen for step in groups[name]]
+    outcomes = run_all(todo, report, environment, 60 * arguments.minutes, DRY_PATIENCE if arguments.dry else 1)
     print((report / "summary.md").read_text())
     print(pack(report))
     return sum(outcome.status != "ok" for outcome in outcomes)

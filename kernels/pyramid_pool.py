@@ -59,14 +59,14 @@ def _pool(
     top, left = position // w * stride - padding, position % w * stride - padding
     bottom, right = tl.minimum(top + kernel, H), tl.minimum(left + kernel, W)
     top, left = tl.maximum(top, 0), tl.maximum(left, 0)
-    x += image * strides[0] + channel * strides[1]
+    begin = image * strides[0] + channel * strides[1]
     total = tl.zeros([TAPS, POSITIONS, channel.shape[2]], tl.float32)
     first = height * 0
     while first < height * width:  # the interpreter has no range of a number that it does not know
         tap = first + tl.arange(0, TAPS)[:, None, None]
         i, j = top + tap // width, left + tap % width
-        reads = inside & (tap < height * width) & (i < bottom) & (j < right)
-        total += tl.load(x + (i * strides[2] + j * strides[3]), reads, 0.0).to(tl.float32)
+        reads = inside & (i < bottom) & (j < right)  # from tap height * width on, i is beyond the bottom
+        total += tl.load(x + (begin + i * strides[2] + j * strides[3]), reads, 0.0).to(tl.float32)
         first += TAPS
     side = kernel.to(tl.float32)
     mean = tl.sum(total, 0, keep_dims=True) / tl.where(kernel == WHOLE, (H * W).to(tl.float32), side * side)

@@ -103,8 +103,8 @@ def rows_kernel(
         reads = inside & (y < end)
         value = tl.load(grad + y * grad_h, reads, 0.0).to(tl.float32)
         value = tl.where(tl.load(out + (at + y * out_h), reads, 1.0).to(tl.float32) <= 0, 0.0, value)
-        tl.store(high + (at + y * out_h), rounded(value, high), reads & (y >= begin))
         total += _weight(y, row - (y < begin).to(INDEX), row, h, H) * value
+        tl.store(high + (at + y * out_h), rounded(value, high), reads & (y >= begin))
     tl.store(sums + (image * sums_n + channel * sums_c + row * sums_h + x * sums_w), total, inside)
 
 

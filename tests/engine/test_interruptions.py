@@ -141,7 +141,7 @@ def test_struck_run_resumes_to_the_same_weights(context, whole, tmp_path, number
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(60 * ROUNDS + LIMIT)
+@pytest.mark.timeout(200 * ROUNDS + LIMIT)
 def test_rounds_of_signals_and_kills(context, whole, tmp_path):
     """BCMFNET_ROUNDS rounds from BCMFNET_ROUNDS_SEED on; each is printed, and the table of outcomes at the end."""
     table = collections.Counter()
