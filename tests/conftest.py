@@ -15,7 +15,11 @@ import torch
 
 from bcmfnet.engine.config import DataConfig, OptimConfig, TrainConfig
 
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
+if "PYTEST_XDIST_WORKER" in os.environ:  # each core has a worker: more threads spin while they wait for each other
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+else:
+    torch.set_num_threads(min(2, torch.get_num_threads()))
 torch.backends.cudnn.allow_tf32 = False  # the modules that kernels are compared with convolve in float32
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is imported
