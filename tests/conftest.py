@@ -30,12 +30,20 @@ if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("trito
     skip_what_a_launch_has_done()
 
 
+COMPILED = (("cpu", "cuda"), ("cpu", "sass"))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tail of a grid is exhaustive, but on a backend that is not interpreted, where it takes no time."""
+    """The tail of a grid is exhaustive, but on a backend that is not interpreted, where it takes no time. The first
+    test of a backend whose sources are compiled for it waits for the compiler: over 300 s under sanitizers.
+    """
     for item in items:
-        if item.get_closest_marker("tail") and "triton" in (item.callspec.params.get("device") or "triton"):
+        device = item.callspec.params.get("device") if hasattr(item, "callspec") else None
+        if item.get_closest_marker("tail") and "triton" in (device or "triton"):
             item.add_marker("exhaustive")
+        if device in COMPILED and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(900))
 
 
 @pytest.fixture(autouse=True)
