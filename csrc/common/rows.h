@@ -84,8 +84,13 @@ static void read_plane(const typename Type::Element* from, int64_t stride, int64
     for (int64_t i = 0; i < some; ++i) elements[i] = from[(x + i) * stride];
     read_plane<Type>(elements, 1, some, to + x);
   }
-  for (int64_t x = 0; x < count && stride == 1; x += kLanes)
-    store(to + x, read_some<Type>(from + x, 1, count - x), kLanes);
+  if (stride != 1) return;
+  const int64_t whole = count / kLanes * kLanes;
+  for (int64_t x = 0; x < whole; x += kLanes) store(to + x, Type::widen(load<typename Type::Vector>(from + x)), kLanes);
+  if (whole == count) return;
+  if (whole == 0) return store(to, read_some<Type>(from, 1, count), kLanes);
+  store(to + whole, fill(0.0f), kLanes);  // and over it the last vector that is full, for the same reason
+  store(to + count - kLanes, Type::widen(load<typename Type::Vector>(from + count - kLanes)), kLanes);
 }
 
 static inline void read_plane(DType type, const void* data, int64_t at, int64_t stride, int64_t count, float* to) {
