@@ -92,7 +92,7 @@ def _checked(x: Tensor, weights: PyramidWeights) -> tuple[Pools, Branches, Branc
     taps, outputs = sum(kernel**2 for kernel in kernels), compression.shape[-1]
     of_map, of_norms, device = x.dtype, torch.promote_types(x.dtype, torch.float32), x.device
     for name, tensor, shape, dtype in (
-        ("scale_norms", scale_norms, (2, branches + (shortcut is not None), channels), of_norms),
+        ("scale_norms", scale_norms, (2, branches + (0 if shortcut is None else 1), channels), of_norms),
         ("fusion_norms", fusion_norms, (2, sum(map(bool, kernels)) + branches, branch_channels), of_norms),
         ("scale", scale, scale.shape, of_map),
         ("process", process, (taps, branch_channels, branch_channels), of_map),
