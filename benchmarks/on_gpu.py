@@ -52,6 +52,8 @@ class Outcome:
     last_line: str
 
 
+ARCHITECTURE = "9.0"
+"""Of an H100 and an H200."""
 DRY_PATIENCE = 10.0
 """So much longer than with a GPU may a step take on a CPU that may be busy and has few cores."""
 
@@ -86,7 +88,8 @@ def steps(report: Path, dry: bool = False) -> dict[str, list[Step]]:
     ncu = ["ncu", "--set", "full", "--profile-from-start", "off", "--target-processes", "all", "--export"]
     configure = [
         "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DTORCH_DIRECTORY={torch_directory}",
-        "-DBCMFNET_CUDA=1", f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={package / 'bcmfnet'}",
+        "-DBCMFNET_CUDA=1", f"-DBCMFNET_ARCHITECTURES={ARCHITECTURE}",
+        f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={package / 'bcmfnet'}",
     ]  # fmt: skip
     compiled = ["--providers", "eager_best", "compile"]
     return {
@@ -219,7 +222,6 @@ def main(argv: list[str] | None = None, plan: Callable[[Path, bool], dict[str, l
     package = stage(report)
     paths = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     environment = {**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
-    environment.setdefault("TORCH_CUDA_ARCH_LIST", "9.0")
     environment.setdefault("BCMFNET_COMMIT", arguments.commit or commit())
     if arguments.dry:  # what no GPU will run need not be fast
         environment.setdefault("NVCC_APPEND_FLAGS", "--Ofast-compile=max")
