@@ -15,6 +15,7 @@ from cyclopts import Token
 from tiny import TINY
 
 from bcmfnet.cli import app as command_line
+from bcmfnet.cli import main
 from bcmfnet.cli.app import app, run
 from bcmfnet.cli.options import _prepare
 from bcmfnet.engine import inference, run_folder
@@ -288,6 +289,25 @@ def test_a_closed_pipe_ends_a_verb_in_silence(bcmfnet, monkeypatch, capfd, argv)
         monkeypatch.setattr(sys, "stdout", output)
         assert run(argv) == 141
         assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
+def test_threads_that_wait_leave_the_core_to_others(monkeypatch, given, expected):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")
+    monkeypatch.delenv("OMP_WAIT_POLICY") if given is None else monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    seen = []
+    monkeypatch.setattr(command_line, "run", lambda argv: seen.append(os.environ["OMP_WAIT_POLICY"]) or 0)
+    with pytest.raises(SystemExit) as ended:
+        main(["env"])
+    assert (ended.value.code, seen) == (0, [expected])
+
+
+def test_torch_is_not_loaded_before_the_threads_are_told_how_to_wait():
+    """What OpenMP reads from the environment it reads when torch loads it."""
+    names = subprocess.check_output(
+        [sys.executable, "-P", "-c", "import sys, bcmfnet.cli; print(*sys.modules)"], text=True
+    )
+    assert "bcmfnet.cli" in names.split() and "torch" not in names.split()
 
 
 def test_the_process_ends_in_silence_too():
