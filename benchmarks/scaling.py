@@ -23,7 +23,7 @@ def _case(batch: int, classes: int, height: int, width: int) -> Case:
 SIZES = [(512, 512), (512, 1024), (1024, 1024), (1024, 2048), (2048, 2048), (2048, 4096)]
 AXES: dict[str, dict[float, Case]] = {
     "resolution, Mpx": {height * width / 1e6: _case(1, 19, height, width) for height, width in SIZES},
-    "batch, of 512x1024": {batch: _case(batch, 19, 512, 1024) for batch in (1, 2, 4, 8)},
+    "batch, of 1024x1024": {batch: _case(batch, 19, 1024, 1024) for batch in (1, 2, 4, 8, 16)},
     "classes, at 256x512": {classes: _case(1, classes, 256, 512) for classes in (2, 5, 19, 50, 150, 400, 1000)},
 }
 """What is varied, the others kept -> its values -> the case."""
