@@ -24,10 +24,12 @@ def check_dtype(name: str, tensor: Tensor, dtypes: Sequence[torch.dtype] = FLOAT
 def check_map(name: str, x: Any, dtypes: Sequence[torch.dtype] = FLOATS) -> None:
     """Raise TypeError or ValueError for what is no map [N, C, H, W] of a size that the kernels take."""
     check_dtype(name, _options.tensor(name, x), dtypes)
-    if x.ndim != 4 or min(x.shape[1:]) < 1:
-        raise ValueError(f"{name}: expected [N, C, H, W] with C, H, W >= 1, got {list(x.shape)}")
-    _limits.check_extent(name, x.shape)
-    _limits.check_channels(name, x.shape)
+    shape = x.shape
+    _, channels, height, width = shape if len(shape) == 4 else (0, 0, 0, 0)
+    if min(channels, height, width) < 1:
+        raise ValueError(f"{name}: expected [N, C, H, W] with C, H, W >= 1, got {list(shape)}")
+    _limits.check_extent(name, shape)
+    _limits.check_channels(name, shape)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

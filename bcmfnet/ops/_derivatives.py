@@ -13,20 +13,30 @@ def asks_for_gradient(tensor: Tensor) -> bool:
     """Whether reverse mode would differentiate by a tensor, also from outside of a transform of torch.func."""
     if not torch.is_grad_enabled():
         return False
-    if tensor.requires_grad or torch.compiler.is_compiling():
-        return tensor.requires_grad
+    return tensor.requires_grad or (_in_transform() and _is_wrapped_with_gradient(tensor))
+
+
+def refuse_gradient(**tensors: Tensor | None) -> None:
+    """Raise ValueError where a tensor that has no gradient asks for one."""
+    if not torch.is_grad_enabled():
+        return
+    transforms = _in_transform()
+    for name, tensor in tensors.items():
+        if tensor is not None and (tensor.requires_grad or (transforms and _is_wrapped_with_gradient(tensor))):
+            raise ValueError(f"{name}: expected a tensor without requires_grad, it has no gradient; detach it")
+
+
+def _in_transform() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def _is_wrapped_with_gradient(tensor: Tensor) -> bool:
+    """Whether a transform of torch.func further out would differentiate by it."""
     while _functorch.is_functorch_wrapped_tensor(tensor):  # as each transform sees it, from the inside out
         tensor = _functorch.get_unwrapped(tensor)
         if tensor.requires_grad:
             return True
     return False
-
-
-def refuse_gradient(**tensors: Tensor | None) -> None:
-    """Raise ValueError where a tensor that has no gradient asks for one."""
-    for name, tensor in tensors.items():
-        if tensor is not None and asks_for_gradient(tensor):
-            raise ValueError(f"{name}: expected a tensor without requires_grad, it has no gradient; detach it")
 
 
 def refuse_forward_mode(op: str, **tensors: Tensor | None) -> None:

@@ -40,7 +40,7 @@ def lmfm(x: Tensor, weights: PyramidWeights) -> Tensor:
         NotImplementedError: one with a tangent of forward mode.
     """
     pools, kernels, receives, levels = _checked(x, weights)
-    tensors: dict[str, Tensor | None] = {"x": x, **{name: getattr(weights, name) for name in TENSORS}}
+    tensors: dict[str, Tensor | None] = dict(zip(("x", *TENSORS), (x, *weights[:6]), strict=True))
     refuse_gradient(**tensors)
     refuse_forward_mode("lmfm", **tensors)
     return _FORWARD(*tensors.values(), flat(pools), kernels, receives, levels)
@@ -76,20 +76,20 @@ def _checked(x: Tensor, weights: PyramidWeights) -> tuple[Pools, Branches, Branc
     check_map("x", x)
     if not isinstance(weights, PyramidWeights):
         raise TypeError(f"weights: expected PyramidWeights, got {type(weights).__name__}")
-    for name in TENSORS:
-        if name != "shortcut" or weights.shortcut is not None:
-            _options.tensor(name, getattr(weights, name))
+    for name, tensor in zip(TENSORS, weights, strict=False):
+        if not isinstance(tensor, Tensor) and (name != "shortcut" or tensor is not None):
+            _options.tensor(name, tensor)
     scale_norms, fusion_norms, scale, process, compression, shortcut, *_ = weights
     pools = checked_pools(weights.pools)
-    kernels = tuple([_options.integer("kernels", kernel) for kernel in weights.kernels])
-    receives = tuple([_options.integer("receives", branch) for branch in weights.receives])
+    kernels = _options.integers("kernels", weights.kernels)
+    receives = _options.integers("receives", weights.receives)
     if scale.ndim != 3 or scale.shape[0] not in (len(pools) + 1, len(pools) + 2) or scale.shape[1] != x.shape[1]:
         raise ValueError(
             f"scale: expected [{len(pools) + 1} or {len(pools) + 2}, {x.shape[1]}, b], got {list(scale.shape)}"
         )
     branches, channels, branch_channels = scale.shape
     levels = _checked_levels(branches, kernels, receives)
-    taps, outputs = sum(kernel**2 for kernel in kernels), compression.shape[-1]
+    taps, outputs = sum([kernel**2 for kernel in kernels]), compression.shape[-1]
     of_map, of_norms, device = x.dtype, torch.promote_types(x.dtype, torch.float32), x.device
     for name, tensor, shape, dtype in (
         ("scale_norms", scale_norms, (2, branches + (0 if shortcut is None else 1), channels), of_norms),
@@ -113,10 +113,11 @@ def _checked(x: Tensor, weights: PyramidWeights) -> tuple[Pools, Branches, Branc
 def _checked_levels(branches: int, kernels: Branches, receives: Branches) -> Branches:
     if len(kernels) != branches or not set(kernels) <= {0, 1, 3}:
         raise ValueError(f"kernels: expected {branches} of 0, 1 or 3, got {list(kernels)}")
-    if len(receives) != branches or not set(receives) <= set(range(-1, branches)):
+    if len(receives) != branches or not -1 <= min(receives) <= max(receives) < branches:
         raise ValueError(f"receives: expected {branches} of -1 to {branches - 1}, got {list(receives)}")
-    if any(source >= 0 and not kernel for source, kernel in zip(receives, kernels, strict=True)):
-        raise ValueError(f"receives: expected -1 where kernels is 0, got {list(receives)} and {list(kernels)}")
+    for source, kernel in zip(receives, kernels, strict=True):
+        if source >= 0 and not kernel:
+            raise ValueError(f"receives: expected -1 where kernels is 0, got {list(receives)} and {list(kernels)}")
     return fusing_levels(kernels, receives)
 
 

@@ -20,6 +20,8 @@ LARGEST_FLOAT = torch.finfo(torch.float32).max
 
 def integer(name: str, value: Any) -> int:
     """An integer. Raises TypeError for anything else."""
+    if type(value) is int:  # nearly always
+        return value
     if not _is_integer(value):
         raise TypeError(f"{name}: expected an integer, got {_shown(value)}")
     return _plain(value)
@@ -35,12 +37,25 @@ def pair(name: str, value: Any, axes: str = "(H, W)") -> tuple[int, int]:
     return both
 
 
+def integers(name: str, value: Any) -> tuple[int, ...]:
+    """The integers of a sequence. Raises TypeError for anything else."""
+    found = integers_of(value)
+    if found is None:
+        raise TypeError(f"{name}: expected integers, got {_shown(value)}")
+    return found
+
+
 def integers_of(value: Any) -> tuple[int, ...] | None:
     """The integers of a sequence, None where it is none or has others."""
-    if not isinstance(value, tuple):  # which costs less to ask than the rest
-        if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Tensor)):
-            return None
-        value = tuple(value)
+    if isinstance(value, tuple):
+        for each in value:  # plain integers nearly always
+            if type(each) is not int:
+                break
+        else:
+            return tuple(value)
+    elif not isinstance(value, Iterable) or isinstance(value, (str, bytes, Tensor)):
+        return None
+    value = tuple(value)
     return tuple(map(_plain, value)) if all(map(_is_integer, value)) else None
 
 

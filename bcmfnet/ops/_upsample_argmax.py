@@ -52,7 +52,7 @@ def upsample_argmax(
     if return_confidence := _options.boolean("return_confidence", return_confidence):
         refuse_gradient(logits=logits)
         refuse_forward_mode("upsample_argmax", logits=logits)
-    labels, confidence = _FORWARD(logits.detach(), size, return_confidence)
+    labels, confidence = _FORWARD(logits.detach() if logits.requires_grad else logits, size, return_confidence)
     return (labels, confidence) if return_confidence else labels
 
 
@@ -61,17 +61,18 @@ def _checked_size(logits: Tensor, size: int | Sequence[int]) -> tuple[int, int]:
     size = _options.pair("size", size)
     check_dtype("logits", logits, HALF_AND_SINGLE)
     shape = logits.shape
-    if len(shape) != 4 or min(shape[1:]) < 1 or shape[1] > _limits.MAX_LABEL_MAP_CLASSES:
-        classes = f"C of 1 to {_limits.MAX_LABEL_MAP_CLASSES}"
-        raise ValueError(f"logits: expected [N, C, h, w] with h, w >= 1 and {classes}, got {list(shape)}")
-    if size[0] < shape[2] or size[1] < shape[3]:
-        raise ValueError(f"size: expected at least the logits' {list(shape[2:])}, got {list(size)}")
-    _limits.check_extent("size", (shape[0], *size))
+    batch, classes, height, width = shape if len(shape) == 4 else (0, 0, 0, 0)
+    if min(classes, height, width) < 1 or classes > _limits.MAX_LABEL_MAP_CLASSES:
+        known = f"C of 1 to {_limits.MAX_LABEL_MAP_CLASSES}"
+        raise ValueError(f"logits: expected [N, C, h, w] with h, w >= 1 and {known}, got {list(shape)}")
+    if size[0] < height or size[1] < width:
+        raise ValueError(f"size: expected at least the logits' {[height, width]}, got {list(size)}")
+    _limits.check_extent("size", (batch, *size))
     return size
 
 
 def _outputs(logits: Tensor, size: tuple[int, int], with_confidence: bool) -> tuple[Tensor, Tensor]:
-    batch, classes, *_ = logits.shape
+    batch, classes, _, _ = logits.shape
     shape, new = (batch, *size), logits.new_empty
     labels = new(shape, dtype=torch.uint8 if classes <= 256 else torch.int16)
     return labels, new(shape if with_confidence else 0, dtype=torch.float16)  # AOTInductor takes no None for a tensor

@@ -98,8 +98,9 @@ def _chosen_entry(op: str, device: str) -> tuple[str, Entry, str]:
         if requested in (None, name):
             reason = entry.unavailable()
             if reason is None:
-                missing = "; ".join([f"{name}: {reason}" for name, reason in reasons.items()])
-                return name, entry, source if requested else missing or "the default"
+                if requested or not reasons:
+                    return name, entry, source if requested else "the default"
+                return name, entry, "; ".join([f"{name}: {reason}" for name, reason in reasons.items()])
             reasons[name] = reason
     why = reasons.get(requested) or f"it is served by {', '.join(entries)}"
     raise RuntimeError(f"{op} on {device}: {source} asks for {requested!r}; {why}")

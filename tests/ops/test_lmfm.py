@@ -261,6 +261,8 @@ GOOD = weights_of(STRUCTURES["LMFM"], (4, 3, 5))
          "process: expected a contiguous tensor, got strides [9, 1, 3]"),
         (None, {"compression": GOOD.compression[1:]}, ValueError, "compression: expected [15, 5], got [14, 5]"),
         (None, {"shortcut": GOOD.shortcut.T}, ValueError, "shortcut: expected [4, 5], got [5, 4]"),
+        (None, {"kernels": (3, 3, 3.0, 0, 0)}, TypeError, "kernels: expected integers, got (3, 3, 3.0, 0, 0)"),
+        (None, {"receives": (2, 3, True, -1, -1)}, TypeError, "receives: expected integers, got (2, 3, True, -1, -1)"),
         (None, {"kernels": (3, 3, 2, 0, 0)}, ValueError, "kernels: expected 5 of 0, 1 or 3, got [3, 3, 2, 0, 0]"),
         (None, {"receives": (2, 3, 5, -1, -1)}, ValueError, "receives: expected 5 of -1 to 4, got [2, 3, 5, -1, -1]"),
         (None, {"receives": (2, 3, 4, -1, 1)}, ValueError,
