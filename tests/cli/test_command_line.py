@@ -291,14 +291,17 @@ def test_a_closed_pipe_ends_a_verb_in_silence(bcmfnet, monkeypatch, capfd, argv)
         assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
-def test_threads_that_wait_leave_the_core_to_others(monkeypatch, given, expected):
+@pytest.mark.parametrize(
+    ("verb", "given", "expected"),
+    [("env", None, "passive"), ("env", "active", "active"), ("benchmark", None, None), ("benchmark", "no", "no")],
+)
+def test_threads_that_wait_leave_the_core_to_others(monkeypatch, verb, given, expected):
     monkeypatch.setenv("OMP_WAIT_POLICY", "")
     monkeypatch.delenv("OMP_WAIT_POLICY") if given is None else monkeypatch.setenv("OMP_WAIT_POLICY", given)
     seen = []
-    monkeypatch.setattr(command_line, "run", lambda argv: seen.append(os.environ["OMP_WAIT_POLICY"]) or 0)
+    monkeypatch.setattr(command_line, "run", lambda argv: seen.append(os.environ.get("OMP_WAIT_POLICY")) or 0)
     with pytest.raises(SystemExit) as ended:
-        main(["env"])
+        main([verb])
     assert (ended.value.code, seen) == (0, [expected])
 
 
