@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -19,7 +20,9 @@ MACHINES = {"no AMX": "amd-epyc.csv", "AMX": "intel-xeon-processor.csv"}
 INSTRUCTIONS = RESULTS / "instructions-sm90.csv"
 FLOORS_HEAD = "| call, us | launches | instructions issued | issue floor | memory floor |"
 SCALING_HEAD = "| varied | this library | eager, the best form | eager, three cross-entropies and a sort |"
-STEPS_HEAD = "| float32, two threads | network alone | + upsampling | + argmax | from a decoded frame |"
+STEPS_HEAD = (
+    "| two threads | network alone | + upsampling | + argmax | from a decoded frame | + argmax, initial weights |"
+)
 PAPER_HEADS = {
     "cityscapes": "| Table 2, Cityscapes | FPS here | 95 % of frames within | published: FPS | GPU | mIoU |",
     "camvid": "| Table 3, CamVid | FPS here | 95 % of frames within | published: FPS | GPU | mIoU |",
@@ -153,7 +156,7 @@ def scaling() -> list[str]:
     """What the loss costs from the smallest to the largest of each axis, and the powers n^k that it grows with."""
     from bcmfnet.benchmarks.scaling import AXES, exponent
 
-    rows = measured(RESULTS / AVX2)
+    rows = measured(RESULTS / MACHINES["AMX"])
     found = [SCALING_HEAD, "|---" * 4 + "|"]
     for axis, cases in AXES.items():
         here = {value: case.name for value, case in cases.items() if ("scaling", case.name, "cpp", "1") in rows}
@@ -175,17 +178,16 @@ def scaling() -> list[str]:
 
 def steps() -> list[str]:
     """Frames a second at each step of the way, with the median and the 95 % quantile of the milliseconds."""
-    rows = measured(RESULTS / AVX2)
-    found = [STEPS_HEAD, "|---" * 5 + "|"]
+    rows = measured(RESULTS / MACHINES["AMX"])
+    found = [STEPS_HEAD, "|---" * 6 + "|"]
     names = {"ours": "`for_inference()`", "eager_best": "eager, the best form", "eager": "eager, as one writes it"}
-    for size in sorted({key[1] for key in rows if key[0] == "fps"}):
-        for provider, name in names.items():
-            cells = []
-            for step in ("logits", "upsampled", "labels", "frame"):
-                row = rows.get(("fps", size, f"{provider}_{step}", "2"))
-                cells.append(MISSING if row is None else _rate(row))
-            weights, shape = size.split("-")
-            found.append(f"| {name}, {shape}, {weights} weights | {' | '.join(cells)} |")
+    columns = [("trained", step) for step in ("logits", "upsampled", "labels", "frame")] + [("random", "labels")]
+    sizes = sorted({case.partition("-")[2] for benchmark, case, *_ in rows if benchmark == "fps"})
+    for size, ending, (provider, name) in product(sizes, ("", "_bf16"), names.items()):
+        keys = [("fps", f"{weights}-{size}", f"{provider}_{step}{ending}", "2") for weights, step in columns]
+        if any(key in rows for key in keys):
+            cells = [_rate(rows[key]) if key in rows else MISSING for key in keys]
+            found.append(f"| {name}, {size}, {'bfloat16' if ending else 'float32'} | {' | '.join(cells)} |")
     return found
 
 

@@ -115,7 +115,7 @@ def described(case: str) -> str:
 
 def scaling(figure: Any, theme: Theme) -> None:
     """Time and peak memory of the loss against resolution, batch and classes, on logarithmic axes."""
-    rows = measured(RESULTS / AVX2)
+    rows = measured(RESULTS / MACHINES["AMX"])
     looks = {
         "this library": ("cpp", theme.ours, "o"),
         "eager, the best form": ("eager_best", theme.quiet, "s"),
