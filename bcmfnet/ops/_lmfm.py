@@ -83,18 +83,17 @@ def _checked(x: Tensor, weights: PyramidWeights) -> tuple[Pools, Branches, Branc
     pools = checked_pools(weights.pools)
     kernels = _options.integers("kernels", weights.kernels)
     receives = _options.integers("receives", weights.receives)
-    if scale.ndim != 3 or scale.shape[0] not in (len(pools) + 1, len(pools) + 2) or scale.shape[1] != x.shape[1]:
-        raise ValueError(
-            f"scale: expected [{len(pools) + 1} or {len(pools) + 2}, {x.shape[1]}, b], got {list(scale.shape)}"
-        )
-    branches, channels, branch_channels = scale.shape
+    given, channels = scale.shape, x.shape[1]
+    if len(given) != 3 or given[0] not in (len(pools) + 1, len(pools) + 2) or given[1] != channels:
+        raise ValueError(f"scale: expected [{len(pools) + 1} or {len(pools) + 2}, {channels}, b], got {list(given)}")
+    branches, _, branch_channels = given
     levels = _checked_levels(branches, kernels, receives)
     taps, outputs = sum([kernel**2 for kernel in kernels]), compression.shape[-1]
     of_map, of_norms, device = x.dtype, torch.promote_types(x.dtype, torch.float32), x.device
     for name, tensor, shape, dtype in (
         ("scale_norms", scale_norms, (2, branches + (0 if shortcut is None else 1), channels), of_norms),
-        ("fusion_norms", fusion_norms, (2, sum(map(bool, kernels)) + branches, branch_channels), of_norms),
-        ("scale", scale, scale.shape, of_map),
+        ("fusion_norms", fusion_norms, (2, 2 * branches - kernels.count(0), branch_channels), of_norms),
+        ("scale", scale, given, of_map),
         ("process", process, (taps, branch_channels, branch_channels), of_map),
         ("compression", compression, (branches * branch_channels, outputs), of_map),
         ("shortcut", shortcut, (channels, outputs), of_map),
