@@ -39,7 +39,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 def checked_pools(pools: Sequence[Sequence[int]]) -> tuple[tuple[int, int, int], ...]:
     """Pools as tuples. Raises ValueError for what are none."""
     given = list(map(_triple, pools)) if isinstance(pools, Iterable) and not isinstance(pools, str) else [None]
-    triples = tuple(triple for triple in given if triple is not None)
+    triples = tuple([triple for triple in given if triple is not None])
     if len(triples) < len(given):
         raise ValueError(f"pools: expected (kernel, stride, padding) triples, kernel = 2 * padding + 1, got {pools!r}")
     if len(triples) > _limits.MAX_POOLS:

@@ -88,8 +88,9 @@ def _checked(x: Tensor, weights: PyramidWeights) -> tuple[Pools, Branches, Branc
         raise ValueError(f"scale: expected [{len(pools) + 1} or {len(pools) + 2}, {channels}, b], got {list(given)}")
     branches, _, branch_channels = given
     levels = _checked_levels(branches, kernels, receives)
-    taps, outputs = sum([kernel**2 for kernel in kernels]), compression.shape[-1]
-    of_map, of_norms, device = x.dtype, torch.promote_types(x.dtype, torch.float32), x.device
+    taps, outputs = sum([kernel * kernel for kernel in kernels]), compression.shape[-1]
+    of_map, device = x.dtype, x.device
+    of_norms = torch.float64 if of_map == torch.float64 else torch.float32
     for name, tensor, shape, dtype in (
         ("scale_norms", scale_norms, (2, branches + (0 if shortcut is None else 1), channels), of_norms),
         ("fusion_norms", fusion_norms, (2, 2 * branches - kernels.count(0), branch_channels), of_norms),

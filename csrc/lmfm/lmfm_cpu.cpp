@@ -319,10 +319,13 @@ int64_t run(const Lmfm& call, void* scratch, Parallel parallel) {
   return fusion.arena.bytes;
 }
 
-// Bytes that the call works in; it runs if it is given them.
+// Bytes that the call works in; it runs if it is given them. Branches narrower than a tile would multiply padding, and
+// have sums too short for the rounded activations to even out.
 int64_t choose(const Lmfm& call, void* scratch, Parallel parallel) {
 #ifdef BCM_AMX
-  if (call.x.dtype == DType::kBFloat16 && AmxTiles::allowed()) return run<AmxTiles>(call, scratch, parallel);
+  const bool fills_tiles = call.branch_channels >= AmxTiles::kTile;
+  if (call.x.dtype == DType::kBFloat16 && fills_tiles && AmxTiles::allowed())
+    return run<AmxTiles>(call, scratch, parallel);
 #endif
   return run<FloatTiles>(call, scratch, parallel);
 }
