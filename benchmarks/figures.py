@@ -23,6 +23,8 @@ SCALING_HEAD = "| varied | this library | eager, the best form | eager, three cr
 STEPS_HEAD = (
     "| two threads | network alone | + upsampling | + argmax | from a decoded frame | + argmax, initial weights |"
 )
+EXPORTS = RESULTS / "intel-xeon-processor-exports.csv"
+EXPORTS_HEAD = "| {} | labels that differ | by at most, logits | size | an image | over `for_inference` | peak memory |"
 PAPER_HEADS = {
     "cityscapes": "| Table 2, Cityscapes | FPS here | 95 % of frames within | published: FPS | GPU | mIoU |",
     "camvid": "| Table 3, CamVid | FPS here | 95 % of frames within | published: FPS | GPU | mIoU |",
@@ -212,8 +214,29 @@ def paper_table(table: str) -> list[str]:
     return found
 
 
+def exports(size: str) -> list[str]:
+    """What `bcmfnet export` printed of the file of each format at a size."""
+    with EXPORTS.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["size"] == size]
+    found = [EXPORTS_HEAD.format(size), "|---" * 7 + "|"]
+    for row in rows:
+        seconds, beside = float(row["seconds"]), float(row["network_seconds"])
+        cells = [
+            f"{row['format']}, {row['dtype']}",
+            f"{row['differing']} ({100 * int(row['differing']) / int(row['pixels']):.2g} %)",
+            f"{float(row['largest_margin']):.2g}",
+            f"{int(row['bytes']) / 1e6:.1f} MB",
+            f"{_number(1e3 * seconds)} ms",
+            f"{beside / seconds:.2f}",
+            f"{int(row['peak_bytes']) / 1e6:,.0f} MB",
+        ]
+        found.append(f"| {' | '.join(cells)} |")
+    return found
+
+
 DRAWN = {FLOORS_HEAD: floors, SCALING_HEAD: scaling, STEPS_HEAD: steps}
 DRAWN |= {head: partial(paper_table, table) for table, head in PAPER_HEADS.items()}
+DRAWN |= {EXPORTS_HEAD.format(size): partial(exports, size) for size in ("360x480", "1024x2048")}
 """First line of a table -> what draws it."""
 
 

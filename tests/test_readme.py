@@ -171,10 +171,12 @@ def test_camvid_figures_are_those_of_the_results_file():
 
 
 def test_tables_of_figures_are_those_of_the_results_files(tmp_path):
-    pages = {"README.md": README, "measured.md": DOCS["measured"], "kernels.md": DOCS["kernels"]}
+    pages = {"README.md": README} | {f"{name}.md": DOCS[name] for name in ("measured", "kernels", "export")}
     for name, text in pages.items():
         (tmp_path / name).write_text(text)
     figures.main(*(str(tmp_path / name) for name in pages))
     assert {name: (tmp_path / name).read_text() for name in pages} == pages
     assert DOCS["measured"].count("|  | no AMX, ") == len(figures.TABLES)  # drawn from rows, and each found
     assert README.count("|  | no AMX, ") == DOCS["kernels"].count(figures.FLOORS_HEAD) == 1
+    assert DOCS["measured"].count(figures.STEPS_HEAD) == 1
+    assert [DOCS["export"].count(figures.EXPORTS_HEAD.format(size)) for size in ("360x480", "1024x2048")] == [1, 1]

@@ -91,3 +91,13 @@ def test_the_papers_table_has_measured_and_published_speeds(monkeypatch):
     monkeypatch.setattr(figures, "measured", lambda path: rows)
     assert figures.paper_table("camvid")[2:] == ["| BCMFNet, `for_inference()` | 20 | 60 ms | 225.0 | - | 76.2 |"]
     assert len(figures.paper_table("cityscapes")) == 2
+
+
+def test_the_files_of_each_format(monkeypatch, tmp_path):
+    path = tmp_path / "exports.csv"
+    path.write_text(
+        "format,dtype,size,bytes,pixels,differing,largest_margin,seconds,network_seconds,peak_bytes\n"
+        "onnx,int8,8x8,6000000,1000,3,0.25,0.5,1,2000000000\nonnx,int8,16x16,1,1,1,1,1,1,1\n"
+    )
+    monkeypatch.setattr(figures, "EXPORTS", path)
+    assert figures.exports("8x8")[2:] == ["| onnx, int8 | 3 (0.3 %) | 0.25 | 6.0 MB | 500 ms | 2.00 | 2,000 MB |"]
