@@ -55,8 +55,9 @@ Scratch lay_out(const Bcl& call, bool saves, Arena& arena) {
   scratch.labelled_blocks = count_of(tile_grid(call));
   scratch.scored_blocks = count_of(up && !wide ? cell_grid(call) : pixel_grid(call));
   scratch.boundary_blocks = count_of(up && !terms ? cell_grid(call) : tile_grid(call));
-  if (up && call.logits.dtype != DType::kFloat32)
+  if (up && wide && call.logits.dtype != DType::kFloat32)
     scratch.logits = arena.take<float>(units_of(call) * call.logits.channels * call.logits.width);
+  scratch.tile = cell_tile_of(call);
   scratch.score_pitch = round_up(call.target.width, kPacked);
   scratch.words = ceil_div(call.target.width, 32);
   if (selects(call) || !wide) scratch.score = arena.take<uint16_t>(rows * scratch.score_pitch);
@@ -70,9 +71,13 @@ Scratch lay_out(const Bcl& call, bool saves, Arena& arena) {
   if ((up || terms) && wide) scratch.best = arena.take<float>(pixels), scratch.lse = arena.take<float>(pixels);
   if (terms) lay_out_terms(call, saves, arena, scratch);
   if (up && saves) {
-    const int64_t nodes = units_of(call) * segments_of(call) * call.logits.channels * kNodes;
-    scratch.upper = arena.take<float>(nodes), scratch.lower = arena.take<float>(nodes);
-    if (decides(call)) scratch.chosen_upper = arena.take<float>(nodes), scratch.chosen_lower = arena.take<float>(nodes);
+    const int64_t nodes = segments_of(call) * call.logits.channels * scratch.tile.nodes;
+    const auto take = [&](Parts& parts) {
+      parts.upper = arena.take<float>(units_of(call) * nodes);
+      parts.lower = arena.take<float>(strips_of(call) * nodes);
+    };
+    take(scratch.parts);
+    if (decides(call)) take(scratch.chosen);
   }
   scratch.labelled = arena.take<Partial>(scratch.labelled_blocks);
   scratch.scored = arena.take<Partial>(scratch.scored_blocks);

@@ -43,16 +43,18 @@ struct Lerped {
 
 constexpr float kLeastTotal = 0x1p-100f;  // A sum that may have lost exponentials to underflow is taken again.
 
-// Exponentials of the exponents that `of(i)` gives, and their sum; all lose `shift` where some might be lost.
+// Exponentials of the exponents that `of(i)` gives, and their sum; all lose `shift` where some might be lost, which are
+// `steep`.
 template <int K>
 struct Exponentials {
+  static constexpr float kLeast = -100;  // an exponent below which exponentials might be lost
   float z[K], total = 0, shift = 0;
 
   template <typename Of>
-  __device__ explicit Exponentials(const Of& of) {
+  __device__ explicit Exponentials(const Of& of, bool steep = true) {
 #pragma unroll
     for (int i = 0; i < K; ++i) z[i] = exp2_of(of(i)), total += z[i];
-    if (total > kLeastTotal) return;
+    if (!steep || total > kLeastTotal) return;
     shift = -kInfinity, total = 0;
 #pragma unroll
     for (int i = 0; i < K; ++i) shift = fmaxf(shift, of(i));
@@ -63,22 +65,21 @@ struct Exponentials {
 
 // A block of cells: where its output columns and rows lie between source columns and rows.
 struct CellBlock {
-  static constexpr int kEdges = kNodes + 3;
+  static constexpr int kEdges = kNodes + kCellRows + 1;
 
   const Bcl& call;
-  // [kEdges], shared: the first column of each cell; the first row, and that of the row of cells below. All of it is
-  // written, since the compiler reads 16 bytes at once.
+  const CellTile& tile;
+  // [kEdges], shared: the first column of each cell; the first row of each row of cells. All of it is written, since the
+  // compiler reads 16 bytes at once.
   int* const edges;
-  const int64_t image, row, lower_row, first_cell;
-
+  const int64_t image, row, first_cell;
   const bool align;
 
   // The edges can be read after a barrier.
-  __device__ CellBlock(const Bcl& call, int* edges, bool align = false)
-      : call(call), edges(edges), image(blockIdx.x / static_cast<unsigned>(call.logits.height)),
-        row(blockIdx.x % static_cast<unsigned>(call.logits.height)),
-        lower_row(high_of(row, call.logits.height, call.target.height)),
-        first_cell(static_cast<int64_t>(blockIdx.y) * kCells), align(align) {
+  __device__ CellBlock(const Bcl& call, const CellTile& tile, int* edges, bool align = false)
+      : call(call), tile(tile), edges(edges), image(blockIdx.x / tile.strips),
+        row(static_cast<int64_t>(blockIdx.x % tile.strips) * tile.rows),
+        first_cell(static_cast<int64_t>(blockIdx.y) * tile.cells), align(align) {
     if (threadIdx.x >= kEdges) return;
     const int below = static_cast<int>(threadIdx.x) - kNodes;
     const View &logits = call.logits, &target = call.target;
@@ -86,10 +87,16 @@ struct CellBlock {
         below >= 0 ? first_output(row + below, logits.height, target.height, align)
                    : first_output(first_cell + threadIdx.x, logits.width, target.width, align));
   }
-  __device__ int begin_y() const { return edges[kNodes]; }
-  __device__ int end_y() const { return edges[kNodes + 1]; }
+  // Rows of cells that there are.
+  __device__ int rows() const { return static_cast<int>(smaller_of<int64_t>(call.logits.height - row, tile.rows)); }
+  __device__ int64_t lower_row(int below = 0) const {
+    return high_of(row + below, call.logits.height, call.target.height);
+  }
+  // The output rows of a row of cells.
+  __device__ int begin_y(int below = 0) const { return edges[kNodes + below]; }
+  __device__ int end_y(int below = 0) const { return edges[kNodes + below + 1]; }
   __device__ int begin_x() const { return edges[0]; }
-  __device__ int end_x() const { return edges[kCells]; }
+  __device__ int end_x() const { return edges[tile.cells]; }
 };
 
 // The output columns of a block: the node to the left of each, and the weight of the one to the right.
@@ -119,56 +126,70 @@ struct Across {
   }
 };
 
-// The output rows of a block: the weight of the lower source row.
+// The output rows of a row of cells: the weight of the lower source row.
 struct Down {
+  const CellBlock& block;
   const Positions positions;
-  const int begin, step, first;
   const float per_step;
+  int begin, step, first;
 
   __device__ explicit Down(const CellBlock& block)
-      : positions(positions_of(block.call.logits.height, block.call.target.height, block.align)),
-        begin(block.begin_y()), step(block.lower_row != block.row ? static_cast<int>(positions.step) : 0),
-        first(step != 0 ? static_cast<int>(positions.first + positions.step * begin - positions.divisor * block.row) : 0),
-        per_step(1 / static_cast<float>(positions.divisor)) {}
+      : block(block), positions(positions_of(block.call.logits.height, block.call.target.height, block.align)),
+        per_step(1 / static_cast<float>(positions.divisor)) {
+    go_to(0);
+  }
+  __device__ void go_to(int below) {
+    const int64_t row = block.row + below;
+    begin = block.begin_y(below);
+    step = block.lower_row(below) != row ? static_cast<int>(positions.step) : 0;
+    first = step != 0 ? static_cast<int>(positions.first + positions.step * begin - positions.divisor * row) : 0;
+  }
   __device__ float operator()(int y) const {
     return fmaxf(static_cast<float>(first + step * (y - begin)) * per_step, 0.0f);
   }
 };
 
-// Calls put(class, node, upper, lower) with the exponents to base 2 of a block's nodes, at the upper source row and at
-// the lower one. A softmax does not change where all logits of a node lose the same: their largest, so that exponents
-// are at most 0.
-template <int K, typename Put>
-__device__ void read_nodes(const CellBlock& block, int classes, const Put& put) {
-  const int node = threadIdx.x;
-  if (node >= kNodes) return;
-  const View& logits = block.call.logits;
-  const bool binary = block.call.options.binary;  // its first class has no channel, and the logit 0
-  const int64_t column = block.first_cell + node < logits.width ? block.first_cell + node : logits.width - 1;
-  const float* const from = static_cast<const float*>(logits.data) +
-                            offset_of(logits, block.image, binary ? -1 : 0, block.row, column);
-  const int64_t down = (block.lower_row - block.row) * logits.row_stride;
-  float upper[K], lower[K], most_upper = -kInfinity, most_lower = -kInfinity;
-#pragma unroll
-  for (int i = 0; i < K; ++i) {
-    if (i >= classes) continue;
-    const bool absent = i == 0 && binary;
-    upper[i] = absent ? 0.0f : from[i * logits.channel_stride];
-    lower[i] = absent ? 0.0f : from[i * logits.channel_stride + down];
-    most_upper = fmaxf(most_upper, upper[i]), most_lower = fmaxf(most_lower, lower[i]);
-  }
-  const float shift_upper = kLog2E * most_upper, shift_lower = kLog2E * most_lower;
+template <typename T, int K>
+__device__ void read_node(const View& logits, int64_t at, int classes, bool binary, float (&z)[K]) {
+  const T* const from = static_cast<const T*>(logits.data) + at;
 #pragma unroll
   for (int i = 0; i < K; ++i)
-    if (i < classes) put(i, node, exponent(upper[i], shift_upper), exponent(lower[i], shift_lower));
+    if (i < classes) z[i] = i == 0 && binary ? 0.0f : as_float(from[i * logits.channel_stride]);
 }
 
-// The same to [classes, kNodes]: exponents at the upper source row, and on to the lower one.
+// The exponents to base 2 of a node in a source row. A softmax does not change where all logits of a node lose the same:
+// their largest, so that exponents are at most 0.
 template <int K>
-__device__ void read_nodes(const CellBlock& block, int classes, float2* nodes) {
-  read_nodes<K>(block, classes, [&](int i, int node, float upper, float lower) {
-    nodes[i * kNodes + node] = make_float2(upper, lower - upper);
-  });
+__device__ void exponents_of(const CellBlock& block, int classes, int64_t row, int node, float (&exponents)[K]) {
+  const View& logits = block.call.logits;
+  const bool binary = block.call.options.binary;  // its first class has no channel, and the logit 0
+  const int64_t column = smaller_of(block.first_cell + node, logits.width - 1);
+  const int64_t at = offset_of(logits, block.image, binary ? -1 : 0, row, column);
+  switch (logits.dtype) {
+    case DType::kFloat16: read_node<__half>(logits, at, classes, binary, exponents); break;
+    case DType::kBFloat16: read_node<__nv_bfloat16>(logits, at, classes, binary, exponents); break;
+    default: read_node<float>(logits, at, classes, binary, exponents);
+  }
+  float most = -kInfinity;
+#pragma unroll
+  for (int i = 0; i < K; ++i)
+    if (i < classes) most = fmaxf(most, exponents[i]);
+  const float shift = kLog2E * most;
+#pragma unroll
+  for (int i = 0; i < K; ++i)
+    if (i < classes) exponents[i] = exponent(exponents[i], shift);
+}
+
+// Calls put(class, upper, lower) with the exponents of a node of a row of cells, at the upper source row and at the lower
+// one.
+template <int K, typename Put>
+__device__ void read_nodes(const CellBlock& block, int classes, int below, int node, const Put& put) {
+  float upper[K], lower[K];
+  exponents_of<K>(block, classes, block.row + below, node, upper);
+  exponents_of<K>(block, classes, block.lower_row(below), node, lower);
+#pragma unroll
+  for (int i = 0; i < K; ++i)
+    if (i < classes) put(i, upper[i], lower[i]);
 }
 
 // Exponents of a class along a column: at the upper source row, and on to the lower one.

@@ -39,6 +39,16 @@ __device__ inline float reciprocal_of(float x) {
   return result;
 #endif
 }
+// x, or 0 where it is below; NaN stays.
+__device__ inline float at_least_0(float x) {
+#ifdef BCM_CUDA_ON_CPU
+  return x < 0 ? 0.0f : x;
+#else
+  float result;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(x));
+  return result;
+#endif
+}
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 __device__ inline float exponent(float z, float shift) { return fmaf(kLog2E, z, -shift); }
 
@@ -141,12 +151,15 @@ __device__ inline float nats_of(int64_t classes) { return classes == 1 ? 0.0f : 
 
 // The cross-entropy of a label from its exponent and the logarithm of the sum to base 2.
 __device__ inline float cross_entropy(float nats, float log_sum, float exponent_of_label) {
-  const float ce = nats * (log_sum - exponent_of_label);
-  return ce < 0 ? 0.0f : ce;  // a rounding
+  return at_least_0(nats * (log_sum - exponent_of_label));  // below is a rounding
 }
 
 // What a pixel with a weight adds to a sum: nothing where the weight is 0, whatever the loss is.
 __device__ inline float times_weight(float weight, float loss) { return weight != 0 ? weight * loss : 0.0f; }
+
+// A value that all threads of a warp have, computed once: without the exchange the compiler would rather compute it again
+// wherever a loop asks for it.
+__device__ inline float once(float value) { return __shfl_sync(kFullWarp, value, 0); }
 
 template <typename T>
 __device__ T sum_of_warp(T value) {

@@ -16,8 +16,9 @@ constexpr int kThreads = 256;  // of a block of pixels, one for each of its colu
 constexpr int kRows = 8;       // of a block of pixels; of each warp of a tile
 constexpr int kPacked = 8;     // columns that a lane of a tile has, whose scores are 16 bytes
 constexpr int kTileRows = kThreads / 32 * kRows, kTileColumns = 32 * kPacked;
-constexpr int kCells = 32;     // of a block of cells: one for each lane
+constexpr int kCells = 32;     // of a row of a block of cells, at most: one for each lane
 constexpr int kNodes = kCells + 1;
+constexpr int kCellRows = 4;   // of a block of cells, at most
 constexpr int kMostClasses = 31;  // A thread holds at most so many in registers, and their labels fit 5 bits.
 
 // What a block of pixels or cells adds up.
@@ -45,6 +46,19 @@ struct Factors {
   int threshold[1];  // of each histogram
 };
 
+// The cells of a block: rows of so many next to each other, between so many nodes; and the blocks of an image on top of
+// each other.
+struct CellTile {
+  int rows, cells, nodes;
+  unsigned strips;
+};
+
+// Gradients by blocks of cells: of the rows of nodes above its rows of cells, [units, segments, classes,
+// nodes], and of the row of nodes below the last of them, [strips, segments, classes, nodes].
+struct Parts {
+  float *upper, *lower;
+};
+
 // Device memory of one forward. Maps have the target's shape.
 struct Scratch {
   float* logits;         // low-resolution logits as float32, contiguous, where they are not float32
@@ -61,8 +75,8 @@ struct Scratch {
   float* overlap;              // [blocks, 3, classes]: I, P and Y of the blocks of `score`
   float *sums, *slopes;        // [groups, 3, classes], [groups, 2, classes]
   double* boundary;            // sums of boundary terms, of the blocks of `select` or `cells`
-  float *upper, *lower;  // [units, segments, classes, kNodes]: gradients of the source rows around a row of cells
-  float *chosen_upper, *chosen_lower;  // where scores decide: of the boundary term alone, but for its factor
+  CellTile tile;
+  Parts parts, chosen;         // the gradient; where scores decide, that of the boundary term alone, but for its factor
   Factors* factors;
   int64_t score_pitch, words, groups, labelled_blocks, scored_blocks, boundary_blocks;
 };
@@ -87,7 +101,18 @@ BCM_HD bool decides(const Bcl& call) {
          !by_rank(call.options.selection) && call.logits.channels <= kMostDecided;
 }
 
-inline int64_t segments_of(const Bcl& call) { return ceil_div(call.logits.width, kCells); }
+// Without other terms a block has some 128 columns of pixels, and some rows of cells, so that it adds up what two of them
+// give to the nodes between them. Where the height stays, rows of cells have no nodes between them.
+inline CellTile cell_tile_of(const Bcl& call) {
+  const int64_t height = call.logits.height, in = call.logits.width, out = call.target.width;
+  const bool single = is_wide(call) || has_terms(call) || height == call.target.height;
+  const int rows = single ? 1 : call.logits.channels <= 19 ? kCellRows : 2;
+  const int cells = is_wide(call) || has_terms(call) || out <= 4 * in ? kCells : out <= 8 * in ? 16 : 8;
+  return {rows, cells, cells + 1, static_cast<unsigned>(ceil_div(height, rows))};
+}
+
+inline int64_t segments_of(const Bcl& call) { return ceil_div(call.logits.width, cell_tile_of(call).cells); }
+inline int64_t strips_of(const Bcl& call) { return call.logits.batch * cell_tile_of(call).strips; }
 inline int64_t units_of(const Bcl& call) { return call.logits.batch * call.logits.height; }
 
 inline dim3 pixel_grid(const Bcl& call) {
@@ -103,7 +128,7 @@ inline dim3 tile_grid(const Bcl& call) {
 
 // Blocks of cells; their third axis, that of the classes, is left out of count_of.
 inline dim3 cell_grid(const Bcl& call) {
-  return dim3(static_cast<unsigned>(units_of(call)), static_cast<unsigned>(segments_of(call)),
+  return dim3(static_cast<unsigned>(strips_of(call)), static_cast<unsigned>(segments_of(call)),
               is_wide(call) ? blocks_for(call.logits.channels, kMostClasses) : 1);
 }
 inline int64_t count_of(dim3 grid) { return static_cast<int64_t>(grid.x) * grid.y; }
@@ -132,7 +157,7 @@ int by_classes_of_terms(const Bcl& call, Launch launch) {
 // full: logits of the target's size.
 int launch_full_scores(const Bcl& call, const Scratch& scratch, void* stream);
 
-// upsampled: cells of low-resolution logits, which are float32; `widened` makes them so.
+// upsampled: cells of low-resolution logits. More than kMostClasses are float32; `widen` makes them so.
 int widen(const Bcl& call, const Scratch& scratch, void* stream);
 int launch_upsampled_scores(const Bcl& call, const Scratch& scratch, bool gradient, void* stream);
 int launch_selected(const Bcl& call, const Scratch& scratch, bool gradient, void* stream);

@@ -10,29 +10,32 @@ struct alignas(16) Corners {
   float sum, right, below, below_right;
 };
 
+constexpr int kAtOnce = kWarps * 32;  // pixels; columns that are listed together
+constexpr int kListedRows = 32;       // so are these
+
 // The selected pixels alone: their boundary term, and its gradient. A block lists those of its cells in the order of
 // their columns. Each lane then takes one of them; then, for the gradient, a class of all that lie in one cell.
 template <int K, bool kExact, bool kGradient>
-__global__ void __launch_bounds__(kWarps * 32, K > 19 ? 2 : kExact ? 4 : 3) selected_kernel(
+__global__ void __launch_bounds__(kAtOnce, K > 19 ? 2 : kExact ? 4 : 3) selected_kernel(
     const Bcl call, const Scratch scratch) {
-  constexpr int kAtOnce = kWarps * 32;                  // pixels
-  constexpr int kStrip = 2 * kAtOnce, kStripRows = 16;  // columns and rows that are listed together
-  BCM_DYNAMIC_SHARED(Corners, corners);                 // [kCells, classes]
+  BCM_DYNAMIC_SHARED(Corners, corners);  // [rows, cells, classes]
   __shared__ __align__(16) int edges[CellBlock::kEdges];
-  __shared__ int starts[kStrip + 1];                // of a column in the list
-  __shared__ __align__(16) int counts[kWarps];      // of a warp's columns; the compiler reads 16 bytes at once
-  __shared__ uint16_t list[kStrip * kStripRows];      // column * kStripRows + row
+  __shared__ int starts[kAtOnce + 1];            // of a column in the list
+  __shared__ __align__(16) int counts[kWarps];   // of a warp's columns; the compiler reads 16 bytes at once
+  __shared__ uint16_t list[kAtOnce * kListedRows];  // column * kListedRows + row
   __shared__ float2 weights[kAtOnce];
+  __shared__ int rows_of[kAtOnce];
   const int classes = kExact ? K : min(K, static_cast<int>(call.logits.channels)), pitch = classes | 1;
-  float2* const nodes = reinterpret_cast<float2*>(corners + (kGradient ? kCells * classes : 0));
-  float* const values = reinterpret_cast<float*>(nodes + classes * kNodes);  // [kAtOnce, pitch]
+  const CellBlock block(call, scratch.tile, edges);
+  const int cells = block.tile.cells, nodes = block.tile.nodes, rows = block.rows();
+  float2* const exponents = reinterpret_cast<float2*>(corners + (kGradient ? block.tile.rows * cells * classes : 0));
+  float* const values = reinterpret_cast<float*>(exponents + block.tile.rows * classes * nodes);  // [kAtOnce, pitch]
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const CellBlock block(call, edges);
   __syncthreads();
 
-  const int end_y = block.end_y(), end_x = block.end_x();
+  const int end_y = block.end_y(rows - 1), end_x = block.end_x();
   const Across across(block);
-  const Down down(block);
+  const Down first_down(block);
   const Target target{call, static_cast<int>(block.image)};
   const float nats = nats_of(classes);
   const int threshold = selects(call) ? scratch.factors->threshold[call.options.per_image ? block.image : 0] : 0;
@@ -53,17 +56,30 @@ __global__ void __launch_bounds__(kWarps * 32, K > 19 ? 2 : kExact ? 4 : 3) sele
     }
     return rows;
   };
+  const auto read_exponents = [&] {
+    for (int i = threadIdx.x; i < rows * nodes; i += kAtOnce) {
+      float2* const to = exponents + i / nodes * classes * nodes + i % nodes;
+      read_nodes<K>(block, classes, i / nodes, i % nodes, [&](int c, float upper, float lower) {
+        to[c * nodes] = make_float2(upper, lower - upper);
+      });
+    }
+  };
   const auto evaluate = [&](int x, int y) {
+    int row = 0;
+    while (y >= block.end_y(row)) ++row;
+    Down down = first_down;
+    down.go_to(row);
     const Across::Column column = across(x);
     const float weight_y = down(y);
+    const float2* const of_row = exponents + row * classes * nodes;
     const auto exponent_of = [&](int i) {
-      const float2 line = line_of(nodes + i * kNodes, column);
+      const float2 line = line_of(of_row + i * nodes, column);
       return fmaf(weight_y, line.y, line.x);
     };
-    float exponents[K];
+    float z[K];
 #pragma unroll
-    for (int i = 0; i < K; ++i) exponents[i] = i < classes ? exponent_of(i) : -kInfinity;
-    const Exponentials<K> softmax([&](int i) { return exponents[i]; });
+    for (int i = 0; i < K; ++i) z[i] = i < classes ? exponent_of(i) : -kInfinity;
+    const Exponentials<K> softmax([&](int i) { return z[i]; });
     const float log_sum = log2_of(softmax.total);
     const Labels labels = target.of_term(y, x);
     const CrossEntropies ce(labels, [&](int label) {
@@ -83,32 +99,34 @@ __global__ void __launch_bounds__(kWarps * 32, K > 19 ? 2 : kExact ? 4 : 3) sele
       if (amount != 0) to[label] -= amount;
     };
     take(labels.own, amounts.own), take(labels.rows, amounts.rows), take(labels.columns, amounts.columns);
-    weights[threadIdx.x] = make_float2(column.weight, weight_y);
+    weights[threadIdx.x] = make_float2(column.weight, weight_y), rows_of[threadIdx.x] = row;
   };
   // Adds `count` pixels, those of the list from `first` on.
   const auto fold = [&](int first_x, int first, int count) {
-    for (int cell = warp; cell < kCells; cell += kWarps) {
-      const auto start_of = [&](int edge) { return starts[min(max(edge - first_x, 0), kStrip)] - first; };
-      const int begin = max(start_of(edges[cell]), 0), end = min(start_of(edges[cell + 1]), count);
-      if (begin >= end || lane >= classes) continue;
-      Corners part{};  // a cell may have thousands of pixels
-      for (int i = begin; i < end; ++i) {
-        const float value = values[i * pitch + lane], below = weights[i].y * value;
-        part.sum += value, part.right = fmaf(weights[i].x, value, part.right);
-        part.below += below, part.below_right = fmaf(weights[i].x, below, part.below_right);
+    for (int cell = warp; cell < cells; cell += kWarps) {
+      const auto start_of = [&](int edge) { return starts[min(max(edge - first_x, 0), kAtOnce)] - first; };
+      const int end = min(start_of(edges[cell + 1]), count);
+      for (int i = max(start_of(edges[cell]), 0); i < end;) {
+        const int row = rows_of[i];
+        Corners part{};  // of neighbours in one row of cells, which may be thousands
+        for (; i < end && rows_of[i] == row; ++i) {
+          const float value = lane < classes ? values[i * pitch + lane] : 0.0f, below = weights[i].y * value;
+          part.sum += value, part.right = fmaf(weights[i].x, value, part.right);
+          part.below += below, part.below_right = fmaf(weights[i].x, below, part.below_right);
+        }
+        if (lane >= classes) continue;
+        Corners& to = corners[(row * cells + cell) * classes + lane];
+        to = {to.sum + part.sum, to.right + part.right, to.below + part.below, to.below_right + part.below_right};
       }
-      Corners& to = corners[cell * classes + lane];
-      to = {to.sum + part.sum, to.right + part.right, to.below + part.below, to.below_right + part.below_right};
     }
   };
 
-  for (int first_x = block.begin_x(); first_x < end_x; first_x += kStrip) {
-    for (int first_y = block.begin_y(); first_y < end_y; first_y += kStripRows) {
-      const int own = 2 * static_cast<int>(threadIdx.x), last_y = min(first_y + kStripRows, end_y);
-      const unsigned rows[2] = {selected_rows(first_x + own, first_y, last_y),
-                                selected_rows(first_x + own + 1, first_y, last_y)};
-      const int count = __popc(rows[0]) + __popc(rows[1]);
-      int at = count;  // after this lane's columns, then before them
+  for (int first_x = block.begin_x(); first_x < end_x; first_x += kAtOnce) {
+    for (int first_y = block.begin_y(); first_y < end_y; first_y += kListedRows) {
+      const unsigned rows = selected_rows(
+          first_x + static_cast<int>(threadIdx.x), first_y, min(first_y + kListedRows, end_y));
+      const int count = __popc(rows);
+      int at = count;  // after this lane's column, then before it
       for (int lanes = 1; lanes < 32; lanes *= 2) {
         const int before = __shfl_up_sync(kFullWarp, at, lanes);
         at += lane >= lanes ? before : 0;
@@ -119,22 +137,19 @@ __global__ void __launch_bounds__(kWarps * 32, K > 19 ? 2 : kExact ? 4 : 3) sele
       int all = 0;
 #pragma unroll
       for (int i = 0; i < kWarps; ++i) at += i < warp ? counts[i] : 0, all += counts[i];
-      if (threadIdx.x == 0) starts[kStrip] = all;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        starts[own + i] = at;
-        for (unsigned bits = rows[i]; bits != 0; bits &= bits - 1)
-          list[at++] = static_cast<uint16_t>((own + i) * kStripRows + __ffs(bits) - 1);
-      }
+      if (threadIdx.x == 0) starts[kAtOnce] = all;
+      starts[threadIdx.x] = at;
+      for (unsigned bits = rows; bits != 0; bits &= bits - 1)
+        list[at++] = static_cast<uint16_t>(static_cast<int>(threadIdx.x) * kListedRows + __ffs(bits) - 1);
       if (all != 0 && !found) {
         found = true;
-        read_nodes<K>(block, classes, nodes);
-        for (int i = threadIdx.x; kGradient && i < kCells * classes; i += kAtOnce) corners[i] = Corners{};
+        read_exponents();
+        for (int i = threadIdx.x; kGradient && i < block.tile.rows * cells * classes; i += kAtOnce) corners[i] = Corners{};
       }
       __syncthreads();
       for (int first = 0; first < all; first += kAtOnce) {
         const int i = first + static_cast<int>(threadIdx.x);
-        if (i < all) evaluate(first_x + list[i] / kStripRows, first_y + list[i] % kStripRows);
+        if (i < all) evaluate(first_x + list[i] / kListedRows, first_y + list[i] % kListedRows);
         if (!kGradient) continue;
         __syncthreads();
         fold(first_x, first, min(all - first, kAtOnce));
@@ -146,16 +161,21 @@ __global__ void __launch_bounds__(kWarps * 32, K > 19 ? 2 : kExact ? 4 : 3) sele
   // Without a gradient of the cross-entropy nothing has been written yet.
   const bool adds = call.options.ce_weight != 0;
   if (!kGradient || (adds && !found)) return;
-  const int64_t number = static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y;
-  float *const upper = scratch.upper + number * call.logits.channels * kNodes;
-  float *const lower = scratch.lower + number * call.logits.channels * kNodes;
-  for (int i = threadIdx.x; i < classes * kNodes; i += kAtOnce) {
-    const int c = i / kNodes, node = i % kNodes;
-    const Corners own = found && node < kCells ? corners[node * classes + c] : Corners{};
-    const Corners left = found && node > 0 ? corners[(node - 1) * classes + c] : Corners{};
-    const float below = (own.below - own.below_right) + left.below_right;
-    const float all = (own.sum - own.right) + left.right;
-    upper[i] = (adds ? upper[i] : 0.0f) + (all - below), lower[i] = (adds ? lower[i] : 0.0f) + below;
+  const int64_t step = static_cast<int64_t>(gridDim.y) * classes * nodes, first = static_cast<int64_t>(blockIdx.y) * classes * nodes;
+  for (int i = threadIdx.x; i < classes * nodes; i += kAtOnce) {
+    const int c = i / nodes, node = i % nodes;
+    const auto add = [&](float* to, float value) { *to = (adds ? *to : 0.0f) + value; };
+    float* upper = scratch.parts.upper + (block.image * call.logits.height + block.row) * step + first + i;
+    float from_above = 0;
+    for (int row = 0; row < rows; ++row, upper += step) {
+      const Corners* const of_row = corners + row * cells * classes + c;
+      const Corners own = found && node < cells ? of_row[node * classes] : Corners{};
+      const Corners left = found && node > 0 ? of_row[(node - 1) * classes] : Corners{};
+      const float below = (own.below - own.below_right) + left.below_right;
+      add(upper, (own.sum - own.right) + left.right - below + from_above);
+      from_above = below;
+    }
+    add(scratch.parts.lower + blockIdx.x * step + first + i, from_above);
   }
 }
 
@@ -283,20 +303,22 @@ __global__ void __launch_bounds__(kWarps * 32, 2) cells_kernel(
   const int64_t block = static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y;
   const int64_t at = (block * call.logits.channels + first_class) * kNodes;
   for (int i = threadIdx.x; i < classes * kNodes; i += blockDim.x) {
-    scratch.upper[at + i] = rows.upper[i], scratch.lower[at + i] = rows.lower[i];
+    scratch.parts.upper[at + i] = rows.upper[i], scratch.parts.lower[at + i] = rows.lower[i];
   }
 }
 
 int launch_narrow_selected(const Bcl& call, const Scratch& scratch, bool gradient, void* stream) {
   const int classes = static_cast<int>(call.logits.channels);
-  const int nodes = 8 * classes * kNodes, of_gradient = 16 * kCells * classes + 4 * kWarps * 32 * (classes | 1);
+  const CellTile& tile = scratch.tile;
+  const int nodes = 8 * tile.rows * classes * tile.nodes;
+  const int of_gradient = static_cast<int>(sizeof(Corners)) * tile.rows * tile.cells * classes + 4 * kAtOnce * (classes | 1);
   return by_classes(call.logits.channels, [&](auto k) {
     constexpr int K = decltype(k)::value;
     const auto launch = [&](auto exact) {
       constexpr bool kExact = decltype(exact)::value;
       const auto kernel = gradient ? selected_kernel<K, kExact, true> : selected_kernel<K, kExact, false>;
       return launch_with_shared(
-          kernel, cell_grid(call), kWarps * 32, nodes + (gradient ? of_gradient : 0), stream, call, scratch);
+          kernel, cell_grid(call), kAtOnce, nodes + (gradient ? of_gradient : 0), stream, call, scratch);
     };
     return call.logits.channels == K ? launch(std::true_type()) : launch(std::false_type());
   });

@@ -21,11 +21,14 @@ struct Cells {
   // Can be read afterwards, as the block's edges can. Of a whole block.
   __device__ Cells(const CellBlock& block, int classes, Corners* corners) : corners(corners) {
     float least = 0;
-    read_nodes<K>(block, classes, [&](int i, int node, float upper, float lower) {
-      Corners& to = corners[i * kNodes + node];
-      to.at = upper, to.down = lower - upper;
-      least = fminf(least, fminf(upper, lower));
-    });
+    const int node = threadIdx.x;
+    if (node < kNodes) {
+      read_nodes<K>(block, classes, 0, node, [&](int i, float upper, float lower) {
+        Corners& to = corners[i * kNodes + node];
+        to.at = upper, to.down = lower - upper;
+        least = fminf(least, fminf(upper, lower));
+      });
+    }
     steep = __syncthreads_or(least < kLeast) != 0;
     const int64_t width = block.call.logits.width, left = block.first_cell + threadIdx.x % kCells;
     const bool has_right = high_of(left, width, block.call.target.width) != left;
@@ -124,7 +127,7 @@ __device__ inline Sampled<AnyFloat, true> teacher_at(
     const CellBlock& block, const Across::Column& column, float weight_y, int y, int x) {
   const int64_t cell = block.first_cell + column.node;
   return teacher_at(
-      block.call, block.image, {block.row, block.lower_row, weight_y}, {cell, cell + column.has_right, column.weight},
+      block.call, block.image, {block.row, block.lower_row(), weight_y}, {cell, cell + column.has_right, column.weight},
       y, x);
 }
 
@@ -157,7 +160,7 @@ __global__ void __launch_bounds__(kWarps * 32, K <= 19 && kPlain ? 3 : 2) column
   const Bcl call = as_plain<kPlain>(given);
   const int lane = threadIdx.x % 32, classes = static_cast<int>(classes_of(call));
   if (threadIdx.x < classes) class_weights[threadIdx.x] = weight_of_class(call, static_cast<int>(threadIdx.x));
-  const CellBlock block(call, edges, call.options.align_corners);
+  const CellBlock block(call, scratch.tile, edges, call.options.align_corners);
   const Cells<K> cells(block, classes, shared);
   const Across across(block);
   const Runs runs(block);
@@ -246,7 +249,7 @@ __global__ void __launch_bounds__(kWarps * 32, K <= 19 && kPlain ? kResident : 2
   const Bcl call = as_plain<kPlain>(given);
   const int lane = threadIdx.x % 32, classes = static_cast<int>(classes_of(call));
   if (threadIdx.x < classes) class_weights[threadIdx.x] = weight_of_class(call, static_cast<int>(threadIdx.x));
-  const CellBlock block(call, edges, call.options.align_corners);
+  const CellBlock block(call, scratch.tile, edges, call.options.align_corners);
   const Cells<K> cells(block, classes, shared);
   const Across across(block);
   const Runs runs(block);
@@ -332,8 +335,8 @@ __global__ void __launch_bounds__(kWarps * 32, K <= 19 && kPlain ? kResident : 2
     }
     __syncthreads();
     fold_columns<K, kHeld>(
-        gradients + classes_before_channels(call) * kSlots, static_cast<int>(call.logits.channels), scratch.upper,
-        scratch.lower, edges, weights_x, first_x, first_x == block.begin_x());
+        gradients + classes_before_channels(call) * kSlots, static_cast<int>(call.logits.channels), scratch.parts.upper,
+        scratch.parts.lower, edges, weights_x, first_x, first_x == block.begin_x());
     __syncthreads();
   }
 }
@@ -461,7 +464,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) group_gradient_kernel(const Bc
   const int64_t block = static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y;
   const int64_t at = (block * call.logits.channels + first_class) * kNodes;
   for (int i = threadIdx.x; i < classes * kNodes; i += blockDim.x)
-    scratch.upper[at + i] = rows.upper[i], scratch.lower[at + i] = rows.lower[i];
+    scratch.parts.upper[at + i] = rows.upper[i], scratch.parts.lower[at + i] = rows.lower[i];
 }
 
 }  // namespace

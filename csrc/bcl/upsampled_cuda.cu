@@ -4,83 +4,183 @@
 namespace bcmfnet {
 namespace {
 
-// What the columns of a block share.
-template <int K, bool kExact, int kSets>
-struct Columns {
-  // Whose gradient a block has before it adds them to the nodes.
-  static constexpr int kHeld = K * kSets <= 19 ? 256 : 128;
-  static constexpr int kSlots = slot_of(kHeld);
-  float2* nodes;     // [classes, kNodes], see read_nodes
-  float2* lines;     // [classes, threads]: the same at a thread's column; before it, zeros for a label that is absent
-  float2* gradient;  // [kSets, classes, kSlots]: the sum over the rows, and the part of the lower source row
-  const int given;
+constexpr float kAbsent = 0x1p120f;    // the exponent of a label that there is not: its cross-entropy is then 0
+constexpr int kColumns = kWarps * 32;  // that a block has at once: a thread has one
 
-  __device__ Columns(float2* shared, int classes)
-      : nodes(shared), lines(nodes + classes * kNodes + kWarps * 32), gradient(lines + classes * kWarps * 32),
-        given(classes) {}
-  __device__ int classes() const { return kExact ? K : given; }
-  static int bytes(int classes, bool gradient) {
-    return 8 * (classes * (kNodes + kWarps * 32 + (gradient ? kSets * kSlots : 0)) + kWarps * 32);
+// Where a column lies in shared memory: those of 8 at a time meet different banks.
+__host__ __device__ constexpr int slot_in_banks(int column) { return column ^ (column >> 3 & 7); }
+
+// What the columns of a block share.
+template <int K, int kSets>
+struct Columns {
+  static constexpr int kPitch = (1 + kSets) * kColumns;
+
+  float2* pairs;     // [2, K, kCells]: exponents of a row of nodes, by its parity: at a node, at the one to its right
+  float2* labels;    // [1 + K, 1 + kSets, kColumns]: of a label, the first one of which is absent, in a column: its exponents
+                     // at the upper source row and on to the lower one, and what it adds to the sums of each set
+  float* weights_x;  // [kColumns]
+  float* weights;    // [1 + K], of classes
+
+  __device__ explicit Columns(float2* shared)
+      : pairs(shared), labels(pairs + 2 * K * kCells), weights_x(reinterpret_cast<float*>(labels + (1 + K) * kPitch)),
+        weights(weights_x + kColumns) {}
+  static constexpr int bytes() { return 8 * (2 * K * kCells + (1 + K) * kPitch) + 4 * (kColumns + 1 + K); }
+
+  // Reads a row of nodes, that of `below` rows of cells further down. Returns whether an exponent is steep.
+  __device__ bool read(const CellBlock& block, int classes, int below, int node) const {
+    if (node < 0 || node >= block.tile.nodes) return false;
+    const int64_t cell = block.first_cell + node, width = block.call.logits.width;
+    const auto has_right = [&](int64_t cell) { return high_of(cell, width, block.call.target.width) != cell; };
+    float exponents[K], least = 0;
+    exponents_of<K>(block, classes, below == 0 ? block.row : block.lower_row(below - 1), node, exponents);
+    const bool is_right = node > 0 && has_right(cell - 1), is_left = node < block.tile.cells, alone = !has_right(cell);
+    float2* const to = pairs + below % 2 * K * kCells + node;
+#pragma unroll
+    for (int i = 0; i < K; ++i) {
+      if (i >= classes) continue;
+      least = fminf(least, exponents[i]);
+      if (is_right) to[i * kCells - 1].y = exponents[i];
+      if (is_left) to[i * kCells].x = exponents[i];
+      if (is_left && alone) to[i * kCells].y = exponents[i];
+    }
+    return least < Exponentials<K>::kLeast;
+  }
+  __device__ float exponent_of(int i, int below, const Across::Column& column) const {
+    const float2 pair = pairs[(below % 2 * K + i) * kCells + column.node];
+    return fmaf(column.weight, pair.y - pair.x, pair.x);
   }
 };
 
-// A pass scores the pixels, and adds up the gradient of their cross-entropy.
+// Adds what the columns from `begin` to `end`, those of a thread's cell, give to a row of nodes: of some of the classes.
+// It is where their lines were. Half of the block's threads do, so that each has more to do in a column; not kFirst adds
+// to what the columns before have given.
+constexpr int kFolding = kColumns / 2;
+
+template <int K, int kSets, int kAcross, bool kFirst>
+__device__ void fold(
+    const Columns<K, kSets>& columns, int classes, int thread, int begin, int end, float* const (&nodes)[kSets]) {
+  constexpr int kPitch = Columns<K, kSets>::kPitch, kNodes = kAcross + 1;
+  constexpr int kGroups = kFolding / kAcross, kOfThread = (K + kGroups - 1) / kGroups;
+  const int cell = thread % kAcross, group = thread / kAcross;
+  const float2* const values = columns.labels + (1 + group) * kPitch;
+  float sum[kSets][kOfThread] = {}, right[kSets][kOfThread] = {};
+  for (int column = begin; column < end; ++column) {
+    const int slot = slot_in_banks(column);
+    const float weight = columns.weights_x[slot];
+#pragma unroll
+    for (int i = 0; i < kOfThread; ++i) {
+      if (group + i * kGroups >= classes) continue;
+      const float2& value = values[i * kGroups * kPitch + slot];
+      sum[0][i] += value.x, right[0][i] = fmaf(weight, value.x, right[0][i]);
+      if constexpr (kSets == 2) sum[1][i] += value.y, right[1][i] = fmaf(weight, value.y, right[1][i]);
+    }
+  }
+#pragma unroll
+  for (int set = 0; set < kSets; ++set) {
+    float* const to = nodes[set] + group * kNodes + cell;
+#pragma unroll
+    for (int i = 0; i < kOfThread; ++i) {
+      const float from_left = __shfl_up_sync(kFullWarp, right[set][i], 1, kAcross);
+      const float own = (sum[set][i] - right[set][i]) + (cell > 0 ? from_left : 0.0f);
+      if (group + i * kGroups >= classes) continue;
+      float* const at = to + i * kGroups * kNodes;
+      at[0] = kFirst ? own : at[0] + own;
+      if (cell == kAcross - 1) at[1] = kFirst ? right[set][i] : at[1] + right[set][i];
+    }
+  }
+}
+
+// A pass scores the pixels, and adds up the gradient of their cross-entropy. Cross-entropies are in bits until their
+// sums are written.
 struct ScorePass {
   static constexpr bool kDecides = false;
+  static constexpr float share = 0;
   const Bcl& call;
   const Scratch& scratch;
-  uint16_t* rows = nullptr;   // the labels of pixels, then their scores
-  unsigned at = 0;            // the pixel
-  float own = 0;              // the weighted cross-entropy of the pixel
-  float ces = 0, scores = 0;  // sums of some rows: a cell may have thousands
+  const float nats;
+  const float coefficients[3];  // of the score
+  uint16_t* at = nullptr;       // the labels of the pixel, then its score
+  float ces = 0, scores = 0;    // sums of a row of cells
   double sum = 0;
   unsigned flags = 0;
 
-  __device__ ScorePass(const Bcl& call, const Scratch& scratch) : call(call), scratch(scratch) {}
-  __device__ void begin_rows(int y, int x, int64_t image) {
-    rows = scratch.score + (image * call.target.height + y) * scratch.score_pitch, at = x;
-    ces = scores = 0;
+  __device__ ScorePass(const Bcl& call, const Scratch& scratch)
+      : call(call), scratch(scratch), nats(nats_of(call.logits.channels)),
+        coefficients{nats * call.options.score[0], nats * call.options.score[1], nats * call.options.score[2]} {}
+  __device__ void begin_column(int y, int x, int64_t image) {
+    at = scratch.score + (image * call.target.height + y) * scratch.score_pitch + x;
   }
-  __device__ Labels labels() const { return Narrow::unpacked(rows[at]); }
-  __device__ uint16_t add(const CrossEntropies& ce, float weight) {
-    const float s = ce.sum(call.options.score);
-    own = times_weight(weight, ce.own), ces += own, scores += s;
-    return on_grid_of(s);
+  __device__ unsigned labels() const { return *at; }
+  __device__ float score(const CrossEntropies& ce) {
+    const float score = ce.sum(coefficients);
+    scores += score;
+    return score;
   }
-  __device__ void end_pixel(uint16_t score) {
-    if (selects(call)) rows[at] = score;
-    at += static_cast<unsigned>(scratch.score_pitch);
+  __device__ void keep(float score) { *at = on_grid_of(score); }
+  __device__ void end_pixel() { at += scratch.score_pitch; }
+  __device__ float end_rows() {
+    sum += nats * ces, flags |= isnan(scores) ? kNan : 0, ces = scores = 0;
+    return 0;
   }
-  __device__ void end_rows() { sum += ces, flags |= isnan(scores) ? kNan : 0; }
-  __device__ void finish() const {
-    write_scored(sum, flags, scratch.scored + block_number());
-  }
+  __device__ void finish() const { write_scored(sum, flags, scratch.scored + block_number()); }
 };
 
-// The same where the score decides: also the boundary term of the selected pixels, and its gradient.
+// The same where the score decides: also the boundary term of the selected pixels, and its gradient. That is a share of
+// the cross-entropy's, all the coefficients or nothing: a column keeps what its pixels deviate from the share that the
+// last one of the row of cells above had, so that most cost nothing.
 struct DecidingPass : ScorePass {
   static constexpr bool kDecides = true;
-  const int least;
+  const float least, whole;
+  const bool mixes;                  // labels of flips have a gradient
+  float share = __builtin_nanf("");  // of the row of cells; not known before the first pixel
+  float last = 0;                  // of the last pixel
   int selected = 0;
   float boundary = 0;
 
   __device__ DecidingPass(const Bcl& call, const Scratch& scratch)
-      : ScorePass(call, scratch), least(max(call.options.selection.tau, 1)) {}
-  __device__ bool selects_pixel(const CrossEntropies& ce, float weight, uint16_t score) {
-    if (score < least) return false;
-    ++selected, boundary += times_weight(weight, ce.sum(call.options.terms));
-    return true;
+      : ScorePass(call, scratch), least(once(static_cast<float>(max(call.options.selection.tau, 1)))),
+        whole(once((call.options.terms[0] + call.options.terms[1]) + call.options.terms[2])),
+        mixes(once(call.options.terms[1] != 0 || call.options.terms[2] != 0 ? 1.0f : 0.0f) != 0) {}
+  __device__ void begin_column(int y, int x, int64_t image) {
+    ScorePass::begin_column(y, x, image);
+    share = __builtin_nanf(""), last = 0;
   }
-  __device__ Amounts<float> chosen_amounts(const Labels& labels, float weight) const {
-    return bcmfnet::amounts_of(call.options.terms, 0.0f, weight, labels.rows >= 0, labels.columns >= 0);
+  // Returns whether a pixel adds to what deviates; `loss` is its weighted cross-entropy.
+  __device__ bool add(const CrossEntropies& ce, float loss, float weight, float score, unsigned labels) {
+    const bool selects = fmaf(score, kScoreUnit, 0.5f) >= least;
+    selected += selects, last = selects ? whole : 0.0f;
+    if (isnan(share)) share = last;
+    if (!mixes) {
+      boundary = fmaf(last, loss, boundary);
+      return last != share;
+    }
+    boundary += selects ? times_weight(weight, ce.sum(call.options.terms)) : 0.0f;
+    return last != share || (selects && labels != labels % 32 * 1057);
   }
-  __device__ void end_pixel(uint16_t) { at += static_cast<unsigned>(scratch.score_pitch); }
+  // What a pixel with a weight of 1 adds beyond the share.
+  __device__ Amounts<float> deviation(const Labels& labels) const {
+    const float* const terms = call.options.terms;
+    const bool selects = last != 0;
+    Amounts<float> amounts;
+    amounts.own = selects ? terms[0] : 0.0f;
+    amounts.rows = selects && labels.rows >= 0 ? terms[1] : 0.0f;
+    amounts.columns = selects && labels.columns >= 0 ? terms[2] : 0.0f;
+    amounts.total = ((amounts.own + amounts.rows) + amounts.columns) - share, amounts.own -= share;
+    return amounts;
+  }
+  // Returns the share of the rows that end; then it is that of the next.
+  __device__ float end_rows() {
+    ScorePass::end_rows();
+    const float ended = isnan(share) ? 0.0f : share;
+    share = last;
+    return ended;
+  }
   __device__ void finish() const {
     __shared__ int integers[kWarps];
     ScorePass::finish();
-    write_sum(boundary, scratch.boundary + block_number());
+    write_sum(nats * boundary, scratch.boundary + block_number());
     const int all = sum_of_block(selected, integers);
-    const int64_t image = blockIdx.x / static_cast<unsigned>(call.logits.height);
+    const int64_t image = blockIdx.x / scratch.tile.strips;
     if (threadIdx.x == 0 && all != 0)
       atomicAdd(&scratch.histogram[call.options.per_image ? image : 0].high[0], static_cast<uint32_t>(all));
   }
@@ -92,148 +192,200 @@ constexpr int kSetsOf = Visit::kDecides ? 2 : 1;
 
 // Of K classes exactly, or of at most so many.
 template <typename Visit, int K, bool kExact, bool kGradient>
-__global__ void __launch_bounds__(kWarps * 32, kGradient && K * kSetsOf<Visit> <= 19 ? kResident : 2) columns_kernel(
+__global__ void __launch_bounds__(kColumns, K <= 19 && kExact ? kResident : 2) columns_kernel(
     const Bcl call, const Scratch scratch) {
-  constexpr int kSets = kSetsOf<Visit>;
-  using Shared = Columns<K, kExact, kSets>;
-  constexpr int kHeld = Shared::kHeld, kSlots = Shared::kSlots;
+  constexpr int kSets = kGradient ? kSetsOf<Visit> : 0;
+  using Shared = Columns<K, kSets>;
   BCM_DYNAMIC_SHARED(float2, shared);
   __shared__ __align__(16) int edges[CellBlock::kEdges];
-  __shared__ float weights_x[kSlots], class_weights[K];
   const int classes = kExact ? K : min(K, static_cast<int>(call.logits.channels));
-  const Shared columns(shared, classes);
-  const int lane = threadIdx.x % 32;
-  const CellBlock block(call, edges);
-  if (threadIdx.x < classes) class_weights[threadIdx.x] = class_weight_of(call, threadIdx.x);
-  read_nodes<K>(block, classes, columns.nodes);
+  const int lane = threadIdx.x % 32, slot = slot_in_banks(threadIdx.x);
+  const Shared columns(shared);
+  const CellBlock block(call, scratch.tile, edges);
+  if (threadIdx.x < classes) columns.weights[1 + threadIdx.x] = class_weight_of(call, threadIdx.x);
   __syncthreads();
 
-  const int end_y = block.end_y(), end_x = block.end_x();
+  const int rows = block.rows(), end_x = block.end_x();
   const Across across(block);
-  const Down down(block);
-  const float nats = nats_of(classes);
+  Down down(block);
+  const bool selects_any = selects(call);
+  float2* const lines = columns.labels + slot;
+  const auto taken = [&](int set, int label) -> float2& { return lines[label * Shared::kPitch + (1 + set) * kColumns]; };
   Visit pass(call, scratch);
 
-  for (int first_x = block.begin_x(); first_x < end_x; first_x += kHeld) {
-    for (int held = threadIdx.x; held < kHeld; held += kWarps * 32) {
-      const int x = first_x + held, slot = slot_of(held);
-      if (first_x + held - lane >= end_x) break;
-      const bool inside = x < end_x;
-      const Across::Column column = across(x);
-      weights_x[slot] = column.weight;
-      float from[K], slope[K], sum[kSets][K], below[kSets][K];
-      float2* const gradient = columns.gradient + slot;
-      float2* const lines = columns.lines + threadIdx.x;
-      lines[-kWarps * 32] = make_float2(0.0f, 0.0f);
-#pragma unroll
-      for (int i = 0; i < K; ++i) {
-#pragma unroll
-        for (int set = 0; set < kSets; ++set) sum[set][i] = below[set][i] = 0;
-        from[i] = -kInfinity, slope[i] = 0;
-        if (i >= classes) continue;
-        const float2 line = line_of(columns.nodes + i * kNodes, column);
-        from[i] = line.x, slope[i] = line.y, lines[i * kWarps * 32] = line;
-      }
-      if (kGradient)
-        for (int i = 0; i < kSets * classes; ++i) gradient[i * kSlots] = make_float2(0.0f, 0.0f);
-      const auto visit = [&](int y) {
-        const float weight_y = down(y);
-        const Labels labels = pass.labels();
-        uint16_t score = 0;
-        if (labels.own >= 0) {
-          const Exponentials<K> softmax([&](int i) { return fmaf(weight_y, slope[i], from[i]); });
-          const float log_sum = log2_of(softmax.total), part = reciprocal_of(softmax.total);
-          const CrossEntropies ce = CrossEntropies::of_all(labels, [&](int label) {
-            const float2 line = lines[label * kWarps * 32];
-            return cross_entropy(nats, log_sum, fmaf(weight_y, line.y, line.x) - softmax.shift);
-          });
-          const float weight = class_weights[labels.own];
-          score = pass.add(ce, weight);
-          const auto differentiate = [&](int set, const Amounts<float>& amounts) {
-            if (!kGradient) return;
-            const float each = amounts.total * part, each_below = each * weight_y;
-#pragma unroll
-            for (int i = 0; i < K; ++i) {
-              sum[set][i] = fmaf(each, softmax.z[i], sum[set][i]);
-              below[set][i] = fmaf(each_below, softmax.z[i], below[set][i]);
-            }
-            const auto take = [&](int label, float amount) {
-              if (amount == 0) return;
-              float2& at = gradient[(set * classes + label) * kSlots];
-              at = make_float2(at.x - amount, fmaf(-weight_y, amount, at.y));
-            };
-            take(labels.own, amounts.own);
-            if (set > 0) take(labels.rows, amounts.rows), take(labels.columns, amounts.columns);
-          };
-          differentiate(0, {weight, 0, 0, weight});
-          if constexpr (Visit::kDecides) {
-            if (pass.selects_pixel(ce, weight, score)) differentiate(1, pass.chosen_amounts(labels, weight));
-          }
-        }
-        pass.end_pixel(score);
-      };
-      for (int first_y = block.begin_y(); first_y < end_y; first_y += 32) {
-        const int last_y = min(end_y, first_y + 32);
-        pass.begin_rows(first_y, x, block.image);
-        for (int y = first_y; inside && y < last_y; ++y) visit(y);
-        pass.end_rows();
-      }
+  for (int first_x = block.begin_x(); first_x < end_x; first_x += kColumns) {
+    const int x = first_x + static_cast<int>(threadIdx.x);
+    const bool inside = x < end_x, is_busy = x - lane < end_x;
+    const auto fold_to = [&](bool upper, int64_t row, int thread) {
       if constexpr (kGradient) {
+        if (thread < 0 || thread >= kFolding) return;
+        const int64_t to = (row * gridDim.y + blockIdx.y) * classes * block.tile.nodes;
+        float* nodes[kSets] = {(upper ? scratch.parts.upper : scratch.parts.lower) + to};
+        if constexpr (kSets == 2) nodes[1] = (upper ? scratch.chosen.upper : scratch.chosen.lower) + to;
+        const auto fold_cells = [&](auto across) {
+          constexpr int kAcross = decltype(across)::value;
+          const int cell = thread % kAcross;
+          const int begin = max(edges[cell] - first_x, 0), end = min(edges[cell + 1] - first_x, kColumns);
+          if (first_x == block.begin_x()) return fold<K, kSets, kAcross, true>(columns, classes, thread, begin, end, nodes);
+          fold<K, kSets, kAcross, false>(columns, classes, thread, begin, end, nodes);
+        };
+        if (block.tile.cells == 8) return fold_cells(std::integral_constant<int, 8>());
+        if (block.tile.cells == 16) return fold_cells(std::integral_constant<int, 16>());
+        fold_cells(std::integral_constant<int, kCells>());
+      }
+    };
+    const Across::Column column = across(x);
+    columns.weights_x[slot] = column.weight;
+    const int half = static_cast<int>(threadIdx.x) % kFolding, of_half = static_cast<int>(threadIdx.x) / kFolding;
+    bool steep = columns.read(block, classes, of_half, half);
+    lines[0] = make_float2(kAbsent, 0.0f);
+    pass.begin_column(block.begin_y(), x, block.image);
+    steep = __syncthreads_or(steep) != 0;
+    // The gradient of a column: its sum, and the part of the lower source row.
+    float from[K], sum[K], below[K];
+#pragma unroll
+    for (int i = 0; i < K; ++i) {
+      sum[i] = below[i] = 0, from[i] = is_busy && i < classes ? columns.exponent_of(i, 0, column) : -kInfinity;
+#pragma unroll
+      for (int set = 0; set < kSets; ++set) taken(set, 1 + i) = make_float2(0.0f, 0.0f);
+    }
+    for (int row = 0; row < rows; ++row) {
+      down.go_to(row);
+      if (is_busy) {
+        float slope[K];
 #pragma unroll
         for (int i = 0; i < K; ++i) {
-          if (i >= classes) continue;
+          slope[i] = i < classes ? columns.exponent_of(i, row + 1, column) - from[i] : 0.0f;
+          lines[(1 + i) * Shared::kPitch] = make_float2(from[i], slope[i]);
+        }
+        const auto visit = [&](float weight_y) {
+          const unsigned word = pass.labels();
+          const int own = word % 32, of_rows = word / 32 % 32, of_columns = word / 1024;
+          if (own == 0) return;
+          const Exponentials<K> softmax([&](int i) { return fmaf(weight_y, slope[i], from[i]); }, steep);
+          const float log_sum = log2_of(softmax.total) + softmax.shift, part = reciprocal_of(softmax.total);
+          const auto ce_of = [&](int label) {
+            const float2 line = lines[label * Shared::kPitch];
+            return at_least_0(log_sum - fmaf(weight_y, line.y, line.x));  // below is a rounding
+          };
+          const auto take = [&](int set, int label, float amount) {
+            float2& at = taken(set, label);
+            at = make_float2(at.x - amount, fmaf(-weight_y, amount, at.y));
+          };
+          const float weight = columns.weights[own];
+          CrossEntropies ce;
+          ce.own = ce_of(own);
+          const float loss = times_weight(weight, ce.own);
+          pass.ces += loss;
+          if (selects_any) {
+            ce.rows = ce_of(of_rows), ce.columns = ce_of(of_columns);
+            const float score = pass.score(ce);
+            if constexpr (!Visit::kDecides) {
+              pass.keep(score);
+            } else if (pass.add(ce, loss, weight, score, word) && kGradient) {
+              const Amounts<float> amounts = pass.deviation({own - 1, of_rows - 1, of_columns - 1});
+              take(1, own, weight * amounts.own);
+              if (amounts.rows != 0) take(1, of_rows, weight * amounts.rows);
+              if (amounts.columns != 0) take(1, of_columns, weight * amounts.columns);
+              if (amounts.total != 0) {
+                const float each = weight * amounts.total * part, each_below = each * weight_y;
 #pragma unroll
-          for (int set = 0; set < kSets; ++set) {
-            float2& at = gradient[(set * classes + i) * kSlots];
-            at = make_float2(at.x + sum[set][i], at.y + below[set][i]);
+                for (int i = 0; i < K; ++i) {
+                  float2& at = taken(1, 1 + i);
+                  at = make_float2(fmaf(each, softmax.z[i], at.x), fmaf(each_below, softmax.z[i], at.y));
+                }
+              }
+            }
+          }
+          if constexpr (kGradient) {
+            const float each = weight * part, each_below = each * weight_y;
+#pragma unroll
+            for (int i = 0; i < K; ++i) {
+              sum[i] = fmaf(each, softmax.z[i], sum[i]), below[i] = fmaf(each_below, softmax.z[i], below[i]);
+            }
+            take(0, own, weight);
+          }
+        };
+        float ahead = static_cast<float>(down.first);
+        const float step = static_cast<float>(down.step);
+        for (int y = inside ? down.begin : block.end_y(row); y < block.end_y(row); ++y, ahead += step) {
+          visit(fmaxf(ahead * down.per_step, 0.0f));
+          pass.end_pixel();
+        }
+        const float share = pass.end_rows(), changed = share - pass.share;
+#pragma unroll
+        for (int i = 0; i < K; ++i) {
+          from[i] += slope[i];
+          if constexpr (kGradient) {
+            float2& own = taken(0, 1 + i);
+            const float lower = below[i] + own.y, upper = (sum[i] + own.x) - lower;
+            own = make_float2(0.0f, 0.0f), sum[i] = lower, below[i] = 0;
+            float2 value = make_float2(upper, 0.0f);
+            if constexpr (kSets == 2) {
+              float2& chosen = taken(1, 1 + i);
+              value.y = fmaf(share, upper, chosen.x - chosen.y);
+              chosen = make_float2(fmaf(changed, lower, chosen.y), 0.0f);
+            }
+            lines[(1 + i) * Shared::kPitch] = value;
           }
         }
       }
+      __syncthreads();
+      // Half of the block folds, the other half reads.
+      const int half = static_cast<int>(threadIdx.x) - row % 2 * kFolding;
+      const bool is_steep = row + 1 < rows && columns.read(block, classes, row + 2, half < 0 ? half + kFolding : half - kFolding);
+      fold_to(true, block.image * call.logits.height + block.row + row, half);
+      if (__syncthreads_or(is_steep)) steep = true;
     }
     if constexpr (kGradient) {
-      const bool first = first_x == block.begin_x();
-      const auto fold = [&](int set, float* upper, float* lower) {
-        fold_columns<K, kHeld>(
-            columns.gradient + set * classes * kSlots, classes, upper, lower, edges, weights_x, first_x, first);
-      };
+#pragma unroll
+      for (int i = 0; i < K; ++i) {
+        float2 value = make_float2(sum[i], 0.0f);
+        if constexpr (kSets == 2) value.y = fmaf(pass.share, sum[i], taken(1, 1 + i).x);
+        lines[(1 + i) * Shared::kPitch] = value;
+      }
       __syncthreads();
-      fold(0, scratch.upper, scratch.lower);
-      if constexpr (Visit::kDecides) fold(1, scratch.chosen_upper, scratch.chosen_lower);
+      fold_to(false, blockIdx.x, static_cast<int>(threadIdx.x));
       __syncthreads();
     }
   }
   pass.finish();
 }
 
-// The gradient of a source pixel: of the cells below and above it, and of the block of cells to its left. Of one class
-// it is 0, unless that is a binary one.
+// The gradient of a source pixel: of the block that has its row of nodes, and of the strip above, which ends with that
+// row; the same of the block to its left. Of one class it is 0, unless that is a binary one.
 constexpr int kGathered = 128;  // columns of a block, whose threads go over the classes
 
 template <bool kBinary, bool kDecided>
 __global__ void __launch_bounds__(kGathered, 8) gather_kernel(
-    const Bcl call, const Scratch scratch, float* gradient, const int64_t segments) {
+    const Bcl call, const Scratch scratch, float* gradient, const unsigned segments) {
+  const CellTile& tile = scratch.tile;
   const unsigned unit = blockIdx.x, height = static_cast<unsigned>(call.logits.height);
   const unsigned image = unit / height, row = unit % height, x = blockIdx.y * kGathered + threadIdx.x;
-  const int64_t classes = call.logits.channels, block = classes * kNodes, above = segments * block;
+  const int64_t classes = call.logits.channels, nodes = tile.nodes, block = classes * nodes;
   if (x >= call.logits.width) return;
-  const unsigned segment = x / kCells, node = x % kCells;
-  int64_t at = (unit * segments + segment) * block + node;
+  const unsigned segment = x / static_cast<unsigned>(tile.cells), node = x % static_cast<unsigned>(tile.cells);
+  const unsigned strip = row / static_cast<unsigned>(tile.rows);
+  int64_t at = (static_cast<int64_t>(unit) * segments + segment) * block + node;
+  const bool starts_strip = row > 0 && row % static_cast<unsigned>(tile.rows) == 0;
+  const int64_t above = static_cast<int64_t>(image) * tile.strips + strip - 1;
+  int64_t at_lower = starts_strip ? (above * segments + segment) * block + node : 0;
   const Divisors& divisors = scratch.factors->divisors;
   const float scale = divisors.scale, of_chosen = divisors.boundary_factor;
   const bool counts = !kDecided || call.options.ce_weight != 0;
   const bool is_shared = node == 0 && segment > 0;
-  const int64_t before = kCells - block;  // the last node of the block to the left
+  const int64_t before = tile.cells - block;  // the last node of the block to the left
   const int64_t plane = call.logits.height * call.logits.width;
   float* to = gradient + (image * classes * height + row) * call.logits.width + x;
 #pragma unroll 4
-  for (int64_t c = 0; c < classes; ++c, at += kNodes, to += plane) {
-    const auto sum_of = [&](const float* uppers, const float* lowers) {
-      const float *const upper = uppers + at, *const lower = lowers + at - above;
-      const float sum = upper[0] + (row > 0 ? lower[0] : 0.0f);
-      return is_shared ? sum + (upper[before] + (row > 0 ? lower[before] : 0.0f)) : sum;
+  for (int64_t c = 0; c < classes; ++c, at += nodes, at_lower += nodes, to += plane) {
+    const auto sum_of = [&](const Parts& parts) {
+      const float *const upper = parts.upper + at, *const lower = parts.lower + at_lower;
+      const float sum = upper[0] + (starts_strip ? lower[0] : 0.0f);
+      return is_shared ? sum + (upper[before] + (starts_strip ? lower[before] : 0.0f)) : sum;
     };
-    float sum = counts ? sum_of(scratch.upper, scratch.lower) : 0.0f;
-    if constexpr (kDecided) sum = fmaf(of_chosen, sum_of(scratch.chosen_upper, scratch.chosen_lower), sum);
+    float sum = counts ? sum_of(scratch.parts) : 0.0f;
+    if constexpr (kDecided) sum = fmaf(of_chosen, sum_of(scratch.chosen), sum);
     *to = !kBinary && classes == 1 ? 0.0f : scale * sum;
   }
 }
@@ -263,9 +415,8 @@ int launch_columns(const Bcl& call, const Scratch& scratch, bool gradient, void*
     const auto launch = [&](auto exact) {
       constexpr bool kExact = decltype(exact)::value;
       const auto kernel = gradient ? columns_kernel<Visit, K, kExact, true> : columns_kernel<Visit, K, kExact, false>;
-      using Shared = Columns<K, kExact, kSetsOf<Visit>>;
-      const int bytes = Shared::bytes(static_cast<int>(call.logits.channels), gradient);
-      return launch_with_shared(kernel, cell_grid(call), kWarps * 32, bytes, stream, call, scratch);
+      const int bytes = gradient ? Columns<K, kSetsOf<Visit>>::bytes() : Columns<K, 0>::bytes();
+      return launch_with_shared(kernel, cell_grid(call), kColumns, bytes, stream, call, scratch);
     };
     return call.logits.channels == K ? launch(std::true_type()) : launch(std::false_type());
   });
@@ -297,7 +448,8 @@ int gather_gradient(const Bcl& call, const Scratch& scratch, float* gradient, vo
   const auto kernel = call.options.binary ? gather_kernel<true, false>
                       : decides(call)     ? gather_kernel<false, true>
                                           : gather_kernel<false, false>;
-  BCM_LAUNCH(kernel, gather_grid(call), kGathered, 0, stream, call, scratch, gradient, segments_of(call));
+  BCM_LAUNCH(
+      kernel, gather_grid(call), kGathered, 0, stream, call, scratch, gradient, static_cast<unsigned>(segments_of(call)));
   return cudaGetLastError();
 }
 

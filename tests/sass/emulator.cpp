@@ -998,14 +998,15 @@ class Machine {
 
   void multiply_wide(const Instruction& i, uint32_t mask, const uint32_t* a, const uint32_t* b) {
     const Source& third = i.source[2];
-    if (third.modified || i.source[0].modified || i.source[1].modified || i.extended || i.predicates)
+    if (third.modified && (!third.negated || third.absolute || i.results || i.op != Op::kImadWide))
       fail(0, "this form is not known");
+    if (i.source[0].modified || i.source[1].modified || i.extended || i.predicates) fail(0, "this form is not known");
     const uint32_t *low = base_[third.pool] + size_t{third.row} * kLanes, *high = read_high(third);
     Row result, upper;
     uint32_t carry = 0;
     EACH {
       const uint64_t product = i.type == Type::kU32 ? uint64_t{a[l]} * b[l] : int64_t{int32_t(a[l])} * int32_t(b[l]);
-      const uint64_t sum = product + (uint64_t{high[l]} << 32 | low[l]);
+      const uint64_t added = uint64_t{high[l]} << 32 | low[l], sum = product + (third.negated ? -added : added);
       result.v[l] = static_cast<uint32_t>(sum), upper.v[l] = sum >> 32;
       carry |= uint32_t{sum < product} << l;
     }

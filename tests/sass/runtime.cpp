@@ -107,6 +107,19 @@ std::string report(Runtime& own) {
   return text.str();
 }
 
+// What the lines of the sources have issued: kernel, file and line, instructions.
+std::string lines(Runtime& own) {
+  std::ostringstream text;
+  for (const auto& [name, counts] : own.counts) {
+    const Kernel& kernel = own.module.kernel(name);
+    std::map<std::string_view, uint64_t> lines;
+    for (size_t i = 0; i < kernel.code.size(); ++i) lines[kernel.sources[i]] += counts.executed[i];
+    for (const auto& [line, count] : lines)
+      if (count) text << kernel.name << "\t" << line << "\t" << count << "\n";
+  }
+  return text.str();
+}
+
 }  // namespace
 }  // namespace sass
 
@@ -124,6 +137,10 @@ void sass_count(bool sectors) {
 const char* sass_report() {
   sass::Runtime& own = sass::runtime();
   return (own.report = report(own)).c_str();
+}
+const char* sass_lines() {
+  sass::Runtime& own = sass::runtime();
+  return (own.report = lines(own)).c_str();
 }
 
 // Kernels that no object of this library registers, as cubin.py lists them.
