@@ -10,6 +10,18 @@ struct alignas(16) Corners {
   float sum, right, below, below_right;
 };
 
+// Bit i of what lane j has, as bit j of lane i.
+__device__ unsigned transposed(unsigned bits) {
+  const int lane = threadIdx.x % 32;
+  unsigned mask = 0x0000ffff;
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2, mask ^= mask << lanes) {
+    const unsigned other = __shfl_xor_sync(kFullWarp, bits, lanes);
+    bits = lane & lanes ? (bits & ~mask) | (other >> lanes & mask) : (bits & mask) | (other << lanes & ~mask);
+  }
+  return bits;
+}
+
 constexpr int kAtOnce = kWarps * 32;  // pixels; columns that are listed together
 constexpr int kListedRows = 32;       // so are these
 
@@ -43,16 +55,23 @@ __global__ void __launch_bounds__(kAtOnce, K > 19 ? 2 : kExact ? 4 : 3) selected
   float sum = 0;
   bool found = false;
 
+  // Of a column, as bits: a lane reads a row, and the warp turns what it has.
   const auto selected_rows = [&](int x, int first_y, int last_y) {
-    unsigned rows = 0;
-    if (x >= end_x || !selects(call)) return rows;
+    if (!selects(call)) return 0u;
+    const int y = first_y + lane;
+    const unsigned left = x - lane;
     const int64_t row = block.image * call.target.height + first_y;
-    const uint32_t* words = scratch.candidates + row * scratch.words + x / 32;
-    for (int y = first_y; y < last_y; ++y, words += scratch.words) rows |= (*words >> x % 32 & 1) << (y - first_y);
+    unsigned own = 0, right = 0;
+    if (y < last_y && left < static_cast<unsigned>(end_x)) {
+      const uint32_t* const words = scratch.candidates + (row + lane) * scratch.words + left / 32;
+      own = words[0], right = left / 32 + 1 < scratch.words ? words[1] : 0;
+    }
+    unsigned rows = transposed(__funnelshift_r(own, right, left % 32));
+    if (x >= end_x) rows = 0;
     if (!by_rank(call.options.selection)) return rows;
     for (unsigned bits = rows; bits != 0; bits &= bits - 1) {
-      const int y = __ffs(bits) - 1;
-      if (scratch.score[(row + y) * scratch.score_pitch + x] < threshold) rows &= ~(1u << y);
+      const int below = __ffs(bits) - 1;
+      if (scratch.score[(row + below) * scratch.score_pitch + x] < threshold) rows &= ~(1u << below);
     }
     return rows;
   };
@@ -101,31 +120,38 @@ __global__ void __launch_bounds__(kAtOnce, K > 19 ? 2 : kExact ? 4 : 3) selected
     take(labels.own, amounts.own), take(labels.rows, amounts.rows), take(labels.columns, amounts.columns);
     weights[threadIdx.x] = make_float2(column.weight, weight_y), rows_of[threadIdx.x] = row;
   };
-  // Adds `count` pixels, those of the list from `first` on.
-  const auto fold = [&](int first_x, int first, int count) {
+  // Adds `count` pixels, those of the list from `first` on. A cell may have thousands: where all lie in one row of cells
+  // they are added up apart.
+  const auto fold = [&](int first_x, int first, int count, bool one_row) {
     for (int cell = warp; cell < cells; cell += kWarps) {
       const auto start_of = [&](int edge) { return starts[min(max(edge - first_x, 0), kAtOnce)] - first; };
-      const int end = min(start_of(edges[cell + 1]), count);
-      for (int i = max(start_of(edges[cell]), 0); i < end;) {
-        const int row = rows_of[i];
-        Corners part{};  // of neighbours in one row of cells, which may be thousands
-        for (; i < end && rows_of[i] == row; ++i) {
-          const float value = lane < classes ? values[i * pitch + lane] : 0.0f, below = weights[i].y * value;
-          part.sum += value, part.right = fmaf(weights[i].x, value, part.right);
-          part.below += below, part.below_right = fmaf(weights[i].x, below, part.below_right);
-        }
-        if (lane >= classes) continue;
+      const int begin = max(start_of(edges[cell]), 0), end = min(start_of(edges[cell + 1]), count);
+      if (begin >= end || lane >= classes) continue;
+      const auto add = [&](int row, const Corners& part) {
         Corners& to = corners[(row * cells + cell) * classes + lane];
         to = {to.sum + part.sum, to.right + part.right, to.below + part.below, to.below_right + part.below_right};
+      };
+      Corners all{};
+      for (int i = begin; i < end; ++i) {
+        const float value = values[i * pitch + lane], below = weights[i].y * value;
+        if (one_row) {
+          all.sum += value, all.right = fmaf(weights[i].x, value, all.right);
+          all.below += below, all.below_right = fmaf(weights[i].x, below, all.below_right);
+        } else {
+          add(rows_of[i], {value, weights[i].x * value, below, weights[i].x * below});
+        }
       }
+      if (one_row) add(rows_of[begin], all);
     }
   };
 
   for (int first_x = block.begin_x(); first_x < end_x; first_x += kAtOnce) {
     for (int first_y = block.begin_y(); first_y < end_y; first_y += kListedRows) {
-      const unsigned rows = selected_rows(
-          first_x + static_cast<int>(threadIdx.x), first_y, min(first_y + kListedRows, end_y));
-      const int count = __popc(rows);
+      const int last_y = min(first_y + kListedRows, end_y);
+      bool one_row = true;
+      for (int row = 1; row < rows; ++row) one_row &= block.begin_y(row) <= first_y || block.begin_y(row) >= last_y;
+      const unsigned selected = selected_rows(first_x + static_cast<int>(threadIdx.x), first_y, last_y);
+      const int count = __popc(selected);
       int at = count;  // after this lane's column, then before it
       for (int lanes = 1; lanes < 32; lanes *= 2) {
         const int before = __shfl_up_sync(kFullWarp, at, lanes);
@@ -139,7 +165,7 @@ __global__ void __launch_bounds__(kAtOnce, K > 19 ? 2 : kExact ? 4 : 3) selected
       for (int i = 0; i < kWarps; ++i) at += i < warp ? counts[i] : 0, all += counts[i];
       if (threadIdx.x == 0) starts[kAtOnce] = all;
       starts[threadIdx.x] = at;
-      for (unsigned bits = rows; bits != 0; bits &= bits - 1)
+      for (unsigned bits = selected; bits != 0; bits &= bits - 1)
         list[at++] = static_cast<uint16_t>(static_cast<int>(threadIdx.x) * kListedRows + __ffs(bits) - 1);
       if (all != 0 && !found) {
         found = true;
@@ -152,7 +178,7 @@ __global__ void __launch_bounds__(kAtOnce, K > 19 ? 2 : kExact ? 4 : 3) selected
         if (i < all) evaluate(first_x + list[i] / kListedRows, first_y + list[i] % kListedRows);
         if (!kGradient) continue;
         __syncthreads();
-        fold(first_x, first, min(all - first, kAtOnce));
+        fold(first_x, first, min(all - first, kAtOnce), one_row);
         __syncthreads();
       }
     }

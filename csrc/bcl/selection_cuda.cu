@@ -107,25 +107,24 @@ __global__ void __launch_bounds__(kThreads) candidates_kernel(const Bcl call, co
 // Counts of the candidates that share a sought high byte, by their low byte.
 __global__ void __launch_bounds__(kThreads) low_bytes_kernel(const Bcl call, const Scratch scratch) {
   __shared__ uint32_t bins[kSoughtBytes][kBins];
-  __shared__ int sought[kSoughtBytes];
+  __shared__ __align__(16) int sought[kSoughtBytes + 1];  // the compiler reads 16 bytes at once
   const Tile tile(call);
   Histogram& histogram = scratch.histogram[call.options.per_image ? tile.image : 0];
   for (int i = 0; i < kSoughtBytes; ++i) bins[i][threadIdx.x] = 0;
   if (threadIdx.x < 32) {
     const Sought bytes(histogram, call.options.selection);
-    if (threadIdx.x < kSoughtBytes) sought[threadIdx.x] = bytes.byte(threadIdx.x);
+    if (threadIdx.x <= kSoughtBytes) sought[threadIdx.x] = bytes.byte(threadIdx.x);
   }
   __syncthreads();
+  const int of[kSoughtBytes] = {sought[0], sought[1], sought[2]};
   for (int y = tile.begin; tile.columns > 0 && y < tile.end; ++y) {
-    const unsigned bits = candidates_of(scratch, tile.row(call, y), tile);
-    if (bits == 0) continue;
-    const Scores scores = scores_of(scratch, tile.row(call, y), tile);
+    const int64_t row = tile.row(call, y);
+    const uint16_t* const scores = scratch.score + row * scratch.score_pitch + tile.x;
+    for (unsigned bits = candidates_of(scratch, row, tile); bits != 0; bits &= bits - 1) {
+      const int score = scores[__ffs(bits) - 1], high = score >> 8;
 #pragma unroll
-    for (int i = 0; i < kPacked; ++i) {
-      const int score = scores.value[i], high = (bits >> i & 1) ? score >> 8 : -2;
-#pragma unroll
-      for (int j = 0; j < kSoughtBytes; ++j)
-        if (high == sought[j]) atomicAdd(&bins[j][score & (kBins - 1)], 1u);
+      for (int i = 0; i < kSoughtBytes; ++i)
+        if (high == of[i]) atomicAdd(&bins[i][score & (kBins - 1)], 1u);
     }
   }
   __syncthreads();

@@ -148,7 +148,7 @@ struct DecidingPass : ScorePass {
   // Returns whether a pixel adds to what deviates; `loss` is its weighted cross-entropy.
   __device__ bool add(const CrossEntropies& ce, float loss, float weight, float score, unsigned labels) {
     const bool selects = fmaf(score, kScoreUnit, 0.5f) >= least;
-    selected += selects, last = selects ? whole : 0.0f;
+    selected = selects ? selected + 1 : selected, last = selects ? whole : 0.0f;
     if (isnan(share)) share = last;
     if (!mixes) {
       boundary = fmaf(last, loss, boundary);
@@ -208,9 +208,11 @@ __global__ void __launch_bounds__(kColumns, K <= 19 && kExact ? kResident : 2) c
   const int rows = block.rows(), end_x = block.end_x();
   const Across across(block);
   Down down(block);
-  const bool selects_any = selects(call);
+  const bool selects_any = Visit::kDecides || selects(call);
   float2* const lines = columns.labels + slot;
-  const auto taken = [&](int set, int label) -> float2& { return lines[label * Shared::kPitch + (1 + set) * kColumns]; };
+  // What a label has in the thread's column.
+  const auto place_of = [&](int label) { return lines + label * Shared::kPitch; };
+  const auto taken = [](float2* place, int set) -> float2& { return place[(1 + set) * kColumns]; };
   Visit pass(call, scratch);
 
   for (int first_x = block.begin_x(); first_x < end_x; first_x += kColumns) {
@@ -247,7 +249,7 @@ __global__ void __launch_bounds__(kColumns, K <= 19 && kExact ? kResident : 2) c
     for (int i = 0; i < K; ++i) {
       sum[i] = below[i] = 0, from[i] = is_busy && i < classes ? columns.exponent_of(i, 0, column) : -kInfinity;
 #pragma unroll
-      for (int set = 0; set < kSets; ++set) taken(set, 1 + i) = make_float2(0.0f, 0.0f);
+      for (int set = 0; set < kSets; ++set) taken(place_of(1 + i), set) = make_float2(0.0f, 0.0f);
     }
     for (int row = 0; row < rows; ++row) {
       down.go_to(row);
@@ -256,7 +258,7 @@ __global__ void __launch_bounds__(kColumns, K <= 19 && kExact ? kResident : 2) c
 #pragma unroll
         for (int i = 0; i < K; ++i) {
           slope[i] = i < classes ? columns.exponent_of(i, row + 1, column) - from[i] : 0.0f;
-          lines[(1 + i) * Shared::kPitch] = make_float2(from[i], slope[i]);
+          *place_of(1 + i) = make_float2(from[i], slope[i]);
         }
         const auto visit = [&](float weight_y) {
           const unsigned word = pass.labels();
@@ -264,34 +266,35 @@ __global__ void __launch_bounds__(kColumns, K <= 19 && kExact ? kResident : 2) c
           if (own == 0) return;
           const Exponentials<K> softmax([&](int i) { return fmaf(weight_y, slope[i], from[i]); }, steep);
           const float log_sum = log2_of(softmax.total) + softmax.shift, part = reciprocal_of(softmax.total);
-          const auto ce_of = [&](int label) {
-            const float2 line = lines[label * Shared::kPitch];
+          const auto ce_of = [&](const float2* place) {
+            const float2 line = *place;
             return at_least_0(log_sum - fmaf(weight_y, line.y, line.x));  // below is a rounding
           };
-          const auto take = [&](int set, int label, float amount) {
-            float2& at = taken(set, label);
+          const auto take = [&](float2* place, int set, float amount) {
+            float2& at = taken(place, set);
             at = make_float2(at.x - amount, fmaf(-weight_y, amount, at.y));
           };
           const float weight = columns.weights[own];
           CrossEntropies ce;
-          ce.own = ce_of(own);
+          float2 *const at_own = place_of(own), *const at_rows = place_of(of_rows), *const at_columns = place_of(of_columns);
+          ce.own = ce_of(at_own);
           const float loss = times_weight(weight, ce.own);
           pass.ces += loss;
           if (selects_any) {
-            ce.rows = ce_of(of_rows), ce.columns = ce_of(of_columns);
+            ce.rows = ce_of(at_rows), ce.columns = ce_of(at_columns);
             const float score = pass.score(ce);
             if constexpr (!Visit::kDecides) {
               pass.keep(score);
             } else if (pass.add(ce, loss, weight, score, word) && kGradient) {
               const Amounts<float> amounts = pass.deviation({own - 1, of_rows - 1, of_columns - 1});
-              take(1, own, weight * amounts.own);
-              if (amounts.rows != 0) take(1, of_rows, weight * amounts.rows);
-              if (amounts.columns != 0) take(1, of_columns, weight * amounts.columns);
+              take(at_own, 1, weight * amounts.own);
+              if (amounts.rows != 0) take(at_rows, 1, weight * amounts.rows);
+              if (amounts.columns != 0) take(at_columns, 1, weight * amounts.columns);
               if (amounts.total != 0) {
                 const float each = weight * amounts.total * part, each_below = each * weight_y;
 #pragma unroll
                 for (int i = 0; i < K; ++i) {
-                  float2& at = taken(1, 1 + i);
+                  float2& at = taken(place_of(1 + i), 1);
                   at = make_float2(fmaf(each, softmax.z[i], at.x), fmaf(each_below, softmax.z[i], at.y));
                 }
               }
@@ -303,7 +306,7 @@ __global__ void __launch_bounds__(kColumns, K <= 19 && kExact ? kResident : 2) c
             for (int i = 0; i < K; ++i) {
               sum[i] = fmaf(each, softmax.z[i], sum[i]), below[i] = fmaf(each_below, softmax.z[i], below[i]);
             }
-            take(0, own, weight);
+            take(at_own, 0, weight);
           }
         };
         float ahead = static_cast<float>(down.first);
@@ -317,16 +320,16 @@ __global__ void __launch_bounds__(kColumns, K <= 19 && kExact ? kResident : 2) c
         for (int i = 0; i < K; ++i) {
           from[i] += slope[i];
           if constexpr (kGradient) {
-            float2& own = taken(0, 1 + i);
+            float2& own = taken(place_of(1 + i), 0);
             const float lower = below[i] + own.y, upper = (sum[i] + own.x) - lower;
             own = make_float2(0.0f, 0.0f), sum[i] = lower, below[i] = 0;
             float2 value = make_float2(upper, 0.0f);
             if constexpr (kSets == 2) {
-              float2& chosen = taken(1, 1 + i);
+              float2& chosen = taken(place_of(1 + i), 1);
               value.y = fmaf(share, upper, chosen.x - chosen.y);
               chosen = make_float2(fmaf(changed, lower, chosen.y), 0.0f);
             }
-            lines[(1 + i) * Shared::kPitch] = value;
+            *place_of(1 + i) = value;
           }
         }
       }
@@ -341,8 +344,8 @@ __global__ void __launch_bounds__(kColumns, K <= 19 && kExact ? kResident : 2) c
 #pragma unroll
       for (int i = 0; i < K; ++i) {
         float2 value = make_float2(sum[i], 0.0f);
-        if constexpr (kSets == 2) value.y = fmaf(pass.share, sum[i], taken(1, 1 + i).x);
-        lines[(1 + i) * Shared::kPitch] = value;
+        if constexpr (kSets == 2) value.y = fmaf(pass.share, sum[i], taken(place_of(1 + i), 1).x);
+        *place_of(1 + i) = value;
       }
       __syncthreads();
       fold_to(false, blockIdx.x, static_cast<int>(threadIdx.x));
@@ -365,11 +368,10 @@ __global__ void __launch_bounds__(kGathered, 8) gather_kernel(
   const int64_t classes = call.logits.channels, nodes = tile.nodes, block = classes * nodes;
   if (x >= call.logits.width) return;
   const unsigned segment = x / static_cast<unsigned>(tile.cells), node = x % static_cast<unsigned>(tile.cells);
-  const unsigned strip = row / static_cast<unsigned>(tile.rows);
-  int64_t at = (static_cast<int64_t>(unit) * segments + segment) * block + node;
   const bool starts_strip = row > 0 && row % static_cast<unsigned>(tile.rows) == 0;
-  const int64_t above = static_cast<int64_t>(image) * tile.strips + strip - 1;
-  int64_t at_lower = starts_strip ? (above * segments + segment) * block + node : 0;
+  const int64_t at = (static_cast<int64_t>(unit) * segments + segment) * block + node;
+  const int64_t above = static_cast<int64_t>(image) * tile.strips + row / static_cast<unsigned>(tile.rows) - 1;
+  const int64_t at_lower = starts_strip ? (above * segments + segment) * block + node : 0;
   const Divisors& divisors = scratch.factors->divisors;
   const float scale = divisors.scale, of_chosen = divisors.boundary_factor;
   const bool counts = !kDecided || call.options.ce_weight != 0;
@@ -377,17 +379,27 @@ __global__ void __launch_bounds__(kGathered, 8) gather_kernel(
   const int64_t before = tile.cells - block;  // the last node of the block to the left
   const int64_t plane = call.logits.height * call.logits.width;
   float* to = gradient + (image * classes * height + row) * call.logits.width + x;
-#pragma unroll 4
-  for (int64_t c = 0; c < classes; ++c, at += nodes, at_lower += nodes, to += plane) {
-    const auto sum_of = [&](const Parts& parts) {
-      const float *const upper = parts.upper + at, *const lower = parts.lower + at_lower;
-      const float sum = upper[0] + (starts_strip ? lower[0] : 0.0f);
-      return is_shared ? sum + (upper[before] + (starts_strip ? lower[before] : 0.0f)) : sum;
-    };
-    float sum = counts ? sum_of(scratch.parts) : 0.0f;
-    if constexpr (kDecided) sum = fmaf(of_chosen, sum_of(scratch.chosen), sum);
-    *to = !kBinary && classes == 1 ? 0.0f : scale * sum;
-  }
+  const float *upper = scratch.parts.upper + at, *lower = scratch.parts.lower + at_lower;
+  const float *chosen_upper = scratch.chosen.upper + at, *chosen_lower = scratch.chosen.lower + at_lower;
+  const auto add = [&](auto strip) {
+    constexpr bool of_strip = decltype(strip)::value;
+    for (int c = 0; c < static_cast<int>(classes); ++c) {
+      const auto sum_of = [&](const float* upper, const float* lower) {
+        float sum = upper[0], left = is_shared ? upper[before] : 0.0f;
+        if (of_strip) sum += lower[0], left += is_shared ? lower[before] : 0.0f;
+        return sum + left;
+      };
+      float sum = counts ? sum_of(upper, lower) : 0.0f;
+      if constexpr (kDecided) sum = fmaf(of_chosen, sum_of(chosen_upper, chosen_lower), sum);
+      *to = !kBinary && classes == 1 ? 0.0f : scale * sum;
+      upper += nodes, to += plane;
+      if (of_strip) lower += nodes;
+      if (kDecided) chosen_upper += nodes;
+      if (kDecided && of_strip) chosen_lower += nodes;
+    }
+  };
+  if (starts_strip) return add(std::true_type());
+  add(std::false_type());
 }
 
 template <typename T>
