@@ -18,7 +18,7 @@ AVX2 = "amd-epyc-avx2.csv"
 """Another AMD EPYC, with AVX2 alone."""
 MACHINES = {"no AMX": "amd-epyc.csv", "AMX": "intel-xeon-processor.csv"}
 INSTRUCTIONS = RESULTS / "instructions-sm90.csv"
-FLOORS_HEAD = "| call, us | launches | instructions issued | issue floor | memory floor |"
+FLOORS_HEAD = "| call, us | launches | instructions issued | issue floor | memory floor | scratch, MB |"
 SCALING_HEAD = "| varied | this library | eager, the best form | eager, three cross-entropies and a sort |"
 STEPS_HEAD = (
     "| two threads | network alone | + upsampling | + argmax | from a decoded frame | + argmax, initial weights |"
@@ -148,10 +148,10 @@ def floors() -> list[str]:
     cells = (
         (row["case"], row["launches"], f"{float(row['instructions']) / 1e6:.1f} M", *(
             _number(float(row[column])) for column in ("issue_us", "memory_us_h200")
-        ))
+        ), _number(float(row["scratch_bytes"]) / 1e6))
         for row in rows
     )  # fmt: skip
-    return [FLOORS_HEAD, "|---" * 5 + "|", *(f"| {' | '.join(row)} |" for row in cells)]
+    return [FLOORS_HEAD, "|---" * 6 + "|", *(f"| {' | '.join(row)} |" for row in cells)]
 
 
 def scaling() -> list[str]:

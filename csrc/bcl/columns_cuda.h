@@ -72,14 +72,14 @@ struct CellBlock {
   // [kEdges], shared: the first column of each cell; the first row of each row of cells. All of it is written, since the
   // compiler reads 16 bytes at once.
   int* const edges;
-  const int64_t image, row, first_cell;
+  const int image, row, first_cell;
   const bool align;
 
   // The edges can be read after a barrier.
   __device__ CellBlock(const Bcl& call, const CellTile& tile, int* edges, bool align = false)
-      : call(call), tile(tile), edges(edges), image(blockIdx.x / tile.strips),
-        row(static_cast<int64_t>(blockIdx.x % tile.strips) * tile.rows),
-        first_cell(static_cast<int64_t>(blockIdx.y) * tile.cells), align(align) {
+      : call(call), tile(tile), edges(edges), image(static_cast<int>(blockIdx.x / tile.strips)),
+        row(static_cast<int>(blockIdx.x % tile.strips) * tile.rows),
+        first_cell(static_cast<int>(blockIdx.y) * tile.cells), align(align) {
     if (threadIdx.x >= kEdges) return;
     const int below = static_cast<int>(threadIdx.x) - kNodes;
     const View &logits = call.logits, &target = call.target;
@@ -150,46 +150,52 @@ struct Down {
 };
 
 template <typename T, int K>
-__device__ void read_node(const View& logits, int64_t at, int classes, bool binary, float (&z)[K]) {
-  const T* const from = static_cast<const T*>(logits.data) + at;
+__device__ void read_logits(const View& logits, int64_t at, int classes, bool binary, float (&z)[K]) {
+  const T* from = static_cast<const T*>(logits.data) + at;
 #pragma unroll
-  for (int i = 0; i < K; ++i)
-    if (i < classes) z[i] = i == 0 && binary ? 0.0f : as_float(from[i * logits.channel_stride]);
+  for (int i = 0; i < K; ++i, from += logits.channel_stride)
+    if (i < classes) z[i] = i == 0 && binary ? 0.0f : as_float(*from);
 }
 
 // The exponents to base 2 of a node in a source row. A softmax does not change where all logits of a node lose the same:
-// their largest, so that exponents are at most 0.
+// their largest, so that exponents are at most 0. Returns the least.
 template <int K>
-__device__ void exponents_of(const CellBlock& block, int classes, int64_t row, int node, float (&exponents)[K]) {
+__device__ float exponents_of(const CellBlock& block, int classes, int64_t row, int node, float (&exponents)[K]) {
   const View& logits = block.call.logits;
   const bool binary = block.call.options.binary;  // its first class has no channel, and the logit 0
-  const int64_t column = smaller_of(block.first_cell + node, logits.width - 1);
+  const int64_t column = smaller_of<int64_t>(block.first_cell + node, logits.width - 1);
   const int64_t at = offset_of(logits, block.image, binary ? -1 : 0, row, column);
   switch (logits.dtype) {
-    case DType::kFloat16: read_node<__half>(logits, at, classes, binary, exponents); break;
-    case DType::kBFloat16: read_node<__nv_bfloat16>(logits, at, classes, binary, exponents); break;
-    default: read_node<float>(logits, at, classes, binary, exponents);
+    case DType::kFloat16: read_logits<__half>(logits, at, classes, binary, exponents); break;
+    case DType::kBFloat16: read_logits<__nv_bfloat16>(logits, at, classes, binary, exponents); break;
+    default: read_logits<float>(logits, at, classes, binary, exponents);
   }
   float most = -kInfinity;
 #pragma unroll
   for (int i = 0; i < K; ++i)
     if (i < classes) most = fmaxf(most, exponents[i]);
   const float shift = kLog2E * most;
+  float least = 0;
 #pragma unroll
   for (int i = 0; i < K; ++i)
-    if (i < classes) exponents[i] = exponent(exponents[i], shift);
+    if (i < classes) exponents[i] = exponent(exponents[i], shift), least = fminf(least, exponents[i]);
+  return least;
 }
 
-// Calls put(class, upper, lower) with the exponents of a node of a row of cells, at the upper source row and at the lower
-// one.
-template <int K, typename Put>
-__device__ void read_nodes(const CellBlock& block, int classes, int below, int node, const Put& put) {
-  float upper[K], lower[K];
-  exponents_of<K>(block, classes, block.row + below, node, upper);
-  exponents_of<K>(block, classes, block.lower_row(below), node, lower);
+// Writes the exponents of a node of a row of cells to `at(class)` and `down(class)`: at the upper source row, and on to
+// the lower one. Returns the least.
+template <int K, typename At, typename Down>
+__device__ float read_node(const CellBlock& block, int classes, int below, int node, const At& at, const Down& down) {
+  float exponents[K];
+  const float least = exponents_of<K>(block, classes, block.row + below, node, exponents);
 #pragma unroll
   for (int i = 0; i < K; ++i)
-    if (i < classes) put(i, upper[i], lower[i]);
+    if (i < classes) at(i) = exponents[i];
+  const float lower = exponents_of<K>(block, classes, block.lower_row(below), node, exponents);
+#pragma unroll
+  for (int i = 0; i < K; ++i)
+    if (i < classes) down(i) = exponents[i] - at(i);
+  return fminf(least, lower);
 }
 
 // Exponents of a class along a column: at the upper source row, and on to the lower one.

@@ -64,6 +64,9 @@ struct Scratch {
   float* logits;         // low-resolution logits as float32, contiguous, where they are not float32
   uint16_t* score;       // rows of score_pitch, 0 beyond the image; of up to kMostClasses, the labels before the score
   uint64_t* labels;      // rows of score_pitch; of more than kMostClasses
+  uint8_t* codes;        // rows of score_pitch, each label + 1 or 0, in place of both where codes_labels
+  int64_t* other_rows;   // with them: how far it is to the label that flips of a row read,
+  int* other_columns;    // and of a column
   uint32_t* candidates;  // rows of `words`, a bit for each pixel; where no rank decides they are the selected ones
   float* term;           // the boundary term, weighted; at full resolution
   float *best, *lse;     // max z, log sum exp(z - max z); with upsampling from more than kMostClasses
@@ -111,6 +114,10 @@ inline CellTile cell_tile_of(const Bcl& call) {
   return {rows, cells, cells + 1, static_cast<unsigned>(ceil_div(height, rows))};
 }
 
+// Whether the kernels of the pixels look up the labels of flips themselves: those without other terms, of upsampled logits
+// of up to kMostClasses.
+BCM_HD bool codes_labels(const Bcl& call) { return is_upsampled(call) && !is_wide(call) && !has_terms(call); }
+
 inline int64_t segments_of(const Bcl& call) { return ceil_div(call.logits.width, cell_tile_of(call).cells); }
 inline int64_t strips_of(const Bcl& call) { return call.logits.batch * cell_tile_of(call).strips; }
 inline int64_t units_of(const Bcl& call) { return call.logits.batch * call.logits.height; }
@@ -153,6 +160,8 @@ int by_classes_of_terms(const Bcl& call, Launch launch) {
   if (classes_of(call) <= 19) return launch(std::integral_constant<int, 19>(), std::false_type());
   return launch(std::integral_constant<int, kMostClasses>(), std::false_type());
 }
+
+int launch_labels(const Bcl& call, const Scratch& scratch, void* stream);
 
 // full: logits of the target's size.
 int launch_full_scores(const Bcl& call, const Scratch& scratch, void* stream);

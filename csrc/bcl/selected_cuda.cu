@@ -32,11 +32,11 @@ __global__ void __launch_bounds__(kAtOnce, K > 19 ? 2 : kExact ? 4 : 3) selected
     const Bcl call, const Scratch scratch) {
   BCM_DYNAMIC_SHARED(Corners, corners);  // [rows, cells, classes]
   __shared__ __align__(16) int edges[CellBlock::kEdges];
-  __shared__ int starts[kAtOnce + 1];            // of a column in the list
-  __shared__ __align__(16) int counts[kWarps];   // of a warp's columns; the compiler reads 16 bytes at once
+  __shared__ int starts[kAtOnce + 1];               // of a column in the list
+  __shared__ __align__(16) int counts[kWarps];      // of a warp's columns; the compiler reads 16 bytes at once
   __shared__ uint16_t list[kAtOnce * kListedRows];  // column * kListedRows + row
   __shared__ float2 weights[kAtOnce];
-  __shared__ int rows_of[kAtOnce];
+  __shared__ int rows_of[kAtOnce];                  // of cells
   const int classes = kExact ? K : min(K, static_cast<int>(call.logits.channels)), pitch = classes | 1;
   const CellBlock block(call, scratch.tile, edges);
   const int cells = block.tile.cells, nodes = block.tile.nodes, rows = block.rows();
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kAtOnce, K > 19 ? 2 : kExact ? 4 : 3) selected
   const int end_y = block.end_y(rows - 1), end_x = block.end_x();
   const Across across(block);
   const Down first_down(block);
-  const Target target{call, static_cast<int>(block.image)};
+  const float* const terms = call.options.terms;
   const float nats = nats_of(classes);
   const int threshold = selects(call) ? scratch.factors->threshold[call.options.per_image ? block.image : 0] : 0;
   const float of_boundary = selects(call) ? scratch.factors->divisors.boundary_factor : 0.0f;
@@ -78,9 +78,9 @@ __global__ void __launch_bounds__(kAtOnce, K > 19 ? 2 : kExact ? 4 : 3) selected
   const auto read_exponents = [&] {
     for (int i = threadIdx.x; i < rows * nodes; i += kAtOnce) {
       float2* const to = exponents + i / nodes * classes * nodes + i % nodes;
-      read_nodes<K>(block, classes, i / nodes, i % nodes, [&](int c, float upper, float lower) {
-        to[c * nodes] = make_float2(upper, lower - upper);
-      });
+      read_node<K>(
+          block, classes, i / nodes, i % nodes, [&](int c) -> float& { return to[c * nodes].x; },
+          [&](int c) -> float& { return to[c * nodes].y; });
     }
   };
   const auto evaluate = [&](int x, int y) {
@@ -100,15 +100,17 @@ __global__ void __launch_bounds__(kAtOnce, K > 19 ? 2 : kExact ? 4 : 3) selected
     for (int i = 0; i < K; ++i) z[i] = i < classes ? exponent_of(i) : -kInfinity;
     const Exponentials<K> softmax([&](int i) { return z[i]; });
     const float log_sum = log2_of(softmax.total);
-    const Labels labels = target.of_term(y, x);
+    const uint8_t* const code = scratch.codes + (block.image * call.target.height + y) * scratch.score_pitch + x;
+    const Labels labels{code[0] - 1, terms[1] != 0 ? code[scratch.other_rows[y]] - 1 : -1,
+                        terms[2] != 0 ? code[scratch.other_columns[x]] - 1 : -1};
     const CrossEntropies ce(labels, [&](int label) {
       return cross_entropy(nats, log_sum, exponent_of(label) - softmax.shift);
     });
     const float weight = class_weight_of(call, labels.own);
-    sum += times_weight(weight, ce.sum(call.options.terms));
+    sum += times_weight(weight, ce.sum(terms));
     if (!kGradient) return;
     const Amounts<float> amounts = bcmfnet::amounts_of(
-        call.options.terms, 0.0f, weight * of_boundary, labels.rows >= 0, labels.columns >= 0);
+        terms, 0.0f, weight * of_boundary, labels.rows >= 0, labels.columns >= 0);
     const float each = amounts.total * reciprocal_of(softmax.total);
     float* const to = values + threadIdx.x * pitch;
 #pragma unroll
@@ -170,7 +172,8 @@ __global__ void __launch_bounds__(kAtOnce, K > 19 ? 2 : kExact ? 4 : 3) selected
       if (all != 0 && !found) {
         found = true;
         read_exponents();
-        for (int i = threadIdx.x; kGradient && i < block.tile.rows * cells * classes; i += kAtOnce) corners[i] = Corners{};
+        for (int i = threadIdx.x; kGradient && i < block.tile.rows * cells * classes; i += kAtOnce)
+          corners[i] = Corners{};
       }
       __syncthreads();
       for (int first = 0; first < all; first += kAtOnce) {
@@ -187,7 +190,7 @@ __global__ void __launch_bounds__(kAtOnce, K > 19 ? 2 : kExact ? 4 : 3) selected
   // Without a gradient of the cross-entropy nothing has been written yet.
   const bool adds = call.options.ce_weight != 0;
   if (!kGradient || (adds && !found)) return;
-  const int64_t step = static_cast<int64_t>(gridDim.y) * classes * nodes, first = static_cast<int64_t>(blockIdx.y) * classes * nodes;
+  const int64_t each = static_cast<int64_t>(classes) * nodes, step = gridDim.y * each, first = blockIdx.y * each;
   for (int i = threadIdx.x; i < classes * nodes; i += kAtOnce) {
     const int c = i / nodes, node = i % nodes;
     const auto add = [&](float* to, float value) { *to = (adds ? *to : 0.0f) + value; };

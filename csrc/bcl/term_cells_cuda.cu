@@ -13,23 +13,20 @@ struct alignas(16) Corners {
 // What a block has of its cells: [K, kNodes], with -inf of classes that there are not.
 template <int K>
 struct Cells {
-  static constexpr float kLeast = -100;  // an exponent below which exponentials might be lost
-
   Corners* const corners;
-  bool steep = false;  // whether an exponent is below that
+  bool steep = false;  // whether an exponent is below what loses none
 
   // Can be read afterwards, as the block's edges can. Of a whole block.
   __device__ Cells(const CellBlock& block, int classes, Corners* corners) : corners(corners) {
     float least = 0;
     const int node = threadIdx.x;
     if (node < kNodes) {
-      read_nodes<K>(block, classes, 0, node, [&](int i, float upper, float lower) {
-        Corners& to = corners[i * kNodes + node];
-        to.at = upper, to.down = lower - upper;
-        least = fminf(least, fminf(upper, lower));
-      });
+      Corners* const of = corners + node;
+      least = read_node<K>(
+          block, classes, 0, node, [&](int i) -> float& { return of[i * kNodes].at; },
+          [&](int i) -> float& { return of[i * kNodes].down; });
     }
-    steep = __syncthreads_or(least < kLeast) != 0;
+    steep = __syncthreads_or(least < Exponentials<K>::kLeast) != 0;
     const int64_t width = block.call.logits.width, left = block.first_cell + threadIdx.x % kCells;
     const bool has_right = high_of(left, width, block.call.target.width) != left;
     for (int i = static_cast<int>(threadIdx.x) / kCells; i < K; i += kWarps) {

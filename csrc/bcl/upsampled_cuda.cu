@@ -31,14 +31,14 @@ struct Columns {
     if (node < 0 || node >= block.tile.nodes) return false;
     const int64_t cell = block.first_cell + node, width = block.call.logits.width;
     const auto has_right = [&](int64_t cell) { return high_of(cell, width, block.call.target.width) != cell; };
-    float exponents[K], least = 0;
-    exponents_of<K>(block, classes, below == 0 ? block.row : block.lower_row(below - 1), node, exponents);
+    float exponents[K];
+    const int64_t row = below == 0 ? block.row : block.lower_row(below - 1);
+    const float least = exponents_of<K>(block, classes, row, node, exponents);
     const bool is_right = node > 0 && has_right(cell - 1), is_left = node < block.tile.cells, alone = !has_right(cell);
     float2* const to = pairs + below % 2 * K * kCells + node;
 #pragma unroll
     for (int i = 0; i < K; ++i) {
       if (i >= classes) continue;
-      least = fminf(least, exponents[i]);
       if (is_right) to[i * kCells - 1].y = exponents[i];
       if (is_left) to[i * kCells].x = exponents[i];
       if (is_left && alone) to[i * kCells].y = exponents[i];
@@ -51,11 +51,10 @@ struct Columns {
   }
 };
 
-// Adds what the columns from `begin` to `end`, those of a thread's cell, give to a row of nodes: of some of the classes.
-// It is where their lines were. Half of the block's threads do, so that each has more to do in a column; not kFirst adds
-// to what the columns before have given.
-constexpr int kFolding = kColumns / 2;
+constexpr int kFolding = kColumns / 2;  // threads that fold: half of a block, so that each has more to do in a column
 
+// Adds what the columns from `begin` to `end`, those of a thread's cell, give to a row of nodes: of some of the classes.
+// It is where their lines were. Without kFirst it is added to what the columns before have given.
 template <int K, int kSets, int kAcross, bool kFirst>
 __device__ void fold(
     const Columns<K, kSets>& columns, int classes, int thread, int begin, int end, float* const (&nodes)[kSets]) {
@@ -98,26 +97,36 @@ struct ScorePass {
   const Bcl& call;
   const Scratch& scratch;
   const float nats;
-  const float coefficients[3];  // of the score
-  uint16_t* at = nullptr;       // the labels of the pixel, then its score
-  float ces = 0, scores = 0;    // sums of a row of cells
+  const float coefficients[3];    // of the score
+  const uint8_t* code = nullptr;  // the label of the pixel,
+  uint16_t* at = nullptr;         // its score,
+  int y = 0, other_column = 0;    // its row, and how far it is to the label that a flip of the column reads
+  float ces = 0, scores = 0;      // sums of a row of cells
   double sum = 0;
   unsigned flags = 0;
 
   __device__ ScorePass(const Bcl& call, const Scratch& scratch)
       : call(call), scratch(scratch), nats(nats_of(call.logits.channels)),
         coefficients{nats * call.options.score[0], nats * call.options.score[1], nats * call.options.score[2]} {}
-  __device__ void begin_column(int y, int x, int64_t image) {
-    at = scratch.score + (image * call.target.height + y) * scratch.score_pitch + x;
+  __device__ void begin_column(int first_y, int x, int64_t image) {
+    const int64_t first = (image * call.target.height + first_y) * scratch.score_pitch + x;
+    y = first_y, code = scratch.codes + first, at = scratch.score + first;
+    other_column = selects(call) && x < call.target.width ? scratch.other_columns[x] : 0;
   }
-  __device__ unsigned labels() const { return *at; }
+  // The labels of the pixel, each + 1, or 0 where there is none.
+  __device__ int own() const { return *code; }
+  __device__ int of_rows() const { return code[scratch.other_rows[y]]; }
+  __device__ int of_columns() const { return code[other_column]; }
   __device__ float score(const CrossEntropies& ce) {
     const float score = ce.sum(coefficients);
     scores += score;
     return score;
   }
   __device__ void keep(float score) { *at = on_grid_of(score); }
-  __device__ void end_pixel() { at += scratch.score_pitch; }
+  __device__ void keep_none() {
+    if (selects(call)) *at = 0;
+  }
+  __device__ void end_pixel() { code += scratch.score_pitch, at += scratch.score_pitch, ++y; }
   __device__ float end_rows() {
     sum += nats * ces, flags |= isnan(scores) ? kNan : 0, ces = scores = 0;
     return 0;
@@ -133,7 +142,7 @@ struct DecidingPass : ScorePass {
   const float least, whole;
   const bool mixes;                  // labels of flips have a gradient
   float share = __builtin_nanf("");  // of the row of cells; not known before the first pixel
-  float last = 0;                  // of the last pixel
+  float last = 0;                    // of the last pixel
   int selected = 0;
   float boundary = 0;
 
@@ -141,21 +150,22 @@ struct DecidingPass : ScorePass {
       : ScorePass(call, scratch), least(once(static_cast<float>(max(call.options.selection.tau, 1)))),
         whole(once((call.options.terms[0] + call.options.terms[1]) + call.options.terms[2])),
         mixes(once(call.options.terms[1] != 0 || call.options.terms[2] != 0 ? 1.0f : 0.0f) != 0) {}
-  __device__ void begin_column(int y, int x, int64_t image) {
-    ScorePass::begin_column(y, x, image);
+  __device__ void keep_none() {}
+  __device__ void begin_column(int first_y, int x, int64_t image) {
+    ScorePass::begin_column(first_y, x, image);
     share = __builtin_nanf(""), last = 0;
   }
   // Returns whether a pixel adds to what deviates; `loss` is its weighted cross-entropy.
-  __device__ bool add(const CrossEntropies& ce, float loss, float weight, float score, unsigned labels) {
+  __device__ bool add(const CrossEntropies& ce, float loss, float weight, float score, bool labels_differ) {
     const bool selects = fmaf(score, kScoreUnit, 0.5f) >= least;
     selected = selects ? selected + 1 : selected, last = selects ? whole : 0.0f;
     if (isnan(share)) share = last;
     if (!mixes) {
-      boundary = fmaf(last, loss, boundary);
+      if (last != 0) boundary = fmaf(last, loss, boundary);
       return last != share;
     }
     boundary += selects ? times_weight(weight, ce.sum(call.options.terms)) : 0.0f;
-    return last != share || (selects && labels != labels % 32 * 1057);
+    return last != share || (selects && labels_differ);
   }
   // What a pixel with a weight of 1 adds beyond the share.
   __device__ Amounts<float> deviation(const Labels& labels) const {
@@ -195,6 +205,7 @@ template <typename Visit, int K, bool kExact, bool kGradient>
 __global__ void __launch_bounds__(kColumns, K <= 19 && kExact ? kResident : 2) columns_kernel(
     const Bcl call, const Scratch scratch) {
   constexpr int kSets = kGradient ? kSetsOf<Visit> : 0;
+  constexpr bool kHoldsLines = K <= 19;  // in registers; else they are read again and again
   using Shared = Columns<K, kSets>;
   BCM_DYNAMIC_SHARED(float2, shared);
   __shared__ __align__(16) int edges[CellBlock::kEdges];
@@ -220,7 +231,7 @@ __global__ void __launch_bounds__(kColumns, K <= 19 && kExact ? kResident : 2) c
     const bool inside = x < end_x, is_busy = x - lane < end_x;
     const auto fold_to = [&](bool upper, int64_t row, int thread) {
       if constexpr (kGradient) {
-        if (thread < 0 || thread >= kFolding) return;
+        if (thread >= kFolding) return;
         const int64_t to = (row * gridDim.y + blockIdx.y) * classes * block.tile.nodes;
         float* nodes[kSets] = {(upper ? scratch.parts.upper : scratch.parts.lower) + to};
         if constexpr (kSets == 2) nodes[1] = (upper ? scratch.chosen.upper : scratch.chosen.lower) + to;
@@ -228,7 +239,8 @@ __global__ void __launch_bounds__(kColumns, K <= 19 && kExact ? kResident : 2) c
           constexpr int kAcross = decltype(across)::value;
           const int cell = thread % kAcross;
           const int begin = max(edges[cell] - first_x, 0), end = min(edges[cell + 1] - first_x, kColumns);
-          if (first_x == block.begin_x()) return fold<K, kSets, kAcross, true>(columns, classes, thread, begin, end, nodes);
+          if (first_x == block.begin_x())
+            return fold<K, kSets, kAcross, true>(columns, classes, thread, begin, end, nodes);
           fold<K, kSets, kAcross, false>(columns, classes, thread, begin, end, nodes);
         };
         if (block.tile.cells == 8) return fold_cells(std::integral_constant<int, 8>());
@@ -247,7 +259,8 @@ __global__ void __launch_bounds__(kColumns, K <= 19 && kExact ? kResident : 2) c
     float from[K], sum[K], below[K];
 #pragma unroll
     for (int i = 0; i < K; ++i) {
-      sum[i] = below[i] = 0, from[i] = is_busy && i < classes ? columns.exponent_of(i, 0, column) : -kInfinity;
+      sum[i] = below[i] = 0;
+      if (kHoldsLines) from[i] = is_busy && i < classes ? columns.exponent_of(i, 0, column) : -kInfinity;
 #pragma unroll
       for (int set = 0; set < kSets; ++set) taken(place_of(1 + i), set) = make_float2(0.0f, 0.0f);
     }
@@ -257,14 +270,23 @@ __global__ void __launch_bounds__(kColumns, K <= 19 && kExact ? kResident : 2) c
         float slope[K];
 #pragma unroll
         for (int i = 0; i < K; ++i) {
+          if (!kHoldsLines) from[i] = i < classes ? columns.exponent_of(i, row, column) : -kInfinity;
           slope[i] = i < classes ? columns.exponent_of(i, row + 1, column) - from[i] : 0.0f;
           *place_of(1 + i) = make_float2(from[i], slope[i]);
         }
+        // Read again: else the compiler would rather subtract in every pixel than hold what it has.
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; kHoldsLines && i < K; ++i) slope[i] = place_of(1 + i)->y;
         const auto visit = [&](float weight_y) {
-          const unsigned word = pass.labels();
-          const int own = word % 32, of_rows = word / 32 % 32, of_columns = word / 1024;
-          if (own == 0) return;
-          const Exponentials<K> softmax([&](int i) { return fmaf(weight_y, slope[i], from[i]); }, steep);
+          const int own = pass.own();
+          if (own == 0) return pass.keep_none();
+          const auto exponent_of = [&](int i) {
+            if (kHoldsLines) return fmaf(weight_y, slope[i], from[i]);
+            const float2 line = *place_of(1 + i);
+            return fmaf(weight_y, line.y, line.x);
+          };
+          const Exponentials<K> softmax(exponent_of, steep);
           const float log_sum = log2_of(softmax.total) + softmax.shift, part = reciprocal_of(softmax.total);
           const auto ce_of = [&](const float2* place) {
             const float2 line = *place;
@@ -276,16 +298,18 @@ __global__ void __launch_bounds__(kColumns, K <= 19 && kExact ? kResident : 2) c
           };
           const float weight = columns.weights[own];
           CrossEntropies ce;
-          float2 *const at_own = place_of(own), *const at_rows = place_of(of_rows), *const at_columns = place_of(of_columns);
+          float2* const at_own = place_of(own);
           ce.own = ce_of(at_own);
           const float loss = times_weight(weight, ce.own);
           pass.ces += loss;
           if (selects_any) {
+            const int of_rows = pass.of_rows(), of_columns = pass.of_columns();
+            float2 *const at_rows = place_of(of_rows), *const at_columns = place_of(of_columns);
             ce.rows = ce_of(at_rows), ce.columns = ce_of(at_columns);
             const float score = pass.score(ce);
             if constexpr (!Visit::kDecides) {
               pass.keep(score);
-            } else if (pass.add(ce, loss, weight, score, word) && kGradient) {
+            } else if (pass.add(ce, loss, weight, score, own != of_rows || own != of_columns) && kGradient) {
               const Amounts<float> amounts = pass.deviation({own - 1, of_rows - 1, of_columns - 1});
               take(at_own, 1, weight * amounts.own);
               if (amounts.rows != 0) take(at_rows, 1, weight * amounts.rows);
@@ -311,14 +335,14 @@ __global__ void __launch_bounds__(kColumns, K <= 19 && kExact ? kResident : 2) c
         };
         float ahead = static_cast<float>(down.first);
         const float step = static_cast<float>(down.step);
-        for (int y = inside ? down.begin : block.end_y(row); y < block.end_y(row); ++y, ahead += step) {
+        for (const int end_y = inside ? block.end_y(row) : 0; pass.y < end_y; ahead += step) {
           visit(fmaxf(ahead * down.per_step, 0.0f));
           pass.end_pixel();
         }
         const float share = pass.end_rows(), changed = share - pass.share;
 #pragma unroll
         for (int i = 0; i < K; ++i) {
-          from[i] += slope[i];
+          if (kHoldsLines) from[i] += slope[i];
           if constexpr (kGradient) {
             float2& own = taken(place_of(1 + i), 0);
             const float lower = below[i] + own.y, upper = (sum[i] + own.x) - lower;
@@ -334,10 +358,10 @@ __global__ void __launch_bounds__(kColumns, K <= 19 && kExact ? kResident : 2) c
         }
       }
       __syncthreads();
-      // Half of the block folds, the other half reads.
-      const int half = static_cast<int>(threadIdx.x) - row % 2 * kFolding;
-      const bool is_steep = row + 1 < rows && columns.read(block, classes, row + 2, half < 0 ? half + kFolding : half - kFolding);
-      fold_to(true, block.image * call.logits.height + block.row + row, half);
+      // One half of the block folds, the other one reads; they take turns.
+      const int thread = (static_cast<int>(threadIdx.x) + row % 2 * kFolding) % kColumns;
+      const bool is_steep = row + 1 < rows && columns.read(block, classes, row + 2, thread - kFolding);
+      fold_to(true, block.image * call.logits.height + block.row + row, thread);
       if (__syncthreads_or(is_steep)) steep = true;
     }
     if constexpr (kGradient) {

@@ -100,6 +100,8 @@ class Machine:
         self.library = ctypes.CDLL(str(path))
         for function in (self.library.sass_report, self.library.sass_text, self.library.sass_launch):
             function.restype = ctypes.c_char_p
+        if hasattr(self.library, "sass_scratch"):  # with bindings
+            self.library.sass_scratch.restype = ctypes.c_int64
         self.library.sass_allow.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
 
     def listing(self, kernel: str) -> list[str]:
@@ -117,6 +119,10 @@ class Machine:
             counts += [Count.of(line) for line in self.library.sass_report().decode().splitlines()]
         finally:
             self.library.sass_count(False)
+
+    def scratch(self) -> int:
+        """The most bytes of scratch that a call has asked for since this was asked last."""
+        return int(self.library.sass_scratch())
 
     @contextmanager
     def allowing(self, values: Iterable[Any]) -> Iterator[None]:

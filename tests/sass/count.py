@@ -52,7 +52,7 @@ CLASSES = {
 COLUMNS = (
     "case", "kernel", "launches", "blocks", "threads", "registers", "shared_bytes", "warps_of_64", "instructions",
     *CLASSES, "widths", "sectors_a_read", "sectors_a_write", "bytes_read", "bytes_written", "issue_us", "special_us",
-    *(f"memory_us_{card}" for card in BYTES_PER_US), *(f"floor_us_{card}" for card in BYTES_PER_US),
+    *(f"memory_us_{card}" for card in BYTES_PER_US), *(f"floor_us_{card}" for card in BYTES_PER_US), "scratch_bytes",
 )  # fmt: skip
 
 IMAGES = 8
@@ -115,6 +115,7 @@ def rows_of_name(name: str) -> list[dict[str, Any]]:
 def rows_of(case: Case) -> list[dict[str, Any]]:
     """A row for each kernel in the order of their names, and one for all."""
     backends.register(case.op, "cpu", "cuda", native.native())
+    native.machine().scratch()
     with native.machine().counting() as counts, backends.use_backend("cuda"):
         case.run()
     rows = [row_of(case, count) for count in counts]
@@ -122,7 +123,7 @@ def rows_of(case: Case) -> list[dict[str, Any]]:
     for column in COLUMNS:
         if column in ("launches", "instructions", *CLASSES) or "bytes_" in column or "_us" in column:
             total[column] = round(sum(row[column] for row in rows), 3)
-    return [*rows, total]
+    return [*rows, total | {"scratch_bytes": case.images * native.machine().scratch()}]
 
 
 def row_of(case: Case, count: Count) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def row_of(case: Case, count: Count) -> dict[str, Any]:
                            if kind.startswith(("global", "shared"))),
         "sectors_a_read": _ratio(count.reads), "sectors_a_write": _ratio(count.writes),
         "bytes_read": read, "bytes_written": written, "issue_us": round(instructions / ISSUED_PER_US, 3),
-        "special_us": round(classes["special"] / SPECIAL_PER_US, 3),
+        "special_us": round(classes["special"] / SPECIAL_PER_US, 3), "scratch_bytes": 0,
     }  # fmt: skip
     for card, rate in BYTES_PER_US.items():
         row[f"memory_us_{card}"] = round((read + written) / rate, 3)
@@ -167,7 +168,7 @@ def grown(rows: list[dict[str, Any]], committed: list[dict[str, str]]) -> list[s
     result = []
     for row in rows:
         old = before.get((row["case"], row["kernel"]))
-        for column in ("issue_us", "memory_us_h200") if old else ():
+        for column in ("issue_us", "memory_us_h200", "scratch_bytes") if old else ():
             if row[column] > GROWTH * float(old[column]) + 0.01:
                 result.append(f"{row['case']}: {row['kernel']}: {column}: expected {old[column]}, got {row[column]}")
     return result
