@@ -130,6 +130,33 @@ def test_large_cases(device, name):
     agrees(device, logits, target.to(torch.uint8), None, {"nms": 3} | options | {"ratio": 0.5, "threshold": 6.0}, name)
 
 
+# Several blocks of 32, 16 and 8 columns of cells, several strips of rows; and an axis that keeps its size.
+STRIPS = [((2, 19, 9, 37), (72, 296)), ((1, 11, 6, 70), (24, 280)), ((1, 5, 5, 9), (80, 150)),
+          ((2, 3, 5, 20), (5, 160)), ((1, 4, 9, 40), (70, 40)), ((1, 25, 5, 20), (40, 160))]  # fmt: skip
+
+
+@pytest.mark.tail
+@pytest.mark.parametrize(("mode", "threshold"), [("detect", 14.0), ("paper0", 21.0), ("ohem", 7.0)])
+@pytest.mark.parametrize(("shape", "size"), STRIPS)
+def test_where_the_score_decides_some_pixels_are_selected(device, shape, size, mode, threshold):
+    """Rows of cells in which all, none or some pixels are, with class weights and labels to ignore."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randint(-2, 3, shape, generator=generator).float()
+    blocks = torch.randint(0, shape[1], (shape[0], 1, 6, 6), generator=generator).float()
+    target = torch.nn.functional.interpolate(blocks, size)[:, 0].to(torch.uint8)
+    target[torch.rand(target.shape, generator=generator) < 0.02] = 255
+    weight = torch.arange(shape[1], dtype=torch.float32) / 4  # the first one is 0
+    for options in ({}, {"ce_weight": 0.0}):
+        options = {"nms": 1, "threshold": threshold, "mode": mode} | options
+        value, stats, gradient = run(device, logits, target, weight, **options)
+        exact = logits.double().requires_grad_()
+        expected, figures, _ = reference.loss(exact, target, resolved(options), weight)
+        assert 0.1 < figures.selected.item() / figures.valid.item() < 0.9
+        assert stats.selected.item() == figures.selected.item()
+        assert_close(value, expected.detach(), f"loss with {options}", 5e-6)
+        assert relative_error(gradient, torch.autograd.grad(expected, exact)[0]) < 5e-6, options
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"mode": "ohem", "ce_weight": 0.0}, {"per_image": True}, {"threshold": 6.0, "ratio": 0.5}]
 )

@@ -63,7 +63,14 @@ def test_a_single_block_is_not_multiplied():
 def test_what_has_grown_is_named(column, named):
     sizes = {"issue_us": "10", "memory_us_h200": "20", "floor_us_h100": "30", "scratch_bytes": "40"}
     committed = [{"case": "a", "kernel": "k"} | sizes]
-    row = {"case": "a", "kernel": "k", "issue_us": 10.4, "memory_us_h200": 20.9, "floor_us_h100": 31, "scratch_bytes": 40}
+    row = {
+        "case": "a",
+        "kernel": "k",
+        "issue_us": 10.4,
+        "memory_us_h200": 20.9,
+        "floor_us_h100": 31,
+        "scratch_bytes": 40,
+    }
     assert grown([row], committed) == []
     found = grown([row | {column: 60}], committed)
     assert found == ([f"a: k: {column}: expected {committed[0][column]}, got 60"] if named else [])
