@@ -110,6 +110,15 @@ class Machine:
         return [line for line in lines[1:] if not line.startswith("constant")]
 
     @contextmanager
+    def inexact(self, error: str) -> Iterator[None]:
+        """Within, special functions are off by the most that the PTX ISA allows: up, down, or by turns."""
+        self.library.sass_error(("none", "up", "down", "turns").index(error))
+        try:
+            yield
+        finally:
+            self.library.sass_error(0)
+
+    @contextmanager
     def counting(self) -> Iterator[list[Count]]:
         """Count what runs within; afterwards the list has one count for each kernel."""
         counts: list[Count] = []

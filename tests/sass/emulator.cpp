@@ -94,15 +94,30 @@ T to_integer(T value, Round round) {
     default: return std::nearbyint(value);
   }
 }
-// The special function unit: subnormal numbers are 0 there. Its last bits are not ours.
+Error wanted_error = Error::kNone;
+
+// The special function unit: subnormal numbers are 0 there. Its last bits are not ours; they may be off as far as the PTX
+// ISA says (9.7.3: rcp.approx.ftz, rsqrt.approx.ftz, lg2.approx.ftz, ex2.approx.ftz).
 float special(uint8_t function, float x) {
   const auto flushed = [](float value) { return std::fabs(value) < 0x1p-126f ? std::copysign(0.0f, value) : value; };
   x = flushed(x);
+  const bool up = wanted_error == Error::kTurns ? (bits_of(x) >> 3 & 1) != 0 : wanted_error == Error::kUp;
+  const double sign = wanted_error == Error::kNone ? 0 : up ? 1 : -1;
+  const auto off = [&](double value, double relative) { return flushed(static_cast<float>(value * (1 + sign * relative))); };
   switch (function) {
-    case 0: return flushed(1 / x);
-    case 1: return flushed(static_cast<float>(1 / std::sqrt(static_cast<double>(x))));
-    case 2: return std::log2(x);
-    case 3: return flushed(std::exp2(x));
+    case 0: {  // to a unit in the last place: the nearest float above or below, on which divisions of integers rely
+      const float nearest = 1 / x;
+      const double beyond = std::fma(static_cast<double>(nearest), x, -1.0) * (x > 0 ? 1 : -1);  // over the quotient
+      if (sign == 0 || beyond == 0 || !std::isfinite(nearest) || up == (beyond > 0)) return flushed(nearest);
+      return flushed(std::nextafter(nearest, up ? HUGE_VALF : -HUGE_VALF));
+    }
+    case 1: return off(1 / std::sqrt(static_cast<double>(x)), 0x1p-22);
+    case 2: {
+      if (sign == 0 || !(x > 0)) return std::log2(x);
+      const double exact = std::log2(static_cast<double>(x));
+      return x > 0.5f && x < 2 ? static_cast<float>(exact + sign * 0x1p-22) : off(exact, 0x1p-22);
+    }
+    case 3: return sign == 0 ? flushed(std::exp2(x)) : off(std::exp2(static_cast<double>(x)), 0x1p-22);
     case 4: return std::sin(x);
     case 5: return std::cos(x);
     case 6: return std::sqrt(x);
@@ -1763,6 +1778,8 @@ const Allocations::Range* Allocations::find(uint64_t address, uint64_t bytes) co
   }
   return nearest;
 }
+
+void set_error(Error error) { wanted_error = error; }
 
 void run(
     const Kernel& kernel, const Launch& launch, const Allocations& allocations, bool counts_sectors, Counts& counts) {

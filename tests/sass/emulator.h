@@ -56,6 +56,10 @@ struct Fault : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// How far off special functions are: not beyond float32, or by the most that the PTX ISA allows, up, down or by turns.
+enum class Error : int { kNone, kUp, kDown, kTurns };
+void set_error(Error error);
+
 // Throws Fault. Counts sectors if `counts_sectors`, instructions always.
 void run(
     const Kernel& kernel, const Launch& launch, const Allocations& allocations, bool counts_sectors, Counts& counts);

@@ -130,6 +130,7 @@ void sass_allow(const void* begin, uint64_t bytes) {
   sass::runtime().allocations.add(reinterpret_cast<uint64_t>(begin), bytes);
 }
 void sass_forget() { sass::runtime().allocations.clear(); }
+void sass_error(int error) { sass::set_error(static_cast<sass::Error>(error)); }
 void sass_count(bool sectors) {
   sass::runtime().counts.clear();
   sass::runtime().counts_sectors = sectors;
