@@ -52,6 +52,21 @@ struct LabelBytes {
   __device__ static uint32_t codes(uint32_t labels, uint32_t known) { return ((labels & kLow) + kEach) & known; }
 };
 
+// The rows and columns that flips read, [kTileRows] and [kTileColumns], of a whole block; and whether a call needs them.
+struct Flips {
+  bool rows, columns;
+};
+__device__ Flips flips_of(const Bcl& call, const Tile& tile, int* other_rows, int* other_columns) {
+  const BclOptions& options = call.options;
+  const Target target{call, tile.image};
+  if (threadIdx.x < kTileRows) other_rows[threadIdx.x] = target.flip(0, tile.top + static_cast<int>(threadIdx.x));
+  const int column = tile.left + static_cast<int>(threadIdx.x);
+  other_columns[threadIdx.x] = column < call.target.width ? target.flip(1, column) : 0;
+  __syncthreads();
+  return {selects(call) && (options.score[1] != 0 || options.terms[1] != 0),
+          selects(call) && (options.score[2] != 0 || options.terms[2] != 0)};
+}
+
 // The three labels of each pixel, in one word, of labels that are bytes or longer integers. What takes divisions is done
 // once for a block: the rows and columns that flips read. With kWeighs pixels have weights. With kPacks the lane's labels
 // of a row are loaded at once.
@@ -65,12 +80,7 @@ __global__ void __launch_bounds__(kThreads, kWeighs ? 2 : sizeof(Label) > 2 ? 3 
   const View& view = call.target;
   const TargetOf<kWeighs> target{call, tile.image};
   const BclOptions& options = call.options;
-  const bool needs_rows = selects(call) && (options.score[1] != 0 || options.terms[1] != 0);
-  const bool needs_columns = selects(call) && (options.score[2] != 0 || options.terms[2] != 0);
-  if (threadIdx.x < kTileRows) other_rows[threadIdx.x] = target.flip(0, tile.top + static_cast<int>(threadIdx.x));
-  const int column = tile.left + static_cast<int>(threadIdx.x);
-  other_columns[threadIdx.x] = column < view.width ? target.flip(1, column) : 0;
-  __syncthreads();
+  const auto [needs_rows, needs_columns] = flips_of(call, tile, other_rows, other_columns);
   const Codes<Value> code_of(call);
   const Value ignore = code_of.ignore;
   const Label* const labels = static_cast<const Label*>(view.data) + offset_of(view, tile.image, 0, 0);
@@ -151,6 +161,59 @@ __global__ void __launch_bounds__(kThreads, kWeighs ? 2 : sizeof(Label) > 2 ? 3 
   if constexpr (kWeighs) write_terms({labelled, distilled, 0, 0, 0}, scratch.labelled_terms + block_number());
 }
 
+// The same of labels that are bytes, four at a time, of up to kMostClasses.
+template <bool kIgnoresClass>
+__global__ void __launch_bounds__(kThreads, 4) label_bytes_kernel(const Bcl call, const Scratch scratch) {
+  constexpr int kWords = kPacked / 4;
+  using Words = Pack<uint32_t, kWords>;
+  using Bytes = LabelBytes<kIgnoresClass>;
+  __shared__ int other_rows[kTileRows];
+  __shared__ __align__(16) int other_columns[kTileColumns];
+  const Tile tile(call);
+  const auto [needs_rows, needs_columns] = flips_of(call, tile, other_rows, other_columns);
+  const View& view = call.target;
+  const uint8_t* const labels = static_cast<const uint8_t*>(view.data) + offset_of(view, tile.image, 0, 0);
+  const Bytes bytes(call);
+  int others[kPacked];
+#pragma unroll
+  for (int i = 0; i < kPacked; ++i) others[i] = other_columns[tile.x - tile.left + i];
+  float weight = 0;
+  int valid = 0, known = 0;
+  for (int y = tile.begin; tile.columns > 0 && y < tile.end; ++y) {
+    const uint8_t* const row = labels + y * view.row_stride;
+    const auto read = [&](const uint8_t* from) { return Words::load(reinterpret_cast<const uint32_t*>(from + tile.x)); };
+    const Words own = read(row), of_rows = needs_rows ? read(labels + other_rows[y - tile.top] * view.row_stride) : Words{};
+    Pack<uint32_t, kPacked / 2> narrow;
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      const uint32_t mask = bytes.known(own.value[i]), codes = Bytes::codes(own.value[i], mask);
+      valid += __popc(bytes.valid(own.value[i])), known += __popc(mask & Bytes::kHigh);
+      const auto flipped = [&](uint32_t other) { return Bytes::codes(other, bytes.known(other)) & mask; };
+      const uint32_t rows = needs_rows ? flipped(of_rows.value[i]) : 0;
+      uint32_t columns = 0;
+      if (needs_columns) {
+        const auto read_one = [&](int at) -> uint32_t { return row[others[4 * i + at]]; };
+        columns = flipped(read_one(0) | read_one(1) << 8 | read_one(2) << 16 | read_one(3) << 24);
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const auto pair = [&](uint32_t word) { return __byte_perm(word, 0, half ? 0x4342 : 0x4140); };
+        narrow.value[2 * i + half] = pair(codes) + pair(rows) * 32 + pair(columns) * 1024;
+      }
+      if (call.class_weight) {
+#pragma unroll
+        for (int shift = 0; shift < 32; shift += 8) {
+          const int code = codes >> shift & 0xff;
+          weight += code != 0 ? class_weight_of(call, code - 1) : 0.0f;
+        }
+      }
+    }
+    narrow.store_to(reinterpret_cast<uint32_t*>(scratch.score + tile.row(call, y) * scratch.score_pitch + tile.x));
+  }
+  if (!call.class_weight) weight = static_cast<float>(known);
+  write_labelled(weight, valid, valid != known ? kWrong : 0, scratch.labelled + block_number());
+}
+
 // The label of each pixel alone, as a byte of up to kMostClasses, and once for all of them what takes divisions: the rows
 // and columns that flips read.
 template <typename Label, bool kPacks, bool kIgnoresClass>
@@ -218,7 +281,9 @@ int label(const Bcl& call, const Scratch& scratch, void* stream) {
   const bool packs = view.column_stride == 1 && view.width % kPacked == 0 && view.row_stride % kPacked == 0 &&
                      view.batch_stride % kPacked == 0 && reinterpret_cast<uintptr_t>(view.data) % kPackBytes == 0;
   const bool ignores_class = call.options.ignore_index >= 0 && call.options.ignore_index < call.logits.channels;
+  const bool bytes = sizeof(Label) == 1 && packs && !is_wide(call) && !call.options.binary;
   auto kernel = call.pixel_weight.data ? labels_kernel<true, false, Label>
+                : bytes                ? ignores_class ? label_bytes_kernel<true> : label_bytes_kernel<false>
                 : packs                ? labels_kernel<false, true, Label>
                                        : labels_kernel<false, false, Label>;
   if (codes_labels(call)) {
