@@ -54,10 +54,11 @@ struct Columns {
 constexpr int kFolding = kColumns / 2;  // threads that fold: half of a block, so that each has more to do in a column
 
 // Adds what the columns from `begin` to `end`, those of a thread's cell, give to a row of nodes: of some of the classes.
-// It is where their lines were. Without kFirst it is added to what the columns before have given.
-template <int K, int kSets, int kAcross, bool kFirst>
+// It is where their lines were. But for the `first` columns it is added to what those before have given.
+template <int K, int kSets, int kAcross>
 __device__ void fold(
-    const Columns<K, kSets>& columns, int classes, int thread, int begin, int end, float* const (&nodes)[kSets]) {
+    const Columns<K, kSets>& columns, int classes, int thread, int begin, int end, bool first,
+    float* const (&nodes)[kSets]) {
   constexpr int kPitch = Columns<K, kSets>::kPitch, kNodes = kAcross + 1;
   constexpr int kGroups = kFolding / kAcross, kOfThread = (K + kGroups - 1) / kGroups;
   const int cell = thread % kAcross, group = thread / kAcross;
@@ -83,8 +84,8 @@ __device__ void fold(
       const float own = (sum[set][i] - right[set][i]) + (cell > 0 ? from_left : 0.0f);
       if (group + i * kGroups >= classes) continue;
       float* const at = to + i * kGroups * kNodes;
-      at[0] = kFirst ? own : at[0] + own;
-      if (cell == kAcross - 1) at[1] = kFirst ? right[set][i] : at[1] + right[set][i];
+      at[0] = first ? own : at[0] + own;
+      if (cell == kAcross - 1) at[1] = first ? right[set][i] : at[1] + right[set][i];
     }
   }
 }
@@ -239,9 +240,7 @@ __global__ void __launch_bounds__(kColumns, K <= 19 && kExact ? kResident : 2) c
           constexpr int kAcross = decltype(across)::value;
           const int cell = thread % kAcross;
           const int begin = max(edges[cell] - first_x, 0), end = min(edges[cell + 1] - first_x, kColumns);
-          if (first_x == block.begin_x())
-            return fold<K, kSets, kAcross, true>(columns, classes, thread, begin, end, nodes);
-          fold<K, kSets, kAcross, false>(columns, classes, thread, begin, end, nodes);
+          fold<K, kSets, kAcross>(columns, classes, thread, begin, end, first_x == block.begin_x(), nodes);
         };
         if (block.tile.cells == 8) return fold_cells(std::integral_constant<int, 8>());
         if (block.tile.cells == 16) return fold_cells(std::integral_constant<int, 16>());
@@ -450,7 +449,7 @@ int launch_columns(const Bcl& call, const Scratch& scratch, bool gradient, void*
     constexpr int K = decltype(k)::value;
     const auto launch = [&](auto exact) {
       constexpr bool kExact = decltype(exact)::value;
-      const auto kernel = gradient ? columns_kernel<Visit, K, kExact, true> : columns_kernel<Visit, K, kExact, false>;
+      const auto kernel = gradient ? columns_kernel<Visit, K, kExact, true> : columns_kernel<Visit, K, false, false>;
       const int bytes = gradient ? Columns<K, kSetsOf<Visit>>::bytes() : Columns<K, 0>::bytes();
       return launch_with_shared(kernel, cell_grid(call), kColumns, bytes, stream, call, scratch);
     };
