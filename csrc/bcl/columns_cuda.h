@@ -47,7 +47,8 @@ constexpr float kLeastTotal = 0x1p-100f;  // A sum that may have lost exponentia
 // `steep`.
 template <int K>
 struct Exponentials {
-  static constexpr float kLeast = -100;  // an exponent below which exponentials might be lost
+  // An exponent below which exponentials might be lost; one that is not a number is no better.
+  __device__ static bool is_steep(float exponent) { return !(exponent >= -100); }
   float z[K], total = 0, shift = 0;
 
   template <typename Of>
@@ -158,7 +159,7 @@ __device__ void read_logits(const View& logits, int64_t at, int classes, bool bi
 }
 
 // The exponents to base 2 of a node in a source row. A softmax does not change where all logits of a node lose the same:
-// their largest, so that exponents are at most 0. Returns the least.
+// their largest, so that exponents are at most 0. Returns the least, or NaN.
 template <int K>
 __device__ float exponents_of(const CellBlock& block, int classes, int64_t row, int node, float (&exponents)[K]) {
   const View& logits = block.call.logits;
@@ -178,12 +179,12 @@ __device__ float exponents_of(const CellBlock& block, int classes, int64_t row, 
   float least = 0;
 #pragma unroll
   for (int i = 0; i < K; ++i)
-    if (i < classes) exponents[i] = exponent(exponents[i], shift), least = fminf(least, exponents[i]);
+    if (i < classes) exponents[i] = exponent(exponents[i], shift), least = least_of(least, exponents[i]);
   return least;
 }
 
 // Writes the exponents of a node of a row of cells to `at(class)` and `down(class)`: at the upper source row, and on to
-// the lower one. Returns the least.
+// the lower one. Returns the least, or NaN.
 template <int K, typename At, typename Down>
 __device__ float read_node(const CellBlock& block, int classes, int below, int node, const At& at, const Down& down) {
   float exponents[K];
@@ -195,7 +196,7 @@ __device__ float read_node(const CellBlock& block, int classes, int below, int n
 #pragma unroll
   for (int i = 0; i < K; ++i)
     if (i < classes) down(i) = exponents[i] - at(i);
-  return fminf(least, lower);
+  return least_of(least, lower);
 }
 
 // Exponents of a class along a column: at the upper source row, and on to the lower one.

@@ -49,6 +49,16 @@ __device__ inline float at_least_0(float x) {
   return result;
 #endif
 }
+// The lesser of two numbers, or NaN where one of them is.
+__device__ inline float least_of(float x, float y) {
+#ifdef BCM_CUDA_ON_CPU
+  return x != x || x < y ? x : y;
+#else
+  float result;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(y));
+  return result;
+#endif
+}
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 __device__ inline float exponent(float z, float shift) { return fmaf(kLog2E, z, -shift); }
 

@@ -53,15 +53,14 @@ struct CellTile {
   unsigned strips;
 };
 
-// Gradients by blocks of cells: of the rows of nodes above its rows of cells, [units, segments, classes,
-// nodes], and of the row of nodes below the last of them, [strips, segments, classes, nodes].
+// Gradients by blocks of cells: of the rows of nodes above its rows of cells, [units, segments, classes, nodes], and of the row of nodes below the last of them, [strips, segments, classes, nodes].
 struct Parts {
   float *upper, *lower;
 };
 
 // Device memory of one forward. Maps have the target's shape.
 struct Scratch {
-  float* logits;         // low-resolution logits as float32, contiguous, where they are not float32
+  float* logits;         // low-resolution logits of more than kMostClasses as float32, contiguous, where they are not
   uint16_t* score;       // rows of score_pitch, 0 beyond the image; of up to kMostClasses, the labels before the score
   uint64_t* labels;      // rows of score_pitch; of more than kMostClasses
   uint8_t* codes;        // rows of score_pitch, each label + 1 or 0, in place of both where codes_labels
@@ -96,8 +95,8 @@ BCM_HD bool has_terms(const Bcl& call) {
 BCM_HD bool is_wide(const Bcl& call) { return call.logits.channels > kMostClasses; }
 
 // Whether a pixel is known as selected as soon as it is scored, since nothing suppresses it and no rank decides: with
-// upsampling the gradient of the boundary term is then added up beside that of the cross-entropy. A thread has both in
-// registers, which more classes do not fit.
+// upsampling the gradient of the boundary term is then added up beside that of the cross-entropy. More classes do not fit
+// a block's shared memory.
 constexpr int kMostDecided = 19;
 BCM_HD bool decides(const Bcl& call) {
   return selects(call) && is_upsampled(call) && !has_terms(call) && call.options.nms == 1 &&

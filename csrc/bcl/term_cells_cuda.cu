@@ -14,7 +14,7 @@ struct alignas(16) Corners {
 template <int K>
 struct Cells {
   Corners* const corners;
-  bool steep = false;  // whether an exponent is below what loses none
+  bool steep = false;  // whether an exponent is
 
   // Can be read afterwards, as the block's edges can. Of a whole block.
   __device__ Cells(const CellBlock& block, int classes, Corners* corners) : corners(corners) {
@@ -26,7 +26,7 @@ struct Cells {
           block, classes, 0, node, [&](int i) -> float& { return of[i * kNodes].at; },
           [&](int i) -> float& { return of[i * kNodes].down; });
     }
-    steep = __syncthreads_or(least < Exponentials<K>::kLeast) != 0;
+    steep = __syncthreads_or(Exponentials<K>::is_steep(least)) != 0;
     const int64_t width = block.call.logits.width, left = block.first_cell + threadIdx.x % kCells;
     const bool has_right = high_of(left, width, block.call.target.width) != left;
     for (int i = static_cast<int>(threadIdx.x) / kCells; i < K; i += kWarps) {

@@ -43,7 +43,7 @@ struct Columns {
       if (is_left) to[i * kCells].x = exponents[i];
       if (is_left && alone) to[i * kCells].y = exponents[i];
     }
-    return least < Exponentials<K>::kLeast;
+    return Exponentials<K>::is_steep(least);
   }
   __device__ float exponent_of(int i, int below, const Across::Column& column) const {
     const float2 pair = pairs[(below % 2 * K + i) * kCells + column.node];
@@ -266,10 +266,11 @@ __global__ void __launch_bounds__(kColumns, K <= 19 && kExact ? kResident : 2) c
     for (int row = 0; row < rows; ++row) {
       down.go_to(row);
       if (is_busy) {
+        // What is not a number goes no further than its row of cells: steep lines start anew.
         float slope[K];
 #pragma unroll
         for (int i = 0; i < K; ++i) {
-          if (!kHoldsLines) from[i] = i < classes ? columns.exponent_of(i, row, column) : -kInfinity;
+          if (!kHoldsLines || steep) from[i] = i < classes ? columns.exponent_of(i, row, column) : -kInfinity;
           slope[i] = i < classes ? columns.exponent_of(i, row + 1, column) - from[i] : 0.0f;
           *place_of(1 + i) = make_float2(from[i], slope[i]);
         }

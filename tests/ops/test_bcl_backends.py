@@ -157,6 +157,22 @@ def test_where_the_score_decides_some_pixels_are_selected(device, shape, size, m
         assert relative_error(gradient, torch.autograd.grad(expected, exact)[0]) < 5e-6, options
 
 
+@pytest.mark.parametrize("options", [{}, {"nms": 3, "ratio": 0.1}])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_only_ignored_pixels_read_may_be_anything(device, value, options):
+    """Rows of pixels below those that meet a logit which is not finite know nothing of it."""
+    logits = 2 * torch.randn(1, 3, 9, 5, generator=torch.Generator().manual_seed(0))
+    target = torch.arange(72 * 40).view(1, 72, 40) // 50 % 3
+    target[:, 8:32] = 255  # all that the third row of logits has a part in
+    expected, stats, gradient = run(device, logits, target, ignore_index=255, **options)
+    spoilt = logits.detach().clone()
+    spoilt[:, :, 2] = value
+    found, others, its_gradient = run(device, spoilt, target, ignore_index=255, **options)
+    assert torch.equal(found, expected) and found.isfinite() and others.selected.item() == stats.selected.item()
+    rows = [0, 1, 3, 4, 5, 6, 7, 8]
+    assert_close(its_gradient[:, :, rows], gradient[:, :, rows], "gradient", 1e-6)
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"mode": "ohem", "ce_weight": 0.0}, {"per_image": True}, {"threshold": 6.0, "ratio": 0.5}]
 )
