@@ -23,6 +23,7 @@ from bcmfnet.ops import (
     lmfm,
     pyramid_pool,
     segmentation_loss,
+    stem_conv,
     upsample_add_relu,
     upsample_argmax,
 )
@@ -37,6 +38,8 @@ def calls() -> dict[str, Callable[[], Any]]:
     leaf = high.clone().requires_grad_()
     weights = LMFM(2, 2, branch_channels=2).eval().pyramid_weights(torch.float32)
 
+    images, kernel, bias = torch.randn(1, 3, 4, 4), torch.randn(2, 3, 3, 3), torch.randn(2)
+
     def train(loss: Callable[..., torch.Tensor], **options: Any) -> None:
         leaf.grad = None
         loss(leaf, target, **options).backward()
@@ -50,6 +53,7 @@ def calls() -> dict[str, Callable[[], Any]]:
         "segmentation_loss": lambda: segmentation_loss(high, target, dice=1.0),
         "lmfm": lambda: lmfm(low, weights),
         "pyramid_pool": lambda: pyramid_pool(low, ((5, 2, 2),)),
+        "stem_conv": lambda: stem_conv(images, kernel, bias),
         "upsample_add_relu": lambda: upsample_add_relu(high, low),
         "upsample_argmax": lambda: upsample_argmax(low, (4, 4)),
     }

@@ -79,6 +79,7 @@ from bcmfnet.ops import (
     lmfm,
     pyramid_pool,
     segmentation_loss,
+    stem_conv,
     upsample_add_relu,
     upsample_argmax,
 )
@@ -126,6 +127,8 @@ assert_type(upsample_argmax(logits, (64, 64)), Tensor)
 assert_type(upsample_argmax(logits, images.shape[-2:]), Tensor)
 assert_type(upsample_argmax(logits, size=(64, 64), return_confidence=True), tuple[Tensor, Tensor])
 assert_type(upsample_add_relu(images, images), Tensor)
+assert_type(stem_conv(images, torch.randn(8, 3, 3, 3), torch.zeros(8)), Tensor)
+assert_type(stem_conv(images.byte(), torch.randn(8, 3, 3, 3), torch.zeros(8), (0.5, 0.5, 0.5), [0.2] * 3), Tensor)
 assert_type(pyramid_pool(images, [(5, 2, 2)]), tuple[Tensor, ...])
 context = LMFM(512, 128, direction="forward", interval=1, root_conv="1x1", branch_channels=64, pools=[(5, 2, 2)])
 assert_type(context.pyramid_weights(torch.float32), PyramidWeights)

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bcmfnet.data import normalize
 from bcmfnet.data.labels import LabelTable
 from bcmfnet.engine.config import DataConfig
 from bcmfnet.engine.runtime import resolve_amp, resolve_device
@@ -37,7 +36,7 @@ class LogitsPredictor(Protocol):
 
 
 class LabelPredictor:
-    """A network in the form that users predict with (`for_inference`), and what it needs around it: mean, std, device.
+    """A network in the form that users predict with (`for_inference`), which normalises frames itself.
 
     The copy computes in `dtype` (None: float32); later changes of the model do not reach it.
     """
@@ -50,9 +49,7 @@ class LabelPredictor:
         device: torch.device,
         dtype: torch.dtype | None,
     ) -> None:
-        self.network = for_inference(model, dtype=dtype or torch.float32)
-        self.mean = mean
-        self.std = std
+        self.network = for_inference(model, dtype=dtype or torch.float32, mean=mean, std=std)
         self.device = device
 
     @classmethod
@@ -70,15 +67,12 @@ class LabelPredictor:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Label maps uint8 [N, H, W] on the device, of RGB frames uint8 [N, 3, H, W] of any size >= 64."""
-        return self.network(self._normalized(images))
+        return self.network(images.to(self.device, non_blocking=True))
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
         """Logits [N, C, h, w] on the device, at the network's own resolution, of such frames."""
-        return self.network.logits(self._normalized(images))
-
-    def _normalized(self, images: Tensor) -> Tensor:
-        return normalize(images.to(self.device, non_blocking=True), self.mean, self.std, torch.channels_last)
+        return self.network.logits(images.to(self.device, non_blocking=True))
 
 
 def label_table(metadata: dict[str, Any], path: Path) -> LabelTable:

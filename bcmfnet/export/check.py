@@ -54,15 +54,15 @@ def check_exported(
 
     Args:
         file: what `read_exported` read.
-        network: `for_inference` of the model, on the CPU.
+        network: `for_inference` of the model with mean and std, on the CPU.
         images: uint8 [1, 3, H, W].
-        normalized: the same as the network takes them, float32.
+        normalized: the same as a file takes them that does not normalise, float32.
     """
     check = Check(len(images), 0, 0, 0.0, 0.0, 0.0)
     if file.metadata["dtype"] == "int8":
         check.most_differing = MOST_DIFFERING_INT8
     given = images if file.metadata["takes_uint8"] else normalized
-    for image, frame in zip(given, normalized, strict=True):
+    for image, frame in zip(given, images, strict=True):
         size = frame.shape[-2:]
         result, logits = file.run(image), network.logits(frame)
         labels = result if file.metadata["output"] == "labels" else upsample_argmax(result, size)
@@ -75,7 +75,7 @@ def check_exported(
     times: tuple[list[float], list[float]] = ([], [])
     runs: tuple[Run, Run] = (file.run, network)
     for _ in range(RUNS):
-        for seconds, run, image in zip(times, runs, (given[0], normalized[0]), strict=True):
+        for seconds, run, image in zip(times, runs, (given[0], images[0]), strict=True):
             start = time.perf_counter()
             run(image)
             seconds.append(time.perf_counter() - start)

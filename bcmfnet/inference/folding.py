@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from bcmfnet.inference.layers import ContextOp, ConvAddReLU, Stem
+from bcmfnet.inference.layers import ContextOp, ConvAddReLU, Normalization, Stem
 from bcmfnet.models.ddrnet import DualResolutionNet
 from bcmfnet.nn.context import ConvUnit, PyramidContext
 from bcmfnet.ops import _cpu
+from bcmfnet.ops._checks import HALF_AND_SINGLE
 from bcmfnet.ops._library import OPS
 from bcmfnet.ops._lmfm import beats_modules
 from bcmfnet.ops.backends import has_kernel
@@ -60,11 +61,12 @@ def _is_what_the_op_computes(context: PyramidContext) -> bool:
     return context.norm_order == "pre" and plain
 
 
-def fused(network: fx.GraphModule) -> fx.GraphModule:
+def fused(network: fx.GraphModule, normalization: Normalization | None = None) -> fx.GraphModule:
     """The network of `folded`, its convolutions and upsamplings with the sums and ReLUs after them; it is changed in
     place.
 
-    What cannot be part of one of them works in place where nothing else reads its input.
+    What cannot be part of one of them works in place where nothing else reads its input. With mean and std it takes
+    uint8 images, and normalises them.
     """
     for node in list(network.graph.nodes):
         if node.target is F.interpolate and has_kernel("upsample_add_relu", _device(network)):
@@ -76,7 +78,7 @@ def fused(network: fx.GraphModule) -> fx.GraphModule:
             network.set_submodule(str(node.target), ConvAddReLU(conv, relu=_take_relus(network, node)))
     for node in list(network.graph.nodes):
         _work_in_place(network, node)
-    _join_stem(network)
+    _join_stem(network, normalization)
     return _finished(network)
 
 
@@ -206,13 +208,17 @@ def _work_in_place(network: fx.GraphModule, node: fx.Node) -> None:
             return
 
 
-def _join_stem(network: fx.GraphModule) -> None:
-    """Make one module of the cast and the two convolutions of the stem."""
+def _join_stem(network: fx.GraphModule, normalization: Normalization | None) -> None:
+    """Make one module of the cast and the two convolutions of the stem. On a CPU the op is faster where it saves the
+    normalisation's passes; without them it takes as long as oneDNN's convolution.
+    """
     images, cast, first, second = list(network.graph.nodes)[:4]
     convs = [conv for node in (first, second) if (conv := _called(network, node, ConvAddReLU)) is not None]
-    memory_format = cast.kwargs["memory_format"]
+    memory_format, device = cast.kwargs["memory_format"], _device(network)
     assert isinstance(memory_format, torch.memory_format)
-    network.add_submodule("stem", Stem(convs[0], convs[1], memory_format))
+    served = has_kernel("stem_conv", device) and convs[0].conv.weight.dtype in HALF_AND_SINGLE
+    as_op = served and memory_format == torch.channels_last and (normalization is not None or device != "cpu")
+    network.add_submodule("stem", Stem(convs[0], convs[1], memory_format, normalization, as_op))
     with network.graph.inserting_after(second):
         _replace(second, network.graph.call_module("stem", (images,)))
     network.graph.erase_node(first)

@@ -7,8 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bcmfnet.data.transforms import normalize
 from bcmfnet.nn.context import PyramidContext
-from bcmfnet.ops import PyramidWeights, lmfm
+from bcmfnet.ops import PyramidWeights, lmfm, stem_conv
+
+Normalization = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and std of RGB in 0..1."""
 
 STRIP_PIXELS = 2**18
 """Pixels of the image in a strip. At 1024x2048 the map between the stem's convolutions is 32 MiB in bfloat16, and fresh
@@ -108,11 +112,25 @@ def _onednn_serves(x: Tensor) -> bool:
 
 
 class Stem(nn.Module):
-    """Images to the maps at 1/4 through two 3x3s of stride 2, in their dtype; on a CPU strip by strip."""
+    """Images to the maps at 1/4 through two 3x3s of stride 2, in their dtype; on a CPU strip by strip.
 
-    def __init__(self, first: ConvAddReLU, second: ConvAddReLU, memory_format: torch.memory_format):
+    Args:
+        memory_format: of the maps.
+        normalization: mean and std of uint8 images; None: they are normalised.
+        as_op: the first convolution is `stem_conv`, which reads images as they are.
+    """
+
+    def __init__(
+        self,
+        first: ConvAddReLU,
+        second: ConvAddReLU,
+        memory_format: torch.memory_format,
+        normalization: Normalization | None,
+        as_op: bool,
+    ):
         super().__init__()
         self.first, self.second, self.memory_format = first, second, memory_format
+        self.normalization, self.as_op = normalization, as_op
 
     def forward(self, images: Tensor) -> Tensor:
         batch, _, height, width = images.shape
@@ -122,9 +140,17 @@ class Stem(nn.Module):
         for top in range(0, height, step):
             # Four rows more above give one row at 1/4, which is wrong where zeros stand for the image: it is dropped.
             strip = images[:, :, max(top - 4, 0) : top + step]
-            strip = strip.to(self.first.conv.weight.dtype, memory_format=self.memory_format)
-            strips.append(self.second(self.first(strip))[:, :, min(top, 1) :])
+            strips.append(self.second(self._convolve(strip))[:, :, min(top, 1) :])
         return strips[0] if len(strips) == 1 else torch.cat(strips, dim=2)
+
+    def _convolve(self, images: Tensor) -> Tensor:
+        conv = self.first.conv
+        if self.as_op:
+            assert conv.bias is not None  # of the batch norm
+            return stem_conv(images, conv.weight, conv.bias, *(self.normalization or ()))
+        if self.normalization is not None:
+            images = normalize(images, *self.normalization)
+        return self.first(images.to(conv.weight.dtype, memory_format=self.memory_format))
 
 
 class ContextOp(nn.Module):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bcmfnet.data.transforms import normalize
 from bcmfnet.inference.cuda_graphs import CUDAGraphs
 from bcmfnet.inference.folding import folded, fused, with_context_op
 from bcmfnet.inference.quantization import check_quantization
@@ -30,13 +31,15 @@ def for_inference(
     runtime: str | None = None,
     output: str = "labels",
     quantized: Sequence[Tensor] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> InferenceNetwork:
     """A copy that goes from images to label maps as fast as it can; the model is left as it is.
 
     Batch norms are folded into the convolutions before them, which also do the sums and ReLUs that follow. The
-    copy takes images as the model does, float32 [N, 3, H, W] of any size >= 64, normalised as in training (for
-    weights of ours `bcmfnet.data.normalize` with the file's mean and std), and gives uint8 [N, H, W] labels of
-    their size. It is for the device that the model is on.
+    copy takes images as the model does, float32 [N, 3, H, W] of any size >= 64, normalised as in training, or with
+    `mean` and `std` as cameras give them, and gives uint8 [N, H, W] labels of their size. It is for the device that the
+    model is on.
 
     Args:
         dtype: of weights and maps: float32, bfloat16, or on a GPU float16. With float32 labels differ from the
@@ -51,15 +54,17 @@ def for_inference(
             bfloat16). A runtime converts the network for each size and number of threads, which takes seconds.
         output: "labels", or "logits" at 1/8 [N, classes, ceil(H / 8), ceil(W / 8)], float32 from a runtime, else
             in `dtype`.
-        quantized: images as the copy takes them, float32 [1, 3, H, W], some tens of them from what it will be used
+        quantized: images as the copy takes them, [1, 3, H, W], some tens of them from what it will be used
             on: with runtime="openvino" NNCF quantises the network to int8, by the ranges that its maps have on these.
             Labels then differ from the model's by more than rounding. `dtype` is that of what stays in floating point.
+        mean, std: three numbers each, of RGB in 0..1 (a weights file of ours has those of its training): the copy takes
+            uint8 images, which its first convolution normalises as it reads them.
 
     Raises:
         TypeError, ValueError: an unknown value, or values that do not go together.
         ImportError: a runtime, or NNCF, that is not installed.
     """
-    return InferenceNetwork(model, dtype, memory_format, compile, cuda_graph, runtime, output, quantized)
+    return InferenceNetwork(model, dtype, memory_format, compile, cuda_graph, runtime, output, quantized, mean, std)
 
 
 class InferenceNetwork(nn.Module):
@@ -78,6 +83,8 @@ class InferenceNetwork(nn.Module):
         runtime: str | None,
         output: str,
         quantized: Sequence[Tensor] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ):
         super().__init__()
         device = next(model.parameters()).device
@@ -88,8 +95,10 @@ class InferenceNetwork(nn.Module):
         runtime = _options.choice("runtime", runtime, (None, *RUNTIMES))
         output = _options.choice("output", output, OUTPUTS)
         _check_together(device, dtype, compile, cuda_graph, runtime)
+        given = mean is not None or std is not None
+        self.normalization = _options.normalization(mean, std) if given else None
         if quantized is not None:
-            _check_quantized(runtime, quantized)
+            _check_quantized(runtime, quantized, as_bytes=given)
         self.compile_network, self.cuda_graph, self.runtime, self.output = compile, cuda_graph, runtime, output
         self.dtype, self.memory_format, self.quantized = dtype, memory_format, quantized
         if runtime is not None:
@@ -97,7 +106,7 @@ class InferenceNetwork(nn.Module):
         else:
             self.network = with_context_op(folded(model, dtype, memory_format), dtype)
             if not compile:
-                fused(self.network)
+                fused(self.network, self.normalization)
         super().train(False)
         self._prepare()
 
@@ -105,12 +114,15 @@ class InferenceNetwork(nn.Module):
         """Make what is no state: the compiled network or the runtime's, and the CUDA graphs."""
         self._logits: Callable[[Tensor], Tensor] = self.network.forward
         if self.runtime is not None:
-            self._logits = Runtime(self.runtime, self.network, self.dtype, self.quantized)
+            quantized = None if self.quantized is None else [self._normalized(images) for images in self.quantized]
+            run = Runtime(self.runtime, self.network, self.dtype, quantized)
+            self._logits = lambda images: run(self._normalized(images))
         elif self.compile_network:
-            self._logits = torch.compile(self.network.forward, dynamic=False)
+            self._logits = torch.compile(lambda images: self.network(self._normalized(images)), dynamic=False)
         self._graphs = None
         if self.device.type == "cuda" and self.cuda_graph is not False:
-            self._graphs = CUDAGraphs(self._compute, self.dtype, self.memory_format, at_once=self.cuda_graph is True)
+            dtype = self.dtype if self.normalization is None else torch.uint8
+            self._graphs = CUDAGraphs(self._compute, dtype, self.memory_format, at_once=self.cuda_graph is True)
 
     @property
     def device(self) -> torch.device:
@@ -118,7 +130,7 @@ class InferenceNetwork(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised float images [N, 3, H, W] to labels uint8 [N, H, W], or to logits at 1/8.
+        """Images [N, 3, H, W], float or with `mean` and `std` uint8, to labels uint8 [N, H, W], or to logits at 1/8.
 
         Raises:
             ValueError: images of another shape, dtype or device.
@@ -133,9 +145,13 @@ class InferenceNetwork(nn.Module):
         return self._logits(images)
 
     def _check(self, images: Tensor) -> None:
-        check_images(images)
+        check_images(images, as_bytes=self.normalization is not None)
         if images.device != self.device:
             raise ValueError(f"images: expected them on {self.device}, got {images.device}")
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        """Images as a network that is not fused takes them."""
+        return images if self.normalization is None else normalize(images, *self.normalization)
 
     def _compute(self, images: Tensor) -> Tensor:
         logits = self._logits(images)
@@ -174,13 +190,13 @@ def _check_together(
         check_runtime(runtime, dtype)
 
 
-def _check_quantized(runtime: str | None, images: Sequence[Tensor]) -> None:
+def _check_quantized(runtime: str | None, images: Sequence[Tensor], as_bytes: bool) -> None:
     if runtime != "openvino":
         raise ValueError(f"runtime: expected 'openvino' with quantized, got {runtime!r}")
     if not isinstance(images, Sequence) or len(images) == 0:
         raise TypeError(f"quantized: expected a list of images, got {images!r}")
     for image in images:
-        check_images(image, "quantized")
+        check_images(image, "quantized", as_bytes)
         if len(image) != 1:
             raise ValueError(f"quantized: expected images [1, 3, H, W], got one of {list(image.shape)}")
     check_quantization("quantized")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -204,12 +205,14 @@ class DDRNet23Slim(DualResolutionNet):
         super().__init__(context, num_classes, aux)
 
 
-def check_images(images: Tensor, name: str = "images") -> None:
+def check_images(images: Tensor, name: str = "images", as_bytes: bool = False) -> None:
+    """Raise TypeError or ValueError for what is no batch of normalised images, or of uint8 ones."""
     _options.tensor(name, images)
     shape = tuple(images.shape)
-    if not images.is_floating_point() or len(shape) != 4 or shape[1] != 3 or min(shape[2:]) < MIN_SIZE:
+    right = images.dtype == torch.uint8 if as_bytes else images.is_floating_point()
+    if not right or len(shape) != 4 or shape[1] != 3 or min(shape[2:]) < MIN_SIZE:
         raise ValueError(
-            f"{name}: expected float [N, 3, H, W], H and W >= {MIN_SIZE}, "
+            f"{name}: expected {'uint8' if as_bytes else 'float'} [N, 3, H, W], H and W >= {MIN_SIZE}, "
             f"got {str(images.dtype).removeprefix('torch.')} {list(shape)}"
         )
 

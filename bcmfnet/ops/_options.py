@@ -71,6 +71,24 @@ def number(name: str, value: Any) -> float:
         raise ValueError(f"{name}: expected a number that a float holds, got a larger one") from None
 
 
+def triple(name: str, value: Any) -> tuple[float, float, float]:
+    """Three real numbers. Raises TypeError for anything else, ValueError for one that is not finite."""
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Tensor)) or len(given := tuple(value)) != 3:
+        raise TypeError(f"{name}: expected three numbers, got {_shown(value)}")
+    first, second, third = (number(name, each) for each in given)
+    if not (abs(first) <= LARGEST_FLOAT and abs(second) <= LARGEST_FLOAT and abs(third) <= LARGEST_FLOAT):
+        raise ValueError(f"{name}: expected three finite numbers, got {value!r}")
+    return first, second, third
+
+
+def normalization(mean: Any, std: Any) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of three channels. Raises TypeError or ValueError for what is neither."""
+    mean, std = triple("mean", mean), triple("std", std)
+    if not min(std) > 0:
+        raise ValueError(f"std: expected three numbers above 0, got {std}")
+    return mean, std
+
+
 def coefficient(name: str, value: Any) -> float:
     """A number from 0 to the largest float32. Raises TypeError or ValueError for anything else."""
     factor = number(name, value)

@@ -4,10 +4,10 @@
 
 #include "common/bilinear.h"
 #include "common/cuda/element.h"
+#include "common/cuda/mma.h"
 #include "common/cuda/pack.h"
 #include "common/integers.h"
 #include "lmfm/gemm_cuda.h"
-#include "lmfm/mma.h"
 
 namespace bcmfnet {
 namespace {

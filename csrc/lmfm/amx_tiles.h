@@ -2,13 +2,10 @@
 // second, against 0.11 T of float32 vectors (and 0.05 T of AVX512-BF16, which is therefore not used).
 #pragma once
 
+#include "common/amx.h"
 #include "lmfm/gemm.h"
 
-#if defined(__AVX512F__) && defined(__linux__) && __has_include(<amxbf16intrin.h>)
-#define BCM_AMX 1
-
-#include <sys/syscall.h>
-#include <unistd.h>
+#if defined(BCM_AMX)
 
 namespace bcmfnet::BCM_ISA {
 
@@ -21,24 +18,10 @@ struct AmxTiles {
   static constexpr int kChunk = 640;  // of the depth, over all pieces
   static constexpr int kPackedFloats = kChunk / 2 * kColumns;
 
-  // Whether the processor has the unit and the system lets this process use it.
-  static bool allowed() {
-    static const bool is = [] {
-      constexpr long kRequestPermission = 0x1023, kTileData = 18;
-      return cpu_isa() == Isa::kAmx && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-    }();
-    return is;
-  }
-
-  __attribute__((target("amx-tile"))) static void begin() {
-    struct {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {};
-      uint8_t rows[16] = {};
-    } config;
-    for (int tile = 0; tile < 8; ++tile) config.row_bytes[tile] = 64, config.rows[tile] = kTile;
-    asm volatile("" ::"r"(&config) : "memory");  // the intrinsics do not tell the compiler what they read and write
-    _tile_loadconfig(&config);
+  static void begin() {
+    AmxShapes shapes;
+    for (int tile = 0; tile < 8; ++tile) shapes.set(tile, kTile, 64);
+    shapes.load();
   }
 
   __attribute__((target("amx-tile"))) static void end() { _tile_release(); }

@@ -324,7 +324,7 @@ int64_t run(const Lmfm& call, void* scratch, Parallel parallel) {
 int64_t choose(const Lmfm& call, void* scratch, Parallel parallel) {
 #ifdef BCM_AMX
   const bool fills_tiles = call.branch_channels >= AmxTiles::kTile;
-  if (call.x.dtype == DType::kBFloat16 && fills_tiles && AmxTiles::allowed())
+  if (call.x.dtype == DType::kBFloat16 && fills_tiles && has_amx())
     return run<AmxTiles>(call, scratch, parallel);
 #endif
   return run<FloatTiles>(call, scratch, parallel);

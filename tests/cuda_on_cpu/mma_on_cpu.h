@@ -1,4 +1,4 @@
-// What csrc/lmfm/mma.h has. The product is exact, then rounded once; hardware rounds in an order of its own.
+// What csrc/common/cuda/mma.h has. The product is exact, then rounded once; hardware rounds in an order of its own.
 #pragma once
 
 #include "cuda_bf16.h"

@@ -67,7 +67,9 @@ def test_labels_are_the_networks_own(model, tmp_path, format, request):
     file = read_exported(path)
     assert format_of(path) == format and file.metadata["num_classes"] == 5
     frame = images(*SIZE)
-    check = check_exported(file, for_inference(model), [frame], [normalize(frame)])
+    check = check_exported(
+        file, for_inference(model, mean=IMAGENET_MEAN, std=IMAGENET_STD), [frame], [normalize(frame)]
+    )
     assert check.pixels == SIZE[0] * SIZE[1] and check.holds() and check.largest_margin < 1e-4
     labels = ExportedPredictor(file)(images(*SIZE, count=3))
     assert labels.dtype == torch.uint8 and labels.shape == (3, *SIZE) and len(labels.unique()) > 1
@@ -103,7 +105,9 @@ def test_float16_is_typed(model, tmp_path):
     frame = images(*SIZE)
     file = read_exported(path)
     assert file.metadata["dtype"] == "float16"
-    check = check_exported(file, for_inference(model), [frame], [normalize(frame)])
+    check = check_exported(
+        file, for_inference(model, mean=IMAGENET_MEAN, std=IMAGENET_STD), [frame], [normalize(frame)]
+    )
     assert check.differing < 0.02 * check.pixels and check.largest_margin < 0.05
 
 
@@ -133,7 +137,9 @@ def test_int8_gives_nearly_the_same_labels(model, tmp_path, format):
     file = read_exported(path)
     assert file.metadata["dtype"] == "int8" and file.metadata["output"] == "labels"
     frame = images(*SIZE)
-    check = check_exported(file, for_inference(model), [frame], [normalize(frame)])
+    check = check_exported(
+        file, for_inference(model, mean=IMAGENET_MEAN, std=IMAGENET_STD), [frame], [normalize(frame)]
+    )
     assert 0 < check.differing < 0.1 * check.pixels and check.most_differing > 1e-3
     assert not torch.equal(file.run(frame), file.run(255 - frame))
     predictor = ExportedPredictor(read_exported(path, logits=True))

@@ -15,7 +15,9 @@ from grids import grid
 from networks import BF16_ERROR, assert_labels, eager_scores, frames, trained
 from torch import nn
 from torch.nn.functional import interpolate, relu
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from bcmfnet.data import IMAGENET_MEAN, IMAGENET_STD, normalize
 from bcmfnet.inference import folding, for_inference, layers, runtimes
 from bcmfnet.inference.folding import folded
 from bcmfnet.inference.folding import fused as with_fused_layers
@@ -171,6 +173,47 @@ def test_frames_of_either_memory_format(model, memory_format):
     assert torch.equal(last, network(images))
 
 
+def camera_frames(size, batch=1):
+    return torch.randint(0, 256, (batch, 3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+@grid({"size": SIZES, "memory_format": [torch.channels_last, torch.contiguous_format]})
+def test_frames_as_cameras_give_them(model, size, memory_format):
+    images = camera_frames(size, batch=2)
+    network = for_inference(model, memory_format=memory_format, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    labels = network(images)
+    assert_labels(labels, eager_scores(model, normalize(images)))
+    interleaved = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    assert torch.equal(network(interleaved), labels)
+    assert torch.equal(network(interleaved.flip(1).contiguous().flip(1)), labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_first_convolution_normalises(model, dtype):
+    """In the same numbers as `normalize` before it, and with no pass of its own."""
+    images = camera_frames((97, 131))
+    network = for_inference(model, dtype=dtype, output="logits", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    served = [
+        network.network.stem._convolve(images),
+        for_inference(model, dtype=dtype).network.stem._convolve(normalize(images)),
+    ]
+    assert_close(*served, tolerance=1e-6 if dtype == torch.float32 else 4e-3)
+    with OpsCalled() as called:
+        network(images)
+    assert called.names.count("bcmfnet::stem_conv") == 1 + (97 * 131 > layers.STRIP_PIXELS)
+    assert not {"aten::mul_", "aten::add_"} & set(called.names)
+
+
+class OpsCalled(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.names.append(function.name().removesuffix(".default").removesuffix(".Tensor"))
+        return function(*arguments, **(keywords or {}))
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_logits(model, size):
     images = frames(size, batch=2)
@@ -234,6 +277,9 @@ def test_in_inference_mode_and_out_of_it(model):
         ({"cuda_graph": True}, "cuda_graph: expected a model on a CUDA device, got one on cpu"),
         ({"quantized": [torch.zeros(1, 3, 64, 64)]}, "runtime: expected 'openvino' with quantized, got None"),
         ({"runtime": "tensorrt"}, "runtime: expected one of None, onnxruntime, openvino, got 'tensorrt'"),
+        ({"mean": IMAGENET_MEAN}, "std: expected three numbers, got None"),
+        ({"mean": 0.5, "std": IMAGENET_STD}, "mean: expected three numbers, got 0.5"),
+        ({"mean": IMAGENET_MEAN, "std": (1, 1, 0)}, "std: expected three numbers above 0, got (1.0, 1.0, 0.0)"),
         ({"output": "mask"}, "output: expected one of labels, logits, got 'mask'"),
         (
             {"runtime": "openvino", "compile": True},
@@ -276,6 +322,12 @@ def test_unusable_frames(model, images):
         for_inference(model)(images)
 
 
+@pytest.mark.parametrize("images", [torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 63, dtype=torch.uint8)])
+def test_unusable_frames_of_a_camera(model, images):
+    with pytest.raises(ValueError, match=r"^images: expected uint8 \[N, 3, H, W\], H and W >= 64, got "):
+        for_inference(model, mean=IMAGENET_MEAN, std=IMAGENET_STD)(images)
+
+
 def test_frames_on_another_device(model):
     with pytest.raises(ValueError, match="^images: expected them on cpu, got meta$"):
         for_inference(model)(torch.zeros(1, 3, 64, 64, device="meta"))
@@ -289,6 +341,8 @@ def test_compiled(model):
     assert_labels(network(frames((97, 131))), eager_scores(model, frames((97, 131))))
     assert_labels(network(frames((97, 131), seed=1)), eager_scores(model, frames((97, 131), seed=1)))
     pickle.loads(pickle.dumps(network))
+    network = for_inference(model, compile=True, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert_labels(network(camera_frames((97, 131))), eager_scores(model, normalize(camera_frames((97, 131)))))
 
 
 @pytest.mark.slow
@@ -309,6 +363,9 @@ def test_engines(model, runtime, dtype):
     network = for_inference(model, runtime=runtime, dtype=dtype)
     for size, batch in (((64, 96), 1), ((97, 131), 2), ((64, 96), 1)):
         assert_labels(network(frames(size, batch)), eager_scores(model, frames(size, batch)), band)
+    cameras = for_inference(model, runtime=runtime, dtype=dtype, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert_labels(cameras(camera_frames((64, 96))), eager_scores(model, normalize(camera_frames((64, 96)))), band)
+    del cameras
     scores = for_inference(model, runtime=runtime, dtype=dtype, output="logits")
     first = scores(frames((64, 96)))
     kept = first.clone()

@@ -320,7 +320,7 @@ def test_every_op_has_a_kernel_on_every_device(key):
         assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(op, key), op
 
 
-@pytest.mark.parametrize("op", ["bcl", "lmfm", "pyramid_pool", "upsample_add_relu", "upsample_argmax"])
+@pytest.mark.parametrize("op", ["bcl", "lmfm", "pyramid_pool", "stem_conv", "upsample_add_relu", "upsample_argmax"])
 def test_plain_pytorch_serves_device_types_without_kernels(op, recwarn, monkeypatch):
     monkeypatch.undo()
     assert backends.choose(op, "mps") == ("reference", "the default")

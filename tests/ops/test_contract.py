@@ -22,6 +22,7 @@ from bcmfnet.ops import (
     lmfm,
     pyramid_pool,
     segmentation_loss,
+    stem_conv,
     upsample_add_relu,
     upsample_argmax,
 )
@@ -156,6 +157,23 @@ def labels(classes: int, confidence: bool) -> Example:
     )
 
 
+def stem(as_bytes: bool) -> Example:
+    normalization = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)) if as_bytes else ()
+
+    def tensors(batch: int) -> Tensors:
+        images = normal(batch, 3, 7, 18)
+        images = (64 * images.abs()).byte() if as_bytes else images
+        return {"images": images, "weights": normal(5, 3, 3, 3, seed=1), "bias": normal(5, seed=2)}
+
+    def call(images: Tensor, weights: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        return (stem_conv(images, weights, bias, *normalization),)
+
+    return Example(
+        "stem_conv", call, tensors, {"stem_conv": lambda *tensors: (*tensors, [0.1, 0.2, 0.3], [-0.3, -0.2, -0.1])},
+        dtypes=HALF_AND_SINGLE,
+    )  # fmt: skip
+
+
 TERMS = {
     "focal": 0.5, "dice": 1.0, "tversky": 0.3, "distillation": 0.7, "label_smoothing": 0.1, "overlap_per_image": True,
     "distillation_temperature": 2.0, "distillation_where": "all",
@@ -167,6 +185,8 @@ EXAMPLES = {
     "bcl, terms, upsampled": loss(4, 11, **TERMS, align_corners=True),
     "lmfm": context(),
     "pyramid_pool": pools(),
+    "stem_conv": stem(as_bytes=False),
+    "stem_conv, uint8": stem(as_bytes=True),
     "upsample_add_relu": fusion(),
     "upsample_argmax": labels(5, confidence=True),
     "upsample_argmax, int16": labels(300, confidence=False),
@@ -232,7 +252,8 @@ def test_compile(device, example, dynamic):
         pytest.skip("compiled in test_bcl.py, over sizes, layouts and seeds")
     compiled = torch.compile(example.call, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     whole = tensors_of(example, device)
-    part = {name: x[:1, ..., 1:].contiguous() if x.ndim == 4 else x for name, x in whole.items()}
+    maps = {name: x for name, x in whole.items() if x.ndim == 4 and name != "weights"}
+    part = whole | {name: x[:1, ..., 1:].contiguous() for name, x in maps.items()}
     for tensors in (part, whole):
         assert_equal(run(example._replace(call=compiled), tensors), run(example, tensors))
 
@@ -278,7 +299,7 @@ STRIDED: dict[str, Callable[[Tensor], Tensor]] = {
 def test_any_strides(device, example, layout):
     """Of one map, beside others of a layout; weights are contiguous."""
     tensors = in_layout(tensors_of(example, device), layout)
-    for name in {"x", "high", "low", "logits", "target", "pixel_weight", "teacher"} & tensors.keys():
+    for name in {"x", "high", "low", "images", "logits", "target", "pixel_weight", "teacher"} & tensors.keys():
         for strided in STRIDED.values():
             other = strided(tensors[name])
             actual = run(example, tensors | {name: other})

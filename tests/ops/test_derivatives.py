@@ -22,6 +22,7 @@ from bcmfnet.ops import (
     lmfm,
     pyramid_pool,
     segmentation_loss,
+    stem_conv,
     upsample_add_relu,
     upsample_argmax,
 )
@@ -47,6 +48,9 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, torch.Tensor]]] = {
     ),
     "lmfm": (packed_lmfm, {"x": torch.randn(1, 4, 5, 6)} | dict(zip(PACKED._fields[:6], PACKED[:6], strict=True))),
     "pyramid_pool": (lambda x: pyramid_pool(x, [(3, 2, 1)])[0], {"x": torch.randn(1, 2, 5, 6)}),
+    "stem_conv": (
+        stem_conv, {"images": torch.randn(1, 3, 5, 6), "weight": torch.randn(2, 3, 3, 3), "bias": torch.randn(2)},
+    ),
     "upsample_add_relu": (
         upsample_add_relu, {"high": torch.randn(1, 2, 6, 8), "low": torch.randn(1, 2, 3, 4)},
     ),

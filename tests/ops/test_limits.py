@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from compare import assert_close, relative_error
 
-from bcmfnet.ops import _limits, boundary_corrected_loss, pyramid_pool, upsample_add_relu, upsample_argmax
+from bcmfnet.ops import _limits, boundary_corrected_loss, pyramid_pool, stem_conv, upsample_add_relu, upsample_argmax
 from bcmfnet.ops.backends import use_backend
 from bcmfnet.reference import bcl as reference
 from bcmfnet.reference.bcl import make_options
@@ -121,6 +121,13 @@ BEYOND = {
     "argmax: classes": (lambda: upsample_argmax(zeros(1, 2**15 + 1, 1, 1), (1, 1)), "logits: expected .* 32768"),
     "argmax: side": (lambda: upsample_argmax(zeros(1, 2, 1, 1), (1, SIDE + 1)), "size: expected at most"),
     "argmax: pixels": (lambda: upsample_argmax(zeros(1, 2, 1, 1), SQUARE), "size: expected at most"),
+    "stem: side": (
+        lambda: stem_conv(zeros(1, 3, SIDE + 1, 1), zeros(1, 3, 3, 3), torch.zeros(1)), "images: expected at most",
+    ),
+    "stem: channels": (
+        lambda: stem_conv(zeros(1, 3, 1, 1), zeros(SIDE + 1, 3, 3, 3), torch.zeros(SIDE + 1)),
+        "weight: expected at most 131072 channels",
+    ),
     "sum: side": (lambda: upsample_add_relu(zeros(1, 1, SIDE + 1, 1), zeros(1, 1, 1, 1)), "high: expected at most"),
     "sum: channels": (
         lambda: upsample_add_relu(zeros(1, SIDE + 1, 1, 1), zeros(1, SIDE + 1, 1, 1)),

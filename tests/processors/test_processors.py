@@ -13,6 +13,7 @@ import torch
 from ops import test_bcl_backends as bcl
 from ops import test_lmfm as lmfm
 from ops import test_pyramid_pool as pyramid_pool
+from ops import test_stem_conv as stem_conv
 from ops import test_terms_backends as terms
 from ops import test_upsample_add_relu as upsample_add_relu
 from ops import test_upsample_argmax as upsample_argmax
@@ -79,6 +80,13 @@ def test_sums_of_maps():
 def test_sums_of_values_that_are_not_finite():
     for dtype, layout in product(DTYPES, LAYOUTS):
         upsample_add_relu.test_nan_and_infinities_are_where_the_reference_has_them("cpu", (12, 20), dtype, layout)
+
+
+def test_first_convolutions():
+    kinds = cycle(product(stem_conv.OF_IMAGES, DTYPES, LAYOUTS))
+    for case, of_images, dtype, layout in ((case, *next(kinds)) for case in stem_conv.CASES.values() for _ in range(5)):
+        stem_conv.test_values_are_torchs("cpu", *case, of_images, dtype, layout)
+    stem_conv.test_nan_and_infinities_stay_in_the_windows_that_have_them("cpu", DTYPES[0], DTYPES[0], LAYOUTS[1])
 
 
 def test_pools():

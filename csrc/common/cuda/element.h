@@ -8,6 +8,7 @@
 
 namespace bcmfnet {
 
+__device__ inline float as_float(uint8_t value) { return value; }
 __device__ inline float as_float(float value) { return value; }
 __device__ inline float as_float(__half value) { return __half2float(value); }
 __device__ inline float as_float(__nv_bfloat16 value) { return __bfloat162float(value); }

@@ -1,6 +1,6 @@
-// A warp's matrix product c += a @ b of [16, 16] and [16, 8], through the fragments that csrc/lmfm/mma.h describes.
+// A warp's matrix product c += a @ b of [16, 16] and [16, 8], through the fragments that csrc/common/cuda/mma.h describes.
 #include "common/launch.h"
-#include "lmfm/mma.h"
+#include "common/cuda/mma.h"
 
 namespace {
 
