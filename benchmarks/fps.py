@@ -129,11 +129,12 @@ def _best(case: Case, model: nn.Module, dtype: torch.dtype) -> dict[str, Provide
 
 def _ours(model: nn.Module, dtype: torch.dtype) -> dict[str, Provider | Unavailable]:
     logits, labels = (for_inference(model, dtype=dtype, output=output) for output in ("logits", "labels"))
+    camera = for_inference(model, dtype=dtype, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return {
         "ours_logits": lambda frame, images: logits(images),
         "ours_upsampled": Unavailable("upsampling and argmax are one op"),
         "ours_labels": lambda frame, images: labels(images),
-        "ours_frame": lambda frame, images: labels(_normalized(frame)),
+        "ours_frame": lambda frame, images: camera(frame.permute(0, 3, 1, 2)),
     }
 
 

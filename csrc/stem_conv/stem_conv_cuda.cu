@@ -6,6 +6,7 @@
 // has eight pixels by four channels a lane.
 //
 // Bound by memory: a frame of 1024x2048 is 6.3 MB as bytes, 32 channels of the result 33.6 MB in 16 bits.
+#include "common/cuda/divisor.h"
 #include "common/cuda/element.h"
 #include "common/cuda/grid.h"
 #include "common/cuda/mma.h"
@@ -31,40 +32,41 @@ struct Tile {
 
 // Where a block's tile is in the result.
 struct Place {
-  int64_t image;
-  int first_row, first_column;
+  const int64_t image;
+  const int first_row, first_column;
 
-  template <typename T>
-  __device__ static Place of(const StemConv& call, Tile<T>) {
-    const auto blocks = static_cast<unsigned>(ceil_div(call.out.height, kRows));
-    const unsigned image = blockIdx.x / blocks;
-    return {image, static_cast<int>(blockIdx.x - image * blocks) * kRows, static_cast<int>(blockIdx.y) * Tile<T>::kColumns};
-  }
+  // `blocks` are those of an image on top of each other.
+  __device__ Place(const Divisor& blocks, int columns)
+      : image(blocks.quotient(blockIdx.x)), first_row(blocks.remainder(blockIdx.x, static_cast<int>(image)) * kRows),
+        first_column(static_cast<int>(blockIdx.y) * columns) {}
 };
 
-// Normalises what a tile reads; around the image are zeros.
+// Normalises what a tile reads; around the image are zeros. A lane has a column, and after all others the last one.
 template <typename In, typename T>
 __device__ void read_tile_of(const StemConv& call, const Place& place, T* tile) {
   using Shape = Tile<T>;
   const View& images = call.images;
-  const int lane = threadIdx.x % 32, height = static_cast<int>(images.height), width = static_cast<int>(images.width);
+  const int height = static_cast<int>(images.height), width = static_cast<int>(images.width);
   const int first_row = 2 * place.first_row - 1, first_column = 2 * place.first_column - 1;
-  for (int line = threadIdx.x / 32; line < 3 * kInRows; line += kWarps) {
-    const int row = line / 3, channel = line - 3 * row, y = first_row + row;
-    const bool there = y >= 0 && y < height;
-    const int64_t at = offset_of(images, place.image, channel, there ? y : 0, first_column + lane);
-    const In* from = static_cast<const In*>(images.data) + at;
-    const float scale = channel == 0 ? call.scale[0] : channel == 1 ? call.scale[1] : call.scale[2];
-    const float shift = channel == 0 ? call.shift[0] : channel == 1 ? call.shift[1] : call.shift[2];
-    T* to = tile + row * Shape::kPitch + channel;
-    const int end = Shape::kInColumns + (channel == 0 ? 1 : 0);  // The last pair of taps has one more value, which does not count.
+  const In* const image = static_cast<const In*>(images.data) + offset_of(images, place.image, 0, 0);
+  const auto read = [&](int row, int x) {
+    const int y = first_row + row, column = first_column + x;
+    const bool inside = y >= 0 && y < height && column >= 0 && column < width;
+    const In* const from = image + (y * images.row_stride + column * images.column_stride);
+    T* const to = tile + row * Shape::kPitch + 3 * x;
 #pragma unroll
-    for (int x = lane; x < end; x += 32, from += 32 * images.column_stride) {
-      const int column = first_column + x;
+    for (int c = 0; c < 3; ++c) {
       float value = 0;
-      if (there && column >= 0 && column < width) value = fmaf(as_float(*from), scale, shift);
-      store(to + 3 * x, value);
+      if (inside) value = fmaf(as_float(from[c * images.channel_stride]), call.scale[c], call.shift[c]);
+      store(&to[c], value);
     }
+  };
+  for (int row = threadIdx.x / 32; row < kInRows; row += kWarps)
+#pragma unroll
+    for (int x = 0; x < Shape::kInColumns - 1; x += 32) read(row, x + threadIdx.x % 32);
+  if (threadIdx.x < kInRows) {
+    read(threadIdx.x, Shape::kInColumns - 1);
+    store(&tile[threadIdx.x * Shape::kPitch + 3 * Shape::kInColumns], 0.0f);  // The last pair of taps has one that does not count.
   }
 }
 
@@ -107,12 +109,13 @@ __device__ void write(const StemConv& call, T* to, int64_t channel, const Pack<T
 constexpr int kPairs = 16;  // of taps: five of each row, the last of which has one tap, and one without any
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) half_kernel(const StemConv call, const bool packed) {
+__global__ void __launch_bounds__(kThreads) half_kernel(
+    const StemConv call, const Divisor blocks, const bool packed) {
   using Shape = Tile<T>;
   __shared__ __align__(16) T tile[kInRows * Shape::kPitch];
   __shared__ uint32_t weights[kPairs * kGroup];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-  const Place place = Place::of(call, Shape());
+  const Place place(blocks, Shape::kColumns);
   read_tile(call, place, tile);
 
   // The lane's pairs of taps: where they are behind a pixel's first word, and what of them counts.
@@ -182,12 +185,13 @@ __global__ void __launch_bounds__(kThreads) half_kernel(const StemConv call, con
 
 constexpr int kPixels = 8, kChannels = 4;  // of a lane
 
-__global__ void __launch_bounds__(kThreads) float_kernel(const StemConv call, const bool packed) {
+__global__ void __launch_bounds__(kThreads) float_kernel(
+    const StemConv call, const Divisor blocks, const bool packed) {
   using Shape = Tile<float>;
   __shared__ __align__(16) float tile[kInRows * Shape::kPitch];
   __shared__ __align__(16) float weights[kTaps * kGroup];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, of_channels = lane % 8 * kChannels, pixel = lane / 8;
-  const Place place = Place::of(call, Shape());
+  const Place place(blocks, Shape::kColumns);
   read_tile(call, place, tile);
   for (int64_t first = 0; first < call.out.channels; first += kGroup) {
     for (int i = threadIdx.x; i < kTaps * kGroup; i += kThreads)
@@ -243,15 +247,15 @@ __global__ void __launch_bounds__(kThreads) float_kernel(const StemConv call, co
 
 template <typename T>
 int launch(const StemConv& call, void* stream) {
-  const dim3 grid(
-      static_cast<unsigned>(call.out.batch * ceil_div(call.out.height, kRows)),
-      blocks_for(call.out.width, Tile<T>::kColumns));
+  const int64_t rows = ceil_div(call.out.height, kRows);
+  const dim3 grid(static_cast<unsigned>(call.out.batch * rows), blocks_for(call.out.width, Tile<T>::kColumns));
+  const Divisor blocks(rows);
   constexpr int kCount = kPackBytes / sizeof(T);
   const bool packed = call.out.channels % kCount == 0 && has_packs(call.out, kCount);
   if constexpr (sizeof(T) == 2) {
-    BCM_LAUNCH(half_kernel<T>, grid, kThreads, 0, stream, call, packed);
+    BCM_LAUNCH(half_kernel<T>, grid, kThreads, 0, stream, call, blocks, packed);
   } else {
-    BCM_LAUNCH(float_kernel, grid, kThreads, 0, stream, call, packed);
+    BCM_LAUNCH(float_kernel, grid, kThreads, 0, stream, call, blocks, packed);
   }
   return cudaGetLastError();
 }

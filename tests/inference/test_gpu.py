@@ -16,6 +16,7 @@ from networks import BF16_ERROR, eager_logits, frames
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bcmfnet.data import IMAGENET_MEAN, IMAGENET_STD
 from bcmfnet.inference import cuda_graphs, folding, for_inference, layers
 from bcmfnet.inference.cuda_graphs import CUDAGraphs
 
@@ -74,6 +75,20 @@ def test_launches_of_a_frame_on_a_gpu(cudnn, model, monkeypatch):
     with Launches() as apart:
         network(images)
     assert (fused.count, apart.count) == (69, 143)
+
+
+def test_a_frame_of_bytes_is_as_many_launches(cudnn, model, monkeypatch):
+    """The normalisation is none of its own."""
+    monkeypatch.setattr(folding, "_device", lambda network: "cuda")
+    images = torch.zeros(1, 3, 128, 192, dtype=torch.uint8)
+    for network, given in (
+        (for_inference(model), frames((128, 192))),
+        (for_inference(model, mean=IMAGENET_MEAN, std=IMAGENET_STD), images),
+    ):
+        assert network.network.stem.as_op
+        with Launches() as launches:
+            network(given)
+        assert launches.count == 68
 
 
 @pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, AttributeError])

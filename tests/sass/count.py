@@ -28,7 +28,7 @@ from sass import native
 from sass.build import Count
 from torch import Tensor
 
-from bcmfnet.benchmarks import bcl, lmfm, terms, upsample_add_relu, upsample_argmax
+from bcmfnet.benchmarks import bcl, lmfm, stem_conv, terms, upsample_add_relu, upsample_argmax
 from bcmfnet.ops import backends
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results/instructions-sm90.csv"
@@ -80,6 +80,11 @@ def cases() -> Iterator[Case]:
         (x,) = lmfm.make_inputs(case, device)
         weights = lmfm._context(case).pyramid_weights(case.dtype)
         yield Case(f"lmfm-{case.name}", "lmfm", partial(lmfm.lmfm, x, weights))
+    for dtype in (torch.float16, torch.float32):
+        case = stem_conv.Case(stem_conv.STREET, dtype)
+        affine = stem_conv.IMAGENET_MEAN, stem_conv.IMAGENET_STD
+        run = partial(stem_conv.stem_conv, *stem_conv.make_inputs(case, device), *affine)
+        yield Case(f"stem_conv-{case.name}", "stem_conv", run)
     for content in ("rough", "smooth"):
         case = upsample_argmax.Case((1, 19, 128, 256), (1024, 2048), content, torch.float16)
         (x,) = upsample_argmax.make_inputs(case, device)
