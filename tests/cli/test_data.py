@@ -12,7 +12,7 @@ from frames import write_frame
 from tiny import FRAMES
 
 from bcmfnet.cli.options import DataOptions
-from bcmfnet.data import get_label_table
+from bcmfnet.data import get_label_table, normalize
 from bcmfnet.data.colors import read_colors, write_colors
 from bcmfnet.engine import inference
 from bcmfnet.engine.config import DataConfig, TrainConfig
@@ -35,10 +35,10 @@ def colored(tmp_path):
     return root, tmp_path / "colors.json"
 
 
-def as_trained(network, **_):
+def as_trained(network, mean, std, **_):
     """For `for_inference`, whose folding takes seconds."""
     network.eval()
-    return lambda images: upsample_argmax(network(images).logits, images.shape[-2:])
+    return lambda images: upsample_argmax(network(normalize(images, mean, std)).logits, images.shape[-2:])
 
 
 def of_source(root, colors):
