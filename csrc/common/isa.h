@@ -19,7 +19,7 @@ namespace bcmfnet {
 enum class Isa { kPlain, kV3, kV4, kAmx };
 
 // The best of this processor's instruction sets, or a lower one that BCMFNET_CPU_LEVEL (plain, v3, v4, amx) names.
-// kAmx is kV4 with the matrix unit, which some kernels use.
+// kAmx is kV4 with the matrix unit and its type, which some kernels use.
 Isa cpu_isa();
 
 #if defined(BCM_X86_ISAS)

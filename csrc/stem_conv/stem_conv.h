@@ -5,7 +5,7 @@
 
 namespace bcmfnet {
 
-// out = relu(weight * x + bias): a convolution of 3x3 with stride 2 of x = scale * images + shift, around which are zeros.
+// out = relu(weight * x + bias): a convolution of 3x3 with stride 2, of x = scale * images + shift with zeros around.
 struct StemConv {
   View images;       // [batch, 3, height, width], of uint8 or of floats
   View weight;       // [channels, 3, 3, 3]

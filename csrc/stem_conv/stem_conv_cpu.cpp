@@ -1,6 +1,6 @@
-// One row of the result at a time, of three rows of the image: these are normalised once, into four values to a pixel, the
-// last of them 0, with zeros around. So a row of pixels is multiplied by a tap with no more than a distance between its
-// pixels that the compiler knows, and AMX takes a tile of 16 pixels from where they lie.
+// One row of the result at a time, of three rows of the image: these are normalised once, into four values to a pixel,
+// the last of them 0, with zeros around. So what a tap multiplies lies at distances that the compiler knows, and AMX
+// takes a tile of 16 pixels from where they lie.
 #include "stem_conv/stem_conv_cpu.h"
 
 #include "common/amx.h"
@@ -14,7 +14,7 @@ namespace {
 constexpr int kPixel = 4;              // values of a pixel
 constexpr int kPixels = 16;            // that are read at once
 constexpr int kTogether = 2 * kLanes;  // channels that are computed at once
-constexpr int kGroup = 32;             // Rows have room for so many pixels of the result more than they have.
+constexpr int kGroup = 32;             // pixels of the result, and channels, that AMX computes at once
 
 typedef float Pixel __attribute__((vector_size(4 * kPixel)));
 
@@ -75,7 +75,7 @@ class Rows {
     read_planes<From>(at, has_pixels ? read_pixels<From>(at, to) : 0, to);
   }
 
-  // Pixels whose channels are neighbours, a vector at a time; returns how many were read before a vector leaves the row.
+  // Pixels whose channels are neighbours, a vector at a time; returns how many were read before one leaves the row.
   template <typename From>
   int64_t read_pixels(int64_t at, Element* to) const {
     const int64_t pitch = call_.images.column_stride, end = (call_.images.width - 1) * pitch + 3;
@@ -150,16 +150,15 @@ struct Weights {
 
 Float relu(Float value) { return larger(value, fill(0.0f)); }  // keeps NaN
 
-// float32 arithmetic on any processor: kPixels of the result stay in registers.
+// float32 arithmetic on any processor: kHeld pixels of the result stay in registers.
 template <typename Type>
 struct Vectors {
   using Element = typename Type::Element;
   // 24 of 32 vector registers, or 12 of 16.
-  static constexpr int kPixels = kLanes == 16 ? 12 : 6;
+  static constexpr int kHeld = kLanes == 16 ? 12 : 6;
 
   const StemConv& call;
   Weights weights;
-
   Rows<Float32> rows;
 
   Vectors(const StemConv& call, Arena& arena) : call(call), weights(call, arena), rows(call, arena) {}
@@ -169,27 +168,27 @@ struct Vectors {
   void write_row(int64_t image, int64_t y, Element* out) {
     const float* const three[3] = {rows(image, 2 * y - 1), rows(image, 2 * y), rows(image, 2 * y + 1)};
     for (int64_t c = 0; c < call.out.channels; c += kTogether)
-      for (int64_t x = 0; x < call.out.width; x += kPixels)
+      for (int64_t x = 0; x < call.out.width; x += kHeld)
         multiply(three, x, c, out + x * call.out.column_stride + c);
   }
 
   void multiply(const float* const* rows, int64_t x, int64_t channel, Element* out) const {
     const float *weight = weights.taps + channel * kTaps, *bias = weights.bias + channel;
-    Float left[kPixels], right[kPixels];
-    for (int p = 0; p < kPixels; ++p) left[p] = load<Float>(bias), right[p] = load<Float>(bias + kLanes);
+    Float left[kHeld], right[kHeld];
+    for (int p = 0; p < kHeld; ++p) left[p] = load<Float>(bias), right[p] = load<Float>(bias + kLanes);
     for (int ky = 0; ky < 3; ++ky)
       for (int kx = 0; kx < 3; ++kx)
         for (int c = 0; c < 3; ++c, weight += kTogether) {
           const float* const from = rows[ky] + (2 * x + kx) * kPixel + c;
           const Float first = load<Float>(weight), second = load<Float>(weight + kLanes);
 #pragma GCC unroll 12
-          for (int p = 0; p < kPixels; ++p) {
+          for (int p = 0; p < kHeld; ++p) {
             left[p] += from[2 * p * kPixel] * first;
             right[p] += from[2 * p * kPixel] * second;
           }
         }
     const int64_t channels = call.out.channels - channel;
-    for (int p = 0; p < kPixels && x + p < call.out.width; ++p, out += call.out.column_stride) {
+    for (int p = 0; p < kHeld && x + p < call.out.width; ++p, out += call.out.column_stride) {
       write_some<Type>(out, 1, relu(left[p]), channels);
       if (channels > kLanes) write_some<Type>(out + kLanes, 1, relu(right[p]), channels - kLanes);
     }
@@ -207,7 +206,7 @@ struct Tiles {
   const StemConv& call;
   Weights weights;
   Rows<BFloat16> rows;
-  uint32_t* packed;  // [blocks, 3, kPairs, kGroup]: pairs of taps of a row, where the fourth value of a pixel has the weight 0
+  uint32_t* packed;  // [blocks, 3, kPairs, kGroup]: pairs of taps of a row; a pixel's fourth value has the weight 0
   float* sums;       // [kGroup, kGroup]
 
   Tiles(const StemConv& call, Arena& arena) : call(call), weights(call, arena), rows(call, arena) {

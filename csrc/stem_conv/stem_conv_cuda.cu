@@ -66,7 +66,8 @@ __device__ void read_tile_of(const StemConv& call, const Place& place, T* tile) 
     for (int x = 0; x < Shape::kInColumns - 1; x += 32) read(row, x + threadIdx.x % 32);
   if (threadIdx.x < kInRows) {
     read(threadIdx.x, Shape::kInColumns - 1);
-    store(&tile[threadIdx.x * Shape::kPitch + 3 * Shape::kInColumns], 0.0f);  // The last pair of taps has one that does not count.
+    // The last pair of taps has one more value, which does not count.
+    store(&tile[threadIdx.x * Shape::kPitch + 3 * Shape::kInColumns], 0.0f);
   }
 }
 
@@ -145,7 +146,8 @@ __global__ void __launch_bounds__(kThreads) half_kernel(
       const int channel = g / 2 * 8 + 2 * n + g % 2;
 #pragma unroll
       for (int k = 0; k < 4; ++k) b[n][k / 2][k % 2] = weights[(t + 4 * k) * kGroup + channel];
-      bias[2 * n] = bias_of<T>(call, first + 8 * t + 2 * n), bias[2 * n + 1] = bias_of<T>(call, first + 8 * t + 2 * n + 1);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) bias[2 * n + i] = bias_of<T>(call, first + 8 * t + 2 * n + i);
     }
     __syncthreads();
     const int64_t channel = first + 8 * t;
