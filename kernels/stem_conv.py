@@ -18,10 +18,10 @@ from torch import Tensor
 from bcmfnet.kernels._common import INTERPRETED, extent, index_type, rounded
 from bcmfnet.kernels.autotune import AotCase
 
-PIXELS = 2048 if INTERPRETED.value else 128  # of a program, in a row of the result
+PIXELS = 2048 if INTERPRETED.value else 64  # of a program, in a row of the result
 CHANNELS = 32  # of a program
 TAPS = tl.constexpr(32)  # products of an element: 27, and what fills a tensor core's step
-WARPS = 4
+WARPS = 2  # Four would multiply as a group, from shared memory, and wait for each other over two steps of 16 taps.
 
 
 @triton.jit
@@ -80,7 +80,7 @@ def _strides(out: Tensor) -> tuple[int, int, int]:
 
 def aot_cases() -> Iterator[AotCase]:
     """Frames as bytes and as each dtype, planes or pixels, to each dtype; offsets of 64 bits."""
-    constants = {"PIXELS": 128, "CHANNELS": CHANNELS}
+    constants = {"PIXELS": 64, "CHANNELS": CHANNELS}
     for of_images, dtype, unit in product(("u8", "fp32", "bf16"), ("fp32", "fp16", "bf16"), ("images_w", "images_c")):
         for index in (tl.int32, tl.int64):
             signature = {name: "i32" for name in stem_conv_kernel.arg_names if name not in (*constants, "INDEX")}
