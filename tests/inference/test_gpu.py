@@ -16,7 +16,7 @@ from networks import BF16_ERROR, eager_logits, frames
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bcmfnet.data import IMAGENET_MEAN, IMAGENET_STD
+from bcmfnet.data import IMAGENET_MEAN, IMAGENET_STD, normalize
 from bcmfnet.inference import cuda_graphs, folding, for_inference, layers
 from bcmfnet.inference.cuda_graphs import CUDAGraphs
 
@@ -214,6 +214,19 @@ def test_graphs_serve_new_frames_of_two_sizes(on_gpu, dtype, cuda_graph):
         assert relative_error(network(images), on_gpu(images).logits) < GPU_ERROR[dtype]
     captured = [graph for graph in network._graphs.graphs.values() if graph] if network._graphs else []
     assert len(captured) == (0 if cuda_graph is False else 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", GPU_ERROR)
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_frames_as_cameras_give_them(on_gpu, dtype, cuda_graph):
+    options = {"dtype": dtype, "cuda_graph": cuda_graph, "output": "logits"}
+    network = for_inference(on_gpu, mean=IMAGENET_MEAN, std=IMAGENET_STD, **options)
+    assert network.network.stem.as_op
+    for seed, size in enumerate([(64, 96), (97, 131), (64, 96)]):
+        pixels = (64 * frames(size, batch=2, seed=seed).permute(0, 2, 3, 1).abs()).byte().cuda()
+        images = pixels.permute(0, 3, 1, 2)
+        assert relative_error(network(images), on_gpu(normalize(images)).logits) < GPU_ERROR[dtype]
 
 
 @pytest.mark.gpu
