@@ -29,7 +29,7 @@ from bcmfnet.kernels.autotune import AotCase
 from bcmfnet.kernels.bcl import full, overlap, selection, upsampled
 from bcmfnet.kernels.bcl import pixels as px
 from bcmfnet.kernels.bcl import terms as tm
-from bcmfnet.kernels.bcl.pixels import ANY_NUMBERS, INF, NAN, OPTIONS, PIXELS, SIZES
+from bcmfnet.kernels.bcl.pixels import ANY_NUMBERS, INF, OPTIONS, PIXELS, SIZES
 
 
 @triton.jit(**ANY_NUMBERS)
@@ -64,16 +64,16 @@ def finish_kernel(
         chosen += tl.load(select_partials + selections + i, i < selections, 0.0)
         first += BLOCK
     weight, pixels, chosen = tl.sum(weight), tl.sum(pixels), tl.sum(chosen)
-    weight = tl.where(tl.abs(weight) < INF, weight, NAN)
+    weight = tl.where(tl.abs(weight) < INF, weight, float("nan"))
     divisor = pixels if BY_VALID else chosen
     ce_scale = 1 / tl.where(weight <= 0, 1.0, weight)
-    boundary_scale = tl.where(weight == weight, 1 / tl.where(divisor > 0, divisor, 1.0), NAN)
+    boundary_scale = tl.where(weight == weight, 1 / tl.where(divisor > 0, divisor, 1.0), float("nan"))
     ce_mean, boundary_mean = tl.sum(ce_sum) * ce_scale, tl.sum(boundary_sum) * boundary_scale
     if tm.SMOOTHED & KINDS:  # without a label that has a weight this is 0
         ce_scale = tl.where(weight <= 0, 0.0, ce_scale)
         ce_mean = (1 - smoothing) * ce_mean + tl.sum(spread) * ce_scale
     taught = tl.sum(taught)
-    taught_scale = tl.where(weight == weight, 1 / tl.where(taught > 0, taught, 1.0), NAN)
+    taught_scale = tl.where(weight == weight, 1 / tl.where(taught > 0, taught, 1.0), float("nan"))
     focal_mean, divergence_mean = tl.sum(focal) * ce_scale, tl.sum(divergence) * taught_scale
     total = tl.where(ce_weight != 0, ce_weight * ce_mean, 0.0)
     total += tl.where(boundary_weight != 0, boundary_weight * boundary_mean, 0.0)
@@ -81,7 +81,7 @@ def finish_kernel(
         total += focal_weight * focal_mean
     if tm.DISTILLED & KINDS:
         total += distillation_weight * divergence_mean
-    tl.store(loss, tl.where(weight == weight, total, NAN))
+    tl.store(loss, tl.where(weight == weight, total, float("nan")))
     tl.store(values, ce_mean)
     tl.store(values + 1, boundary_mean)
     tl.store(values + 2, focal_mean if tm.FOCAL & KINDS else 0.0)

@@ -19,8 +19,7 @@ HELD = 32  # A lane holds so many classes; of more the gradient reads the others
 
 Q_MAX = tl.constexpr(65535)
 Q_SCALE = tl.constexpr(1024.0)
-INF = tl.constexpr(float("inf"))
-NAN = tl.constexpr(float("nan"))
+INF = tl.constexpr(float("inf"))  # NaN can be no global: it is not equal to itself, so that Triton takes it for changed
 SIZES = ["batch", "h", "w", "H", "W", "count", "plane", "programs", "selections"]
 OPTIONS = ["ignore", "offset_y", "offset_x", "tau", "ratio", "min_kept", "max_kept", "parity_y", "parity_x"]
 STRIDES = [f"{name}_{axis}" for name in ("stride", "result", "target", "teacher") for axis in "nchw"]
@@ -141,7 +140,7 @@ def _record(
     w = _weights(weight, labels, own, pixel)
     tl.store(partials, _sum(tl.where(w != 0, w * ce, 0.0)))
     divisor = _pixel_weights(labels, pixel, own >= 0) if FIRST else w  # pos_weight is in no divisor
-    tl.store(partials + programs, _sum(tl.where(own == -2, NAN, divisor)))
+    tl.store(partials + programs, _sum(tl.where(own == -2, float("nan"), divisor)))
     if tm.SMOOTHED & KINDS:
         u = _pixel_weights(labels, pixel, own >= 0)
         part = smoothing / CLASSES * (tm._sum_of_weights(weight, CLASSES) * log_sum + sums[0])
@@ -167,7 +166,7 @@ def _record(
             ce = _cross_entropy(logits, label, stride_c, corners, corner_weights, best, log_sum, FIRST)
             hard = tm._focal(ce, gamma) if tm.FOCAL_BOUNDARY & KINDS else ce
             score, term = _plus(score, score_factors[2], ce, SCORE & 4), _plus(term, term_factors[2], hard, TERMS & 4)
-        hazard = tl.where(score == score, 0.0, NAN)
+        hazard = tl.where(score == score, 0.0, float("nan"))
         steps = tl.where(score == score, score * Q_SCALE + 0.5, 0.0)
         tl.store(scores + pixel, tl.where(steps > Q_MAX, Q_MAX, steps).to(tl.int32).to(tl.uint16), inside)
         tl.store(terms + pixel, tl.where(w != 0, w * term, 0.0), inside)
