@@ -18,7 +18,10 @@ AVX2 = "amd-epyc-avx2.csv"
 """Another AMD EPYC, with AVX2 alone."""
 MACHINES = {"no AMX": "amd-epyc.csv", "AMX": "intel-xeon-processor.csv"}
 INSTRUCTIONS = RESULTS / "instructions-sm90.csv"
-FLOORS_HEAD = "| call, us | launches | instructions issued | issue floor | memory floor | scratch, MB |"
+TRITON_INSTRUCTIONS = RESULTS / "instructions-triton-sm90.csv"
+FLOORS_HEAD = "| call, us | launches | instructions issued | issue floor | memory floor | scratch, MB | {} |".format(
+    "Triton: launches | issue floor | memory floor"
+)
 SCALING_HEAD = "| varied | this library | eager, the best form | eager, three cross-entropies and a sort |"
 STEPS_HEAD = (
     "| two threads | network alone | + upsampling | + argmax | from a decoded frame | + argmax, initial weights |"
@@ -143,15 +146,24 @@ def _number(value: float) -> str:
 
 def floors() -> list[str]:
     """What no schedule on an H200 can be below, in Markdown: a row for each call whose instructions were counted."""
-    with INSTRUCTIONS.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["kernel"] == "all"]
-    cells = (
-        (row["case"], row["launches"], f"{float(row['instructions']) / 1e6:.1f} M", *(
-            _number(float(row[column])) for column in ("issue_us", "memory_us_h200")
-        ), _number(float(row["scratch_bytes"]) / 1e6))
-        for row in rows
-    )  # fmt: skip
-    return [FLOORS_HEAD, "|---" * 6 + "|", *(f"| {' | '.join(row)} |" for row in cells)]
+    triton = counted(TRITON_INSTRUCTIONS)
+    found = [FLOORS_HEAD, "|---" * (FLOORS_HEAD.count("|") - 1) + "|"]
+    for case, row in counted(INSTRUCTIONS).items():
+        issued, scratch = f"{float(row['instructions']) / 1e6:.1f} M", _number(float(row["scratch_bytes"]) / 1e6)
+        cells = [case, row["launches"], issued, *_issue_and_memory(row), scratch]
+        cells += [triton[case]["launches"], *_issue_and_memory(triton[case])] if case in triton else [MISSING] * 3
+        found.append(f"| {' | '.join(cells)} |")
+    return found
+
+
+def counted(path: Path) -> dict[str, dict[str, str]]:
+    """What all kernels of each call issue and touch together, by the call."""
+    with path.open(newline="") as file:
+        return {row["case"]: row for row in csv.DictReader(file) if row["kernel"] == "all"}
+
+
+def _issue_and_memory(row: dict[str, str]) -> list[str]:
+    return [_number(float(row[column])) for column in ("issue_us", "memory_us_h200")]
 
 
 def scaling() -> list[str]:

@@ -6,13 +6,12 @@ python -m bcmfnet.benchmarks.plot [--output-dir docs/figures]
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bcmfnet.benchmarks.figures import AVX2, INSTRUCTIONS, MACHINES, RESULTS, measured
+from bcmfnet.benchmarks.figures import AVX2, INSTRUCTIONS, MACHINES, RESULTS, counted, measured
 from bcmfnet.benchmarks.peers.published import PAPER
 from bcmfnet.benchmarks.scaling import AXES
 from bcmfnet.viz import require_matplotlib
@@ -79,8 +78,7 @@ def beside(axes: Any, text: str, place: tuple[float, float], points: float = 3, 
 
 def floors(figure: Any, theme: Theme) -> None:
     """What no schedule on an H200 can be below, of each call: by instructions, and by bytes."""
-    with INSTRUCTIONS.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["kernel"] == "all"]
+    rows = list(counted(INSTRUCTIONS).values())
     axes = figure.subplots()
     places = range(len(rows))
     for column, shift, color, name in (

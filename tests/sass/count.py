@@ -2,6 +2,8 @@
 
 `PYTHONPATH=tests python -m sass.count` writes benchmarks/results/instructions-sm90.csv; with `--check` it compares with
 the committed file instead, and fails where a floor has grown by more than 5 %. Needs nvcc, as tests/sass does.
+`--backend triton` does the same of what Triton compiles, in instructions-triton-sm90.csv: all that is compiled of one
+kernel is one row, an autotuned kernel has its first configuration, and what torch clears is no launch.
 
 Counts are of the compiled code, executed on the CPU: what a warp issues, predicated off or not, and the sectors of 32
 bytes that an access touches. Times are floors, never measurements: of issue, at 4 warp instructions a clock and
@@ -13,25 +15,27 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
-from itertools import product
+from functools import partial, reduce
+from itertools import groupby, product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from sass import native
-from sass.build import Count
+from sass import native, triton_driver
+from sass.build import Count, Traffic
 from torch import Tensor
 
 from bcmfnet.benchmarks import bcl, lmfm, stem_conv, terms, upsample_add_relu, upsample_argmax
 from bcmfnet.ops import backends
 
-RESULTS = Path(__file__).parents[2] / "benchmarks/results/instructions-sm90.csv"
+FOLDER = Path(__file__).parents[2] / "benchmarks/results"
+RESULTS = {"cuda": FOLDER / "instructions-sm90.csv", "triton": FOLDER / "instructions-triton-sm90.csv"}
 GROWTH = 1.05
 
 # H100 SXM and H200: 132 multiprocessors of 4 schedulers, some 1.75 GHz under load.
@@ -112,23 +116,50 @@ def _fusion(high: Tensor, low: Tensor, cotangent: Tensor) -> None:
     torch.autograd.grad(upsample_add_relu.upsample_add_relu(high, low), (high, low), cotangent)
 
 
-def rows_of_name(name: str) -> list[dict[str, Any]]:
+def rows_of_name(name: str, backend: str = "cuda") -> list[dict[str, Any]]:
     """The rows of a case, in a process of its own."""
-    return rows_of(next(case for case in cases() if case.name == name))
+    return rows_of(next(case for case in cases() if case.name == name), backend)
 
 
-def rows_of(case: Case) -> list[dict[str, Any]]:
+def rows_of(case: Case, backend: str) -> list[dict[str, Any]]:
     """A row for each kernel in the order of their names, and one for all."""
-    backends.register(case.op, "cpu", "cuda", native.native())
+    if backend == "triton":
+        triton_driver.install()
+        implementation = backends._table[case.op, "cuda"]["triton"].implementation
+    else:
+        implementation = native.native()
+    backends.register(case.op, "cpu", backend, implementation)
     native.machine().scratch()
-    with native.machine().counting() as counts, backends.use_backend("cuda"):
+    with native.machine().counting() as counts, backends.use_backend(backend):
         case.run()
-    rows = [row_of(case, count) for count in counts]
+    rows = [row_of(case, count) for count in by_kernel(counts)]
     total = {"case": case.name, "kernel": "all"}
     for column in COLUMNS:
         if column in ("launches", "instructions", *CLASSES) or "bytes_" in column or "_us" in column:
             total[column] = round(sum(row[column] for row in rows), 3)
-    return [*rows, total | {"scratch_bytes": case.images * native.machine().scratch()}]
+    if backend == "cuda":  # what Triton's launchers ask torch for is not counted
+        total["scratch_bytes"] = case.images * native.machine().scratch()
+    return [*rows, total]
+
+
+def by_kernel(counts: list[Count]) -> Iterator[Count]:
+    """What Triton compiles of one kernel has one name up to a #: its counts are added up."""
+    counts.sort(key=_kernel)
+    for name, same in groupby(counts, _kernel):
+        yield reduce(_both, same)._replace(kernel=name)
+
+
+def _kernel(count: Count) -> str:
+    return count.kernel.partition("#")[0]
+
+
+def _both(a: Count, b: Count) -> Count:
+    """The sums of two counts, and the larger sizes."""
+    return Count(
+        a.kernel, *(x + y for x, y in zip(a[1:4], b[1:4], strict=True)), *map(max, a[4:7], b[4:7]),
+        *(Traffic(*map(sum, zip(*pair, strict=True))) for pair in ((a.reads, b.reads), (a.writes, b.writes))),
+        {kind: a.instructions.get(kind, 0) + b.instructions.get(kind, 0) for kind in a.instructions | b.instructions},
+    )  # fmt: skip
 
 
 def row_of(case: Case, count: Count) -> dict[str, Any]:
@@ -182,24 +213,26 @@ def grown(rows: list[dict[str, Any]], committed: list[dict[str, str]]) -> list[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the committed file")
+    parser.add_argument("--backend", choices=RESULTS, default="cuda", help="whose kernels")
     parser.add_argument("--only", default="", help="cases whose name has this part; then nothing is written")
     options = parser.parse_args()
-    rows = []
+    os.environ["TRITON_INTERPRET"] = "0"  # read when a kernel is imported, by the processes below
+    rows, results = [], RESULTS[options.backend]
     names = [case.name for case in cases() if options.only in case.name]
     native.machine()  # is built once
     with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for name, found in zip(names, pool.map(rows_of_name, names), strict=True):
+        for name, found in zip(names, pool.map(partial(rows_of_name, backend=options.backend), names), strict=True):
             rows += found
             print(name)
             for row in found:
                 floors = f"{row['issue_us']:9.2f} us issue {row['memory_us_h200']:8.2f} us memory"
                 print(f"  {floors}  {row['kernel']}", flush=True)
     if options.check:
-        with RESULTS.open() as file:
+        with results.open() as file:
             problems = grown(rows, list(csv.DictReader(file)))
         sys.exit("\n".join(problems) or None)
     if not options.only:
-        with RESULTS.open("w", newline="") as file:
+        with results.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

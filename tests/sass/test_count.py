@@ -6,7 +6,7 @@ import csv
 
 import pytest
 from sass.build import Count, Traffic
-from sass.count import COLUMNS, RESULTS, Case, grown, resident_warps, row_of
+from sass.count import COLUMNS, RESULTS, Case, by_kernel, grown, resident_warps, row_of
 
 COUNT = Count("kernel", 1, 4, 32, 256, 32, 1024, Traffic(10, 40, 30), Traffic(2, 8, 8), {
     "integer": 1000, "float": 500, "global load 16": 10, "global store 4": 2, "shared load 4": 7, "shared atomic 4": 3,
@@ -77,8 +77,18 @@ def test_what_has_grown_is_named(column, named):
     assert grown([row | {"kernel": "new", column: 60}], committed) == []
 
 
-def test_the_committed_file_has_every_column():
-    with RESULTS.open() as file:
+def test_what_is_compiled_of_one_kernel_is_one_row():
+    """Sums of what was done, the larger sizes, every class of instructions; what has another name stays apart."""
+    small = COUNT._replace(kernel="b#1", threads=128, registers=40, instructions={"float": 1, "warp": 2})
+    a, b = by_kernel([small, COUNT._replace(kernel="a"), COUNT._replace(kernel="b#0")])
+    assert a == COUNT._replace(kernel="a")
+    assert b[:7] == ("b", 2, 8, 64, 256, 40, 1024) and (b.reads, b.writes) == (Traffic(20, 80, 60), Traffic(4, 16, 16))
+    assert b.instructions == COUNT.instructions | {"float": 501, "warp": 2}
+
+
+@pytest.mark.parametrize("backend", RESULTS)
+def test_the_committed_file_has_every_column(backend):
+    with RESULTS[backend].open() as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
     cases = {row["case"] for row in rows}
@@ -87,7 +97,7 @@ def test_the_committed_file_has_every_column():
 
 def test_the_upsampled_loss_of_eight_images_takes_little_scratch():
     """Eight images of 1024x1024 in 19 classes, whose logits at that size would take 638 MB."""
-    with RESULTS.open() as file:
+    with RESULTS["cuda"].open() as file:
         rows = [row for row in csv.DictReader(file) if row["kernel"] == "all"]
     scratch = {row["case"]: int(row["scratch_bytes"]) for row in rows if row["case"].startswith("bcl-8x19x128x128")}
     assert len(scratch) == 4 and 20e6 < min(scratch.values()) and max(scratch.values()) < 40e6
