@@ -532,6 +532,7 @@ class Decoder {
         break;
       case Op::kFadd: case Op::kFmul: case Op::kFfma: case Op::kFround:
         arithmetic();
+        if (result_.op == Op::kFmul) result_.variant = take("D2");  // half of the product
         operands(kFloats);
         break;
       case Op::kFset:

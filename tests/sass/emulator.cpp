@@ -640,7 +640,7 @@ class Machine {
           write_float(i, result, mask);
           break;
         case Op::kFmul:
-          rounding(i.round, [&] { EACH out[l] = x[l] * y[l]; });
+          rounding(i.round, [&] { EACH out[l] = i.variant ? static_cast<float>(0.5 * x[l] * y[l]) : x[l] * y[l]; });
           write_float(i, result, mask);
           break;
         case Op::kFfma:

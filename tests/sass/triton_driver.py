@@ -81,6 +81,8 @@ class Launcher:
         self.threads, self.shared = 32 * metadata.num_warps, metadata.shared
 
     def __call__(self, x: int, y: int, z: int, stream: int, function: str, *rest: Any) -> None:
+        if 0 in (x, y, z):  # as Triton's own does
+            return
         values = rest[4:]  # after packed metadata, that of the launch, and two hooks
         pairs = [(kind, value) for kind, value in zip(self.types, values, strict=True) if kind != "constexpr"]
         arguments = [_argument(*pair) for pair in pairs] + [ctypes.c_void_p(), ctypes.c_void_p()]
