@@ -127,12 +127,15 @@ struct Across {
   }
 };
 
-// The output rows of a row of cells: the weight of the lower source row.
+// The output rows of a row of cells, some at a time: along a run the weight of the lower source row grows by the same
+// step.
 struct Down {
+  static constexpr int kRun = 8;  // rows at most, so that an exponential that follows from the one before stays precise
+
   const CellBlock& block;
   const Positions positions;
   const float per_step;
-  int begin, step, first;
+  int begin, end, straight, step, first;  // before `straight` rows have the weight 0: they are at the image's upper edge
 
   __device__ explicit Down(const CellBlock& block)
       : block(block), positions(positions_of(block.call.logits.height, block.call.target.height, block.align)),
@@ -141,13 +144,17 @@ struct Down {
   }
   __device__ void go_to(int below) {
     const int64_t row = block.row + below;
-    begin = block.begin_y(below);
+    begin = block.begin_y(below), end = block.end_y(below);
     step = block.lower_row(below) != row ? static_cast<int>(positions.step) : 0;
     first = step != 0 ? static_cast<int>(positions.first + positions.step * begin - positions.divisor * row) : 0;
+    straight = first < 0 ? min(begin + (step - 1 - first) / step, end) : begin;
   }
   __device__ float operator()(int y) const {
     return fmaxf(static_cast<float>(first + step * (y - begin)) * per_step, 0.0f);
   }
+  // Of the run that starts with a row.
+  __device__ int rows(int y) const { return min((y < straight ? straight : end) - y, kRun); }
+  __device__ float step_of(int y) const { return y < straight ? 0.0f : static_cast<float>(step) * per_step; }
 };
 
 template <typename T, int K>
@@ -158,13 +165,13 @@ __device__ void read_logits(const View& logits, int64_t at, int classes, bool bi
     if (i < classes) z[i] = i == 0 && binary ? 0.0f : as_float(*from);
 }
 
-// The exponents to base 2 of a node in a source row. A softmax does not change where all logits of a node lose the same:
-// their largest, so that exponents are at most 0. Returns the least, or NaN.
+// The exponents to base 2 of a source pixel. A softmax does not change where all logits of a pixel lose the same: their
+// largest, so that exponents are at most 0. Returns the least, or NaN.
 template <int K>
-__device__ float exponents_of(const CellBlock& block, int classes, int64_t row, int node, float (&exponents)[K]) {
+__device__ float exponents_of(
+    const CellBlock& block, int classes, int64_t row, int64_t column, float (&exponents)[K]) {
   const View& logits = block.call.logits;
   const bool binary = block.call.options.binary;  // its first class has no channel, and the logit 0
-  const int64_t column = smaller_of<int64_t>(block.first_cell + node, logits.width - 1);
   const int64_t at = offset_of(logits, block.image, binary ? -1 : 0, row, column);
   switch (logits.dtype) {
     case DType::kFloat16: read_logits<__half>(logits, at, classes, binary, exponents); break;
@@ -187,19 +194,20 @@ __device__ float exponents_of(const CellBlock& block, int classes, int64_t row, 
 // the lower one. Returns the least, or NaN.
 template <int K, typename At, typename Down>
 __device__ float read_node(const CellBlock& block, int classes, int below, int node, const At& at, const Down& down) {
+  const int64_t column = smaller_of<int64_t>(block.first_cell + node, block.call.logits.width - 1);
   float exponents[K];
-  const float least = exponents_of<K>(block, classes, block.row + below, node, exponents);
+  const float least = exponents_of<K>(block, classes, block.row + below, column, exponents);
 #pragma unroll
   for (int i = 0; i < K; ++i)
     if (i < classes) at(i) = exponents[i];
-  const float lower = exponents_of<K>(block, classes, block.lower_row(below), node, exponents);
+  const float lower = exponents_of<K>(block, classes, block.lower_row(below), column, exponents);
 #pragma unroll
   for (int i = 0; i < K; ++i)
     if (i < classes) down(i) = exponents[i] - at(i);
   return least_of(least, lower);
 }
 
-// Exponents of a class along a column: at the upper source row, and on to the lower one.
+// Exponents of a class in a column, from those of nodes: at the upper source row, and at the lower one.
 __device__ inline float2 line_of(const float2* nodes, const Across::Column& column) {
   const float2 left = nodes[column.node], right = nodes[column.node + column.has_right];
   return make_float2(fmaf(column.weight, right.x - left.x, left.x), fmaf(column.weight, right.y - left.y, left.y));

@@ -169,7 +169,10 @@ __device__ inline float times_weight(float weight, float loss) { return weight !
 
 // A value that all threads of a warp have, computed once: without the exchange the compiler would rather compute it again
 // wherever a loop asks for it.
-__device__ inline float once(float value) { return __shfl_sync(kFullWarp, value, 0); }
+template <typename T>
+__device__ T once(T value) {
+  return static_cast<T>(__shfl_sync(kFullWarp, value, 0));
+}
 
 template <typename T>
 __device__ T sum_of_warp(T value) {

@@ -47,10 +47,12 @@ struct Factors {
 };
 
 // The cells of a block: rows of so many next to each other, between so many nodes; and the blocks of an image on top of
-// each other.
+// each other. The columns to the left of the first node, `leading` ones, may follow those of the last block in a row: cells
+// then fill blocks of a power of two. Their node is the last block's last one, which has no other use.
 struct CellTile {
   int rows, cells, nodes;
   unsigned strips;
+  int leading;
 };
 
 // Gradients by blocks of cells: of the rows of nodes above its rows of cells, [units, segments, classes, nodes], and of the row of nodes below the last of them, [strips, segments, classes, nodes].
@@ -110,7 +112,8 @@ inline CellTile cell_tile_of(const Bcl& call) {
   const bool single = is_wide(call) || has_terms(call) || height == call.target.height;
   const int rows = single ? 1 : call.logits.channels <= 19 ? kCellRows : 2;
   const int cells = is_wide(call) || has_terms(call) || out <= 4 * in ? kCells : out <= 8 * in ? 16 : 8;
-  return {rows, cells, cells + 1, static_cast<unsigned>(ceil_div(height, rows))};
+  const int leading = is_wide(call) || has_terms(call) ? 0 : static_cast<int>(ceil_div(out - in, 2 * in));
+  return {rows, cells, cells + 1, static_cast<unsigned>(ceil_div(height, rows)), leading};
 }
 
 // Whether the kernels of the pixels look up the labels of flips themselves: those without other terms, of upsampled logits

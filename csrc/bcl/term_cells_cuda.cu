@@ -48,18 +48,6 @@ struct Cells {
   }
 };
 
-// The output rows of a block, some at a time: along a run the weight of the lower source row grows by the same step.
-struct Runs : Down {
-  static constexpr int kMost = 8;  // so that an exponential that follows from the one before stays precise
-  const int end, straight;         // the rows before that have the weight 0: they are at the upper edge of the image
-
-  __device__ explicit Runs(const CellBlock& block)
-      : Down(block), end(block.end_y()), straight(first < 0 ? min(begin + (step - 1 - first) / step, end) : begin) {}
-  // Of the run that starts with a row.
-  __device__ int rows(int y) const { return min((y < straight ? straight : end) - y, kMost); }
-  __device__ float step_of(int y) const { return y < straight ? 0.0f : static_cast<float>(step) * per_step; }
-};
-
 // The exponentials of a column's classes, row after row; with kFollows each from the one before it, where they may.
 template <int K, bool kFollows>
 struct Progression {
@@ -94,7 +82,7 @@ struct Progression {
   __device__ float logit_of(int label, float weight_y) const { return kLn2 * exponent_of(label, weight_y); }
   // Calls visit(row of the run, weight of the lower source row); with `is_exact` no exponentials follow from others.
   template <typename Visit>
-  __device__ void each(const Runs& runs, int y, bool is_exact, const Visit& visit) {
+  __device__ void each(const Down& runs, int y, bool is_exact, const Visit& visit) {
     const bool exact = !kFollows || is_exact;
     const int rows = runs.rows(y);
     const float first = runs(y), step = runs.step_of(y);
@@ -160,7 +148,7 @@ __global__ void __launch_bounds__(kWarps * 32, K <= 19 && kPlain ? 3 : 2) column
   const CellBlock block(call, scratch.tile, edges, call.options.align_corners);
   const Cells<K> cells(block, classes, shared);
   const Across across(block);
-  const Runs runs(block);
+  const Down runs(block);
   const TargetOf<true> target{call, static_cast<int>(block.image)};
   const bool tallies = kPlain || has_overlap(call.options), exact = cells.steep || selects(call);
   Tally tally(reinterpret_cast<float*>(shared + K * kNodes), tallies ? classes : 0);
@@ -249,7 +237,7 @@ __global__ void __launch_bounds__(kWarps * 32, K <= 19 && kPlain ? kResident : 2
   const CellBlock block(call, scratch.tile, edges, call.options.align_corners);
   const Cells<K> cells(block, classes, shared);
   const Across across(block);
-  const Runs runs(block);
+  const Down runs(block);
   const TargetOf<true> target{call, static_cast<int>(block.image)};
   const Shares shares(call, scratch.factors->scales, scratch.slopes, block.image);
   const int end_x = block.end_x();
