@@ -10,6 +10,13 @@ struct alignas(16) Corners {
   float sum, right, below, below_right;
 };
 
+// The parts that a pixel has of its cell's right source column, of the lower row, and of both; and where its row of cells
+// begins among the corners.
+struct alignas(16) Point {
+  float right, below, below_right;
+  int at;
+};
+
 // Bit i of what lane j has, as bit j of lane i.
 __device__ unsigned transposed(unsigned bits) {
   const int lane = threadIdx.x % 32;
@@ -30,17 +37,18 @@ constexpr int kListedRows = 32;       // so are these
 template <int K, bool kExact, bool kGradient>
 __global__ void __launch_bounds__(kAtOnce, K > 19 ? 2 : kExact ? 4 : 3) selected_kernel(
     const Bcl call, const Scratch scratch) {
-  BCM_DYNAMIC_SHARED(Corners, corners);  // [rows, cells, classes]
+  BCM_DYNAMIC_SHARED(Corners, corners);  // [rows, 1 + cells + 1, classes]: to either side is nothing
   __shared__ __align__(16) int edges[CellBlock::kEdges];
   __shared__ int starts[kAtOnce + 1];               // of a column in the list
   __shared__ __align__(16) int counts[kWarps];      // of a warp's columns; the compiler reads 16 bytes at once
   __shared__ uint16_t list[kAtOnce * kListedRows];  // column * kListedRows + row
-  __shared__ float2 weights[kAtOnce];
-  __shared__ int rows_of[kAtOnce];                  // of cells
+  __shared__ Point points[kAtOnce];
   const int classes = kExact ? K : min(K, static_cast<int>(call.logits.channels)), pitch = classes | 1;
   const CellBlock block(call, scratch.tile, edges);
   const int cells = block.tile.cells, nodes = block.tile.nodes, rows = block.rows();
-  float2* const exponents = reinterpret_cast<float2*>(corners + (kGradient ? block.tile.rows * cells * classes : 0));
+  const int of_row = (cells + 2) * classes, all_corners = kGradient ? block.tile.rows * of_row : 0;
+  // [rows, classes, nodes]: at the upper source row, at the lower one
+  float2* const exponents = reinterpret_cast<float2*>(corners + all_corners);
   float* const values = reinterpret_cast<float*>(exponents + block.tile.rows * classes * nodes);  // [kAtOnce, pitch]
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   __syncthreads();
@@ -76,12 +84,22 @@ __global__ void __launch_bounds__(kAtOnce, K > 19 ? 2 : kExact ? 4 : 3) selected
     return rows;
   };
   const auto read_exponents = [&] {
-    for (int i = threadIdx.x; i < rows * nodes; i += kAtOnce) {
-      float2* const to = exponents + i / nodes * classes * nodes + i % nodes;
-      read_node<K>(
-          block, classes, i / nodes, i % nodes, [&](int c) -> float& { return to[c * nodes].x; },
-          [&](int c) -> float& { return to[c * nodes].y; });
+    for (int i = threadIdx.x; i < (rows + 1) * nodes; i += kAtOnce) {
+      const int below = i / nodes, node = i % nodes;
+      float of_node[K];
+      exponents_of<K>(
+          block, classes, below == 0 ? block.row : block.lower_row(below - 1),
+          smaller_of<int64_t>(block.first_cell + node, call.logits.width - 1), of_node);
+      float2* const to = exponents + below * classes * nodes + node;
+#pragma unroll
+      for (int c = 0; c < K; ++c) {
+        if (c < classes && below < rows) to[c * nodes].x = of_node[c];
+        if (c < classes && below > 0) to[(c - classes) * nodes].y = of_node[c];
+      }
     }
+  };
+  const auto clear_corners = [&] {
+    for (int i = threadIdx.x; i < all_corners; i += kAtOnce) corners[i] = Corners{};
   };
   const auto evaluate = [&](int x, int y) {
     int row = 0;
@@ -90,10 +108,10 @@ __global__ void __launch_bounds__(kAtOnce, K > 19 ? 2 : kExact ? 4 : 3) selected
     down.go_to(row);
     const Across::Column column = across(x);
     const float weight_y = down(y);
-    const float2* const of_row = exponents + row * classes * nodes;
+    const float2* const of_cells = exponents + row * classes * nodes;
     const auto exponent_of = [&](int i) {
-      const float2 line = line_of(of_row + i * nodes, column);
-      return fmaf(weight_y, line.y, line.x);
+      const float2 line = line_of(of_cells + i * nodes, column);
+      return fmaf(weight_y, line.y - line.x, line.x);
     };
     float z[K];
 #pragma unroll
@@ -120,7 +138,7 @@ __global__ void __launch_bounds__(kAtOnce, K > 19 ? 2 : kExact ? 4 : 3) selected
       if (amount != 0) to[label] -= amount;
     };
     take(labels.own, amounts.own), take(labels.rows, amounts.rows), take(labels.columns, amounts.columns);
-    weights[threadIdx.x] = make_float2(column.weight, weight_y), rows_of[threadIdx.x] = row;
+    points[threadIdx.x] = {column.weight, weight_y, column.weight * weight_y, row * of_row};
   };
   // Adds `count` pixels, those of the list from `first` on. A cell may have thousands: where all lie in one row of cells
   // they are added up apart.
@@ -129,21 +147,21 @@ __global__ void __launch_bounds__(kAtOnce, K > 19 ? 2 : kExact ? 4 : 3) selected
       const auto start_of = [&](int edge) { return starts[min(max(edge - first_x, 0), kAtOnce)] - first; };
       const int begin = max(start_of(edges[cell]), 0), end = min(start_of(edges[cell + 1]), count);
       if (begin >= end || lane >= classes) continue;
-      const auto add = [&](int row, const Corners& part) {
-        Corners& to = corners[(row * cells + cell) * classes + lane];
-        to = {to.sum + part.sum, to.right + part.right, to.below + part.below, to.below_right + part.below_right};
+      Corners* const of_class = corners + (1 + cell) * classes + lane;
+      const float* value = values + begin * pitch + lane;
+      const auto add = [&](Corners& to, const Point& part) {
+        to = {to.sum + *value, fmaf(part.right, *value, to.right), fmaf(part.below, *value, to.below),
+              fmaf(part.below_right, *value, to.below_right)};
+        value += pitch;
       };
-      Corners all{};
-      for (int i = begin; i < end; ++i) {
-        const float value = values[i * pitch + lane], below = weights[i].y * value;
-        if (one_row) {
-          all.sum += value, all.right = fmaf(weights[i].x, value, all.right);
-          all.below += below, all.below_right = fmaf(weights[i].x, below, all.below_right);
-        } else {
-          add(rows_of[i], {value, weights[i].x * value, below, weights[i].x * below});
-        }
+      if (one_row) {
+        Corners sum{};
+        for (int i = begin; i < end; ++i) add(sum, points[i]);
+        Corners& to = of_class[points[begin].at];
+        to = {to.sum + sum.sum, to.right + sum.right, to.below + sum.below, to.below_right + sum.below_right};
+      } else {
+        for (int i = begin; i < end; ++i) add(of_class[points[i].at], points[i]);
       }
-      if (one_row) add(rows_of[begin], all);
     }
   };
 
@@ -172,8 +190,7 @@ __global__ void __launch_bounds__(kAtOnce, K > 19 ? 2 : kExact ? 4 : 3) selected
       if (all != 0 && !found) {
         found = true;
         read_exponents();
-        for (int i = threadIdx.x; kGradient && i < block.tile.rows * cells * classes; i += kAtOnce)
-          corners[i] = Corners{};
+        clear_corners();
       }
       __syncthreads();
       for (int first = 0; first < all; first += kAtOnce) {
@@ -190,21 +207,29 @@ __global__ void __launch_bounds__(kAtOnce, K > 19 ? 2 : kExact ? 4 : 3) selected
   // Without a gradient of the cross-entropy nothing has been written yet.
   const bool adds = call.options.ce_weight != 0;
   if (!kGradient || (adds && !found)) return;
-  const int64_t each = static_cast<int64_t>(classes) * nodes, step = gridDim.y * each, first = blockIdx.y * each;
+  if (!found) {
+    clear_corners();
+    __syncthreads();
+  }
+  const int step = static_cast<int>(gridDim.y) * classes * nodes, first = static_cast<int>(blockIdx.y) * classes * nodes;
+  float* const to_upper = scratch.parts.upper + (block.image * call.logits.height + block.row) * step + first;
+  float* const to_lower = scratch.parts.lower + static_cast<int64_t>(blockIdx.x) * step + first;
+  const int of_cells = classes * cells, shift = __ffs(cells) - 1;  // there are 2^shift cells
   for (int i = threadIdx.x; i < classes * nodes; i += kAtOnce) {
-    const int c = i / nodes, node = i % nodes;
+    const bool is_right = i >= of_cells;  // the node to the right of the last cell
+    const int c = is_right ? i - of_cells : i >> shift, node = is_right ? cells : i & (cells - 1);
     const auto add = [&](float* to, float value) { *to = (adds ? *to : 0.0f) + value; };
-    float* upper = scratch.parts.upper + (block.image * call.logits.height + block.row) * step + first + i;
-    float from_above = 0;
-    for (int row = 0; row < rows; ++row, upper += step) {
-      const Corners* const of_row = corners + row * cells * classes + c;
-      const Corners own = found && node < cells ? of_row[node * classes] : Corners{};
-      const Corners left = found && node > 0 ? of_row[(node - 1) * classes] : Corners{};
-      const float below = (own.below - own.below_right) + left.below_right;
-      add(upper, (own.sum - own.right) + left.right - below + from_above);
+    // In the last block that node is the one of other columns.
+    const Corners *own = corners + (1 + node) * classes + c, *left = own - classes;
+    if (is_right && block.first_cell + cells >= call.logits.width) left = own;
+    float *upper = to_upper + c * nodes + node, from_above = 0;
+#pragma unroll 1
+    for (int row = 0; row < rows; ++row, upper += step, own += of_row, left += of_row) {
+      const float below = (own->below - own->below_right) + left->below_right;
+      add(upper, (own->sum - own->right) + left->right - below + from_above);
       from_above = below;
     }
-    add(scratch.parts.lower + blockIdx.x * step + first + i, from_above);
+    add(to_lower + c * nodes + node, from_above);
   }
 }
 
@@ -340,7 +365,7 @@ int launch_narrow_selected(const Bcl& call, const Scratch& scratch, bool gradien
   const int classes = static_cast<int>(call.logits.channels);
   const CellTile& tile = scratch.tile;
   const int nodes = 8 * tile.rows * classes * tile.nodes;
-  const int of_gradient = static_cast<int>(sizeof(Corners)) * tile.rows * tile.cells * classes + 4 * kAtOnce * (classes | 1);
+  const int of_gradient = static_cast<int>(sizeof(Corners)) * tile.rows * (tile.cells + 2) * classes + 4 * kAtOnce * (classes | 1);
   return by_classes(call.logits.channels, [&](auto k) {
     constexpr int K = decltype(k)::value;
     const auto launch = [&](auto exact) {
