@@ -135,7 +135,7 @@ struct Down {
   const CellBlock& block;
   const Positions positions;
   const float per_step;
-  int begin, end, straight, step, first;  // before `straight` rows have the weight 0: they are at the image's upper edge
+  int begin, end, straight, step, first;  // before `straight` the weight is 0: these rows are at the image's upper edge
 
   __device__ explicit Down(const CellBlock& block)
       : block(block), positions(positions_of(block.call.logits.height, block.call.target.height, block.align)),

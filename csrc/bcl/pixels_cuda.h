@@ -256,14 +256,16 @@ struct Tile {
   __device__ int64_t row(const Bcl& call, int y) const { return image * call.target.height + y; }
 };
 
-// on_grid, to an integer; a conversion makes 0 of NaN, and the largest of what is beyond.
-__device__ inline uint16_t on_grid_of(float score) {
+// Steps of the grid of scores, cut to an integer; a conversion makes 0 of NaN, and the largest of what is beyond.
+__device__ inline uint16_t cut_to_grid(float steps) {
 #ifdef BCM_CUDA_ON_CPU
-  return static_cast<uint16_t>(on_grid(score));
+  return isnan(steps) ? 0 : static_cast<uint16_t>(fminf(steps, kMaxScore));
 #else
-  return static_cast<uint16_t>(min(__float2uint_rz(fmaf(score, kScoreUnit, 0.5f)), static_cast<unsigned>(kMaxScore)));
+  return static_cast<uint16_t>(min(__float2uint_rz(steps), static_cast<unsigned>(kMaxScore)));
 #endif
 }
+// on_grid, to an integer.
+__device__ inline uint16_t on_grid_of(float score) { return cut_to_grid(fmaf(score, kScoreUnit, 0.5f)); }
 
 // The candidates among the columns of a thread of a tile, as bits.
 __device__ inline unsigned candidates_of(const Scratch& scratch, int64_t row, const Tile& tile) {

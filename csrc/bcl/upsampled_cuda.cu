@@ -78,7 +78,7 @@ __device__ void fold(
   float sum[kSets][kOfThread] = {}, right[kSets][kOfThread] = {};
   for (int column = begin; column < end; ++column) {
     const int slot = slot_in_banks(column);
-    const float weight = columns.weights_x[slot];
+    const float weight = columns.weights_x[column];
 #pragma unroll
     for (int i = 0; i < kOfThread; ++i) {
       if (group + i * kGroups >= classes) continue;
@@ -90,14 +90,20 @@ __device__ void fold(
 #pragma unroll
   for (int set = 0; set < kSets; ++set) {
     float* const to = nodes[set] + group * kNodes + cell;
+    const auto add = [&](int i, int node, float value) {
+      float& at = to[i * kGroups * kNodes + node];
+      if (group + i * kGroups < classes) at = first ? value : at + value;
+    };
 #pragma unroll
     for (int i = 0; i < kOfThread; ++i) {
       const float from_left = __shfl_up_sync(kFullWarp, right[set][i], 1, kAcross);
-      const float own = (sum[set][i] - right[set][i]) + (cell > 0 ? from_left : 0.0f);
-      if (group + i * kGroups >= classes) continue;
-      float* const at = to + i * kGroups * kNodes;
-      at[0] = first ? own : at[0] + own;
-      if (cell == kAcross - 1 && !is_last) at[1] = first ? right[set][i] : at[1] + right[set][i];
+      float own = sum[set][i] - right[set][i];
+      if (cell > 0) own += from_left;
+      add(i, 0, own);
+    }
+    if (cell == kAcross - 1 && !is_last) {
+#pragma unroll
+      for (int i = 0; i < kOfThread; ++i) add(i, 1, right[set][i]);
     }
   }
 }
@@ -119,11 +125,10 @@ __device__ void fold_leading(
 // sums are written.
 struct ScorePass {
   static constexpr bool kDecides = false;
-  __device__ float next_share() const { return 0; }
   const Bcl& call;
   const Scratch& scratch;
   const float nats;
-  const float coefficients[3];    // of the score
+  const float coefficients[3];    // of the score, in steps of its grid
   const uint8_t* code = nullptr;  // the label of the pixel,
   uint16_t* at = nullptr;         // its score,
   int y = 0, other_column = 0;    // its row, and how far it is to the label that a flip of the column reads
@@ -133,7 +138,8 @@ struct ScorePass {
 
   __device__ ScorePass(const Bcl& call, const Scratch& scratch)
       : call(call), scratch(scratch), nats(nats_of(call.logits.channels)),
-        coefficients{nats * call.options.score[0], nats * call.options.score[1], nats * call.options.score[2]} {}
+        coefficients{kScoreUnit * nats * call.options.score[0], kScoreUnit * nats * call.options.score[1],
+                     kScoreUnit * nats * call.options.score[2]} {}
   __device__ void begin_column(int first_y, int x, int64_t image) {
     const int64_t first = (image * call.target.height + first_y) * scratch.score_pitch + x;
     y = first_y, code = scratch.codes + first, at = scratch.score + first;
@@ -143,16 +149,17 @@ struct ScorePass {
   __device__ int own() const { return *code; }
   __device__ int of_rows() const { return code[scratch.other_rows[y]]; }
   __device__ int of_columns() const { return code[other_column]; }
-  // Labels of flips that have no coefficient are absent.
+  // In steps of its grid, before it is cut to an integer. Labels of flips that have no coefficient are absent.
   __device__ float score(const CrossEntropies& ce) const {
-    const float score = fmaf(coefficients[2], ce.columns, coefficients[1] * ce.rows);
+    const float score = fmaf(coefficients[2], ce.columns, fmaf(coefficients[1], ce.rows, 0.5f));
     return coefficients[0] != 0 ? fmaf(coefficients[0], ce.own, score) : score;
   }
-  __device__ void keep(float score) { *at = on_grid_of(score); }
+  __device__ void keep(float score) { *at = cut_to_grid(score); }
   __device__ void keep_none() {
     if (selects(call)) *at = 0;
   }
   __device__ void end_pixel() { code += scratch.score_pitch, at += scratch.score_pitch, ++y; }
+  __device__ float next_share() const { return 0; }
   // `spoilt` is NaN where a score was.
   __device__ float end_rows(float spoilt) {
     sum += nats * ces, flags |= isnan(spoilt) ? kNan : 0, ces = scores = 0;
@@ -175,7 +182,7 @@ struct DecidingPass : ScorePass {
   float boundary = 0;
 
   __device__ DecidingPass(const Bcl& call, const Scratch& scratch)
-      : ScorePass(call, scratch), least(once((max(call.options.selection.tau, 1) - 0.5f) / kScoreUnit)),
+      : ScorePass(call, scratch), least(once(static_cast<float>(max(call.options.selection.tau, 1)))),
         whole(once((call.options.terms[0] + call.options.terms[1]) + call.options.terms[2])),
         mixes(once(call.options.terms[1] != 0 || call.options.terms[2] != 0)) {}
   __device__ void keep_none() {}
@@ -208,7 +215,7 @@ struct DecidingPass : ScorePass {
     amounts.total = ((amounts.own + amounts.rows) + amounts.columns) - expected, amounts.own -= expected;
     return amounts;
   }
-  // Returns the share of the rows that end; then it is that of the next.
+  // Returns the share of the rows that end, in units of the coefficients; then it is that of the next.
   __device__ float end_rows(float spoilt) {
     ScorePass::end_rows(spoilt);
     const float ended = isnan(share) ? 0.0f : share;
@@ -294,7 +301,7 @@ __global__ void __launch_bounds__(kColumns, K <= 19 && kExact ? kResident : 2) c
     };
     Across::Column column = across(x);
     if (inside && along != x) column.node = block.tile.cells;
-    columns.weights_x[slot] = column.weight;
+    columns.weights_x[threadIdx.x] = column.weight;
     const int half = static_cast<int>(threadIdx.x) % kFolding, of_half = static_cast<int>(threadIdx.x) / kFolding;
     bool steep = columns.read(block, classes, of_half, half);
     lines[0].exponents = make_float2(kAbsent, 0.0f);
