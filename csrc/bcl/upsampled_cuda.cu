@@ -451,7 +451,7 @@ __global__ void __launch_bounds__(kColumns, K <= 19 && kExact ? kResident : 2) c
 constexpr int kGathered = 128;  // columns of a block, whose threads go over the classes
 
 template <bool kBinary, bool kDecided>
-__global__ void __launch_bounds__(kGathered, 8) gather_kernel(
+__global__ void __launch_bounds__(kGathered, 10) gather_kernel(
     const Bcl call, const Scratch scratch, float* gradient, const unsigned segments) {
   const CellTile& tile = scratch.tile;
   const unsigned unit = blockIdx.x, height = static_cast<unsigned>(call.logits.height);
