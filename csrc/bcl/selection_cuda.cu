@@ -93,8 +93,8 @@ __global__ void __launch_bounds__(kThreads) candidates_kernel(const Bcl call, co
           candidate = largest_around(at + (j - y) * pitch - tile.x, tile.x + i, reach, width) <= score;
       }
       if (candidate) bits |= 1u << i;
-      if (ranked && candidate) atomicAdd(&bins[score >> 8], 1u);
     }
+    for (unsigned rest = ranked ? bits : 0; rest != 0; rest &= rest - 1) atomicAdd(&bins[at[__ffs(rest) - 1] >> 8], 1u);
     selected += __popc(bits);
     if (tile.x / kPacked < bytes) *to = static_cast<uint8_t>(bits);
   }
