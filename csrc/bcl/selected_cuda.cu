@@ -223,8 +223,9 @@ __global__ void __launch_bounds__(kAtOnce, K > 19 ? 2 : kExact ? 4 : 3) selected
     const Corners *own = corners + (1 + node) * classes + c, *left = own - classes;
     if (is_right && block.first_cell + cells >= call.logits.width) left = own;
     float *upper = to_upper + c * nodes + node, from_above = 0;
-#pragma unroll 1
-    for (int row = 0; row < rows; ++row, upper += step, own += of_row, left += of_row) {
+#pragma unroll
+    for (int row = 0; row < kCellRows; ++row, upper += step, own += of_row, left += of_row) {
+      if (row == rows) break;
       const float below = (own->below - own->below_right) + left->below_right;
       add(upper, (own->sum - own->right) + left->right - below + from_above);
       from_above = below;
