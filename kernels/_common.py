@@ -43,13 +43,24 @@ def lerp(a, b, weight):
 
 
 @triton.jit
+def _quotient(numerator, denominator):
+    """The rounded quotients of float32 integers; on a GPU the reciprocal is shared by all of one denominator."""
+    if INTERPRETED:
+        return tl.div_rn(numerator, denominator)
+    else:  # Markstein: what is left of a quotient corrects its last bit
+        reciprocal = tl.div_rn(1.0, denominator)
+        quotient = numerator * reciprocal
+        return tl.fma(tl.fma(-quotient, denominator, numerator), reciprocal, quotient)
+
+
+@triton.jit
 def lerp_weight(position, low, size, out, ALIGNED: tl.constexpr = False):
     """Weight of the upper source position: exact in integers, rounded once; ALIGNED is align_corners."""
     if ALIGNED:
         numerator, denominator = position * (size - 1) - low * (out - 1), tl.maximum(out - 1, 1)
     else:
         numerator, denominator = tl.maximum((2 * position + 1) * size - out, 0) - 2 * out * low, 2 * out
-    return tl.div_rn(numerator.to(tl.float32), denominator.to(tl.float32))
+    return _quotient(numerator.to(tl.float32), denominator.to(tl.float32))
 
 
 @triton.jit

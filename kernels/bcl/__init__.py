@@ -110,29 +110,35 @@ def forward(
     """
     inputs = px.make_inputs(logits, target, weight, pixel_weight, teacher, options)
     low, selects = logits.shape[2:] != target.shape[1:], options.boundary_weight != 0
+    ranks = selects and selection.ranks(options)
     if low or not needs_grad:
         lse = scratch(target, torch.float32) if needs_grad else None
         scales = scratch(target, torch.float32, 3) if needs_grad else None
         mask = scratch(target, torch.uint8) if selects else None
-    scores = scratch(target, torch.uint16) if selects else None
-    terms = scratch(target, torch.float32) if selects else None
+    largest = scratch(target, torch.float32) if low and needs_grad else None
+    scores = scratch(target, torch.uint16) if ranks else None
+    terms = scratch(target, torch.float32) if ranks else None
     if low or not needs_grad or not options.has_overlap:
         slopes = (
             scratch(sums, torch.float32, len(sums), 2, sums.shape[2]) if needs_grad and options.has_overlap else None
         )
     with torch.cuda.device_of(logits):
-        score = upsampled.score_cells if low else full.score_pixels
-        partials, overlap_partials = score(inputs, options, lse, scores, terms)
-        if selects:
-            select_partials = selection.select(options, scores, terms, threshold, mask)
+        maps = lse, scores, terms, None if ranks or not selects else mask
+        if low:
+            partials, chosen, overlap_partials = upsampled.score_cells(inputs, options, largest, *maps)
         else:
-            select_partials = scratch(target, torch.float64, 2, 0)
+            partials, chosen, overlap_partials = full.score_pixels(inputs, options, *maps)
+        if ranks:
+            chosen = selection.select(options, scores, terms, threshold, mask)
+        else:
             threshold.fill_(px._tau(options))
+        if not selects:
+            chosen = scratch(target, torch.float64, 2, 0)
             if mask is not None:
                 mask.zero_()
         kinds = tm.kinds(options, inputs.teacher)
         finish_kernel[(1,)](
-            partials, partials.shape[1], select_partials, select_partials.shape[1], *px._floats(options)[:2],
+            partials, partials.shape[1], chosen, chosen.shape[1], *px._floats(options)[:2],
             float(options.focal_weight), float(options.distillation_weight), float(options.smoothing),
             loss, values, counts, scales, BY_VALID=options.norm == "valid", KINDS=kinds,
             BLOCK=_finished_at_once(kinds), num_warps=16,
@@ -142,7 +148,7 @@ def forward(
         if shared_slopes is not None and slopes is not None:
             slopes.copy_(shared_slopes)
         if low and needs_grad:
-            upsampled.write_gradient(inputs, options, lse, mask, scales, slopes, gradient)
+            upsampled.write_gradient(inputs, options, largest, lse, mask, scales, slopes, gradient)
 
 
 def _finished_at_once(kinds: int) -> int:
@@ -167,10 +173,12 @@ def aot_cases() -> Iterator[AotCase]:
     numbers = dict.fromkeys(SIZES + OPTIONS + ANY_NUMBERS["do_not_specialize_on_alignment"], "i32") | {"ratio": "i64"}
     floats = ("s0", "s1", "s2", "g0", "g1", "g2", "ce_weight", "boundary_weight", "focal_weight", "distillation_weight")
     floats += ("smoothing", "gamma", "temperature", "dice", "jaccard", "tversky", "alpha", "beta", "smooth")
-    types = numbers | dict.fromkeys(floats, "fp32") | {"scores": "*u16", "mask": "*u8", "histogram": "*i32"}
-    types |= dict.fromkeys(("weight", "lse", "terms", "scales", "gradient", "grad", "loss", "values"), "*fp32")
-    types |= {"partials": "*fp64", "select_partials": "*fp64", "threshold": "*i32", "counts": "*i64", "groups": "i32"}
-    types |= dict.fromkeys(("pixel_weight", "sums", "slopes"), "*fp32")
+    types = numbers | dict.fromkeys(floats, "fp32") | {"scores": "*u16", "histogram": "*i32"}
+    types |= dict.fromkeys(("weight", "terms", "scales", "gradient", "grad", "loss", "values"), "*fp32")
+    types |= dict.fromkeys(("partials", "chosen", "select_partials"), "*fp64")
+    types |= dict.fromkeys(("pixel_weight", "largest", "lse", "sums", "slopes"), "*fp32")
+    types |= dict.fromkeys(("mask", "decided"), "*u8")
+    types |= {"threshold": "*i32", "counts": "*i64", "groups": "i32"}
 
     def case(function: Any, num_warps: int, logits: str = "fp32", target: str = "u8", **constants: Any) -> AotCase:
         known = types | dict.fromkeys(("logits", "result", "teacher"), f"*{logits}") | {"target": f"*{target}"}
@@ -183,9 +191,10 @@ def aot_cases() -> Iterator[AotCase]:
     terms = {"KINDS": 127, "SCORE": 6, "TERMS": 1}  # all, but overlap of the batch
     plain = {"KINDS": 0, "FIRST": 0, "ALIGNED": False} | dict.fromkeys(("pixel_weight", "teacher", "sums", "slopes"))
     usual = {"CLASSES": 19, "SCORE": 6, "TERMS": 7, "MIRROR": False, "INDEX": tl.int32, "step_y": 1, "target_w": 1}
-    usual |= plain
+    default = usual | plain | {"TERMS": 1, "scores": None, "terms": None}  # scores decide
+    usual |= plain | {"decided": None, "chosen": None}
     kinds = [("w", usual | {"logits": logits}) for logits in ("fp32", "fp16", "bf16")]
-    kinds += [("c", usual), ("c", usual | {"logits": "bf16", "TERMS": 1}), ("w", usual | {"TERMS": 1, "weight": None})]
+    kinds += [("c", usual), ("c", default | {"logits": "bf16"}), ("w", default | {"weight": None})]
     kinds += [("w", usual | dict.fromkeys(("weight", "scores", "terms", "mask")) | {"SCORE": 0, "TERMS": 0})]
     kinds += [("w", usual | {"CLASSES": 150, "target": "i64", "MIRROR": True}), ("w", usual | {"INDEX": tl.int64})]
     rich = {name: value for name, value in usual.items() if name not in plain or value is not None} | terms
@@ -197,13 +206,17 @@ def aot_cases() -> Iterator[AotCase]:
         yield case(full.score_pixels_kernel, pixels // 32, **constants, PIXELS=pixels)
         yield case(full.gradient_pixels_kernel, 8, **constants | {f"result_{unit}": 1}, PIXELS=PIXELS // 2)
         for side in (2, 8) if kind == kinds[0][1] else (8,):
-            cells = constants | {"LANES": upsampled.LANES, "SIDE": side, "ROWS": side, "PIECES_Y": 1, "PIECES_X": 1}
-            yield case(upsampled.score_cells_kernel, 4, **cells)
-            yield case(upsampled.gradient_cells_kernel, 4, **cells)
+            for kernel in (upsampled.score_cells_kernel, upsampled.gradient_cells_kernel):
+                scores = kernel is upsampled.score_cells_kernel
+                columns = min(side, upsampled.columns_at_once(kind["KINDS"], kind["INDEX"], scores))
+                cells = {"LANES": upsampled.LANES, "SIDE": side // columns, "COLUMNS": columns, "ROWS": side}
+                yield case(kernel, 4, **constants, **cells, PIECES_Y=1, PIECES_X=1)
     for per_image in (False, True):
-        pixels = {"PER_IMAGE": per_image, "INDEX": tl.int32, "PIXELS": PIXELS}
-        yield from (case(selection.candidates_kernel, 4, REACH=reach, **pixels) for reach in range(4))
-        yield case(selection.select_kernel, 4, **pixels)
+        pixels = {"PER_IMAGE": per_image, "INDEX": tl.int32}
+        rows, columns = selection.candidates_at_once(100)
+        tile = pixels | {"ROWS": rows, "COLUMNS": columns}
+        yield from (case(selection.candidates_kernel, 4, REACH=reach, **tile) for reach in range(4))
+        yield case(selection.select_kernel, 4, **pixels, PIXELS=selection.SELECTED)
     yield case(selection.threshold_kernel, 8, BLOCK=32)
     for kinds in (0, 127):
         yield case(finish_kernel, 16, BY_VALID=False, BLOCK=_finished_at_once(kinds), KINDS=kinds)

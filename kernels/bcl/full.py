@@ -47,7 +47,7 @@ def _over_classes(
         t, class_weight, slope = _of_classes(
             first, of_teacher, teacher_c, best_of_teacher, weight, slopes, CLASSES, FIRST, KINDS, CHUNK
         )
-        sums = tm._add_classes(sums, z, t, class_weight, slope, 1 / temperature, KINDS, True)
+        sums = tm._add_classes(sums, z, px._exp(z), t, class_weight, slope, 1 / temperature, KINDS, True)
     return sums
 
 
@@ -88,8 +88,8 @@ def _overlap_sums(
 def score_pixels_kernel(
     count, H, W,
     stride_n, stride_c, stride_h, stride_w, target_n, target_h, target_w, teacher_n, teacher_c, teacher_h, teacher_w,
-    logits, target, weight, pixel_weight, teacher, lse, scores, terms, partials, sums,
-    ignore, step_y, step_x, offset_y, offset_x, s0, s1, s2, g0, g1, g2, smoothing, gamma, temperature,
+    logits, target, weight, pixel_weight, teacher, lse, scores, terms, decided, partials, chosen, sums,
+    ignore, step_y, step_x, offset_y, offset_x, tau, s0, s1, s2, g0, g1, g2, smoothing, gamma, temperature,
     CLASSES: tl.constexpr, FIRST: tl.constexpr, SCORE: tl.constexpr, TERMS: tl.constexpr, MIRROR: tl.constexpr,
     KINDS: tl.constexpr, INDEX: tl.constexpr, CHUNK: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
@@ -109,8 +109,8 @@ def score_pixels_kernel(
     for first in range(0, CLASSES, CHUNK):
         z = _load_classes(logits + at, first, stride_c, CLASSES, FIRST, CHUNK)
         largest = tl.maximum(best, tl.max(z, 1, keep_dims=True))
-        base = tl.where(largest == -INF, 0.0, largest)  # without a finite one: -inf - -inf
-        total = total * px._exp(best - base) + tl.sum(px._exp(z - base), 1, keep_dims=True)
+        shift = tm._shift(tl.where(largest == -INF, 0.0, largest))  # without a finite one: -inf - -inf
+        total = total * tm._exp_below(best, shift) + tl.sum(tm._exp_below(z, shift), 1, keep_dims=True)
         best = largest
     labels = target, (target_n, target_h, target_w), ignore, pixel_weight, (H, W)
     over_classes = None
@@ -131,10 +131,10 @@ def score_pixels_kernel(
             px._pixel_weights(labels, pixel, own >= 0), CLASSES, FIRST, CHUNK,
         )  # fmt: skip
     px._record(
-        logits, stride_c, (at,), None, best, total, over_classes, pixel, place, inside,
-        labels, (step_y, step_x, offset_y, offset_x), weight,
-        lse, scores, terms, partials, tl.program_id(0), tl.num_programs(0), (s0, s1, s2), (g0, g1, g2),
-        smoothing, gamma, temperature, CLASSES, FIRST, SCORE, TERMS, MIRROR, KINDS,
+        (logits + at,), stride_c, None, best, total, over_classes, pixel, place, inside,
+        labels, (step_y, step_x, offset_y, offset_x), weight, lse, scores, terms, decided, partials, chosen,
+        tl.program_id(0), tl.num_programs(0), tau, (s0, s1, s2), (g0, g1, g2), smoothing, gamma, temperature,
+        CLASSES, FIRST, SCORE, TERMS, MIRROR, KINDS,
     )  # fmt: skip
 
 
@@ -155,8 +155,7 @@ def gradient_pixels_kernel(
     inside = pixel < count
     place = px._place(tl.minimum(pixel, count - 1), H.to(INDEX), W.to(INDEX))
     image, y, x = place
-    at = image * stride_n + y * stride_h + x * stride_w
-    pixels = logits + at
+    pixels = logits + (image * stride_n + y * stride_h + x * stride_w)
     result += image * result_n + y * result_h + x * result_w
     labels = target, (target_n, target_h, target_w), ignore, pixel_weight, (H, W)
     z = _load_classes(pixels, 0, stride_c, CLASSES, FIRST, CHUNK)
@@ -165,15 +164,15 @@ def gradient_pixels_kernel(
         other = _load_classes(pixels, first, stride_c, CLASSES, FIRST, CHUNK)
         best = tl.maximum(best, tl.max(other, 1, keep_dims=True))
     indices, amounts, factor = px._amounts(
-        logits, stride_c, (at,), None, best, pixel, place, inside, labels, (step_y, step_x, offset_y, offset_x),
-        weight, lse, mask, scales, ce_weight, boundary_weight, (g0, g1, g2), smoothing, focal_weight, gamma,
+        (pixels,), stride_c, None, best, pixel, place, inside, labels, (step_y, step_x, offset_y, offset_x), weight,
+        lse, mask, scales, ce_weight, boundary_weight, (g0, g1, g2), smoothing, focal_weight, gamma,
         CLASSES, FIRST, TERMS, MIRROR, KINDS,
     )  # fmt: skip
     used, of_teacher, best_of_teacher = factor != 0, None, None
     if tm.OF_CLASSES & KINDS:
         log_sum = tl.load(lse + pixel, inside, 0.0)
         u = px._pixel_weights(labels, pixel, inside)
-        ce = px._cross_entropy(logits, indices[0], stride_c, (at,), None, best, log_sum, FIRST)
+        ce = px._cross_entropy((pixels,), indices[0], stride_c, None, best, log_sum, FIRST)
         if tm.BY_IMAGE & KINDS:
             slopes += image * 2 * CLASSES
         if teacher is not None:
@@ -189,39 +188,41 @@ def gradient_pixels_kernel(
             distillation_weight, temperature, CLASSES, KINDS,
         )  # fmt: skip
     tl.debug_barrier()
-    times = tl.load(grad)
+    times, shift = tl.load(grad), tm._shift(best)
     for first in range(0, CLASSES, CHUNK):
         if CLASSES > CHUNK:
             z = _load_classes(pixels, first, stride_c, CLASSES, FIRST, CHUNK)
         classes = first + tl.arange(0, CHUNK)[None]
-        g = px._gradient(z, best, classes, indices, amounts, factor, CLASSES, TERMS)
+        e = tm._exp_below(z, shift)
+        g = px._gradient(e, classes, indices, amounts, factor, CLASSES, TERMS)
         if tm.OF_CLASSES & KINDS:
             t, class_weight, slope = _of_classes(
                 first, of_teacher, teacher_c, best_of_teacher, weight, slopes, CLASSES, FIRST, KINDS, CHUNK
             )
-            g += tm._gradient(z - best, t, class_weight, slope, parts, 1 / temperature, KINDS)
+            g += tm._gradient(z - best, e, t, class_weight, slope, parts, 1 / temperature, KINDS)
         g = tl.where(used, times * g, 0.0)
         written = inside & (classes >= FIRST) & (classes < CLASSES) if FIRST else inside & (classes < CLASSES)
         tl.store(result + (classes - FIRST) * result_c, g.to(result.dtype.element_ty), written)
 
 
 def score_pixels(
-    inputs: Inputs, options: Any, lse: Tensor | None, scores: Tensor | None, terms: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Write the maps of pixels at full resolution; sums float64 [8, programs], and of overlap [programs, 3, C]."""
+    inputs: Inputs, options: Any, lse: Tensor | None, scores: Tensor | None, terms: Tensor | None,
+    decided: Tensor | None,
+) -> px.Sums:  # fmt: skip
+    """Write the maps of pixels at full resolution."""
     logits, target, *others = inputs
     kinds, classes = tm.kinds(options, inputs.teacher), px._classes(logits, options)
     images, pixels = max(target.shape[0], 1) if kinds & tm.BY_IMAGE.value else 1, scored_at_once(kinds)
     programs = images * triton.cdiv(target.numel() // images, pixels)
-    partials, sums = px._partials(target, programs, kinds, classes["CLASSES"])
+    sums = px._sums(target, programs, 1, kinds, classes["CLASSES"], decided)
     score_pixels_kernel[(programs,)](
         target.numel(), *target.shape[1:], *logits.stride(), *target.stride(), *px._strides(inputs.teacher),
-        logits, target, *others, lse, scores, terms, partials, sums,
-        *px._labels(options), *map(float, options.score), *map(float, options.terms), *px._term_floats(options),
+        logits, target, *others, lse, scores, terms, decided, *sums, *px._labels(options), px._tau(options),
+        *map(float, options.score), *map(float, options.terms), *px._term_floats(options),
         SCORE=px._present(options, options.score), KINDS=kinds, **px._flip(options), **classes,
         **_pixels(pixels, classes["CLASSES"], kinds, target, logits, *_present(inputs.teacher)),
     )  # fmt: skip
-    return partials, sums
+    return sums
 
 
 def scored_at_once(kinds: int) -> int:

@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bcmfnet.kernels._common import INTERPRETED, lerp, load_corners, scratch
+from bcmfnet.kernels._common import INTERPRETED, lerp, scratch
 from bcmfnet.kernels.bcl import terms as tm
-from bcmfnet.kernels.bcl.terms import _exp
+from bcmfnet.kernels.bcl.terms import _exp, _log
 
 PIXELS = 2**14 if INTERPRETED.value else 512  # of a program; a lane has one where it reads logits
 HELD = 32  # A lane holds so many classes; of more the gradient reads the others twice.
@@ -24,6 +24,15 @@ SIZES = ["batch", "h", "w", "H", "W", "count", "plane", "programs", "selections"
 OPTIONS = ["ignore", "offset_y", "offset_x", "tau", "ratio", "min_kept", "max_kept", "parity_y", "parity_x"]
 STRIDES = [f"{name}_{axis}" for name in ("stride", "result", "target", "teacher") for axis in "nchw"]
 ANY_NUMBERS = {"do_not_specialize": SIZES + OPTIONS, "do_not_specialize_on_alignment": [*STRIDES, "step_y", "step_x"]}
+
+
+@triton.jit
+def _kept(x):
+    """x, which the compiler is not to compute anew in a loop from what it depends on."""
+    if INTERPRETED:
+        return x
+    else:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], x.dtype, True, 1)
 
 
 @triton.jit
@@ -95,46 +104,50 @@ def _plus(total, coefficient, values, PRESENT: tl.constexpr):
 
 
 @triton.jit
-def _between(logits, corners, corner_weights):
-    a, b, c, d = load_corners(logits, corners)
+def _between(corners, at, corner_weights):
+    """Logits of pixels between four pointers, that far behind them."""
+    a, b = tl.load(corners[0] + at).to(tl.float32), tl.load(corners[1] + at).to(tl.float32)
+    c, d = tl.load(corners[2] + at).to(tl.float32), tl.load(corners[3] + at).to(tl.float32)
     return lerp(lerp(a, b, corner_weights[1]), lerp(c, d, corner_weights[1]), corner_weights[0])
 
 
 @triton.jit
-def _cross_entropy(logits, label, stride_c, corners, corner_weights, best, log_sum, FIRST: tl.constexpr):
+def _cross_entropy(corners, label, stride_c, corner_weights, best, log_sum, FIRST: tl.constexpr):
     at = tl.maximum(label - FIRST, 0) * stride_c
     if corner_weights is None:
-        z = tl.load(logits + (at + corners[0])).to(tl.float32)
+        z = tl.load(corners[0] + at).to(tl.float32)
     else:
-        z = _between(logits, (at + corners[0], at + corners[1], at + corners[2], at + corners[3]), corner_weights)
+        z = _between(corners, at, corner_weights)
     if FIRST:
         z = tl.where(label < FIRST, 0.0, z)
-    value = log_sum - (z - best)
-    return tl.where(label >= 0, tl.where(value < 0, 0.0, value), 0.0)  # below 0 is a rounding
+    value = tl.maximum(log_sum - (z - best), 0.0, propagate_nan=tl.PropagateNan.ALL)  # below 0 is a rounding
+    return tl.where(label >= 0, value, 0.0)
 
 
 @triton.jit
 def _sum(values):
-    """Sum in float64 of the lanes' sums in float32."""
-    return tl.sum(tl.sum(values, 1).to(tl.float64))
+    """Sum in float64 of the lanes' sums along their last axis in float32."""
+    return tl.sum(tl.sum(values, len(values.shape) - 1).to(tl.float64))
 
 
 @triton.jit
 def _record(
-    logits, stride_c, corners, corner_weights, best, total, sums, pixel, place, inside, labels, flip, weight,
-    lse, scores, terms, partials, program, programs, score_factors, term_factors, smoothing, gamma, temperature,
+    corners, stride_c, corner_weights, best, total, sums, pixel, place, inside, labels, flip, weight,
+    lse, scores, terms, decided, partials, chosen, program, programs, tau, score_factors, term_factors,
+    smoothing, gamma, temperature,
     CLASSES: tl.constexpr, FIRST: tl.constexpr, SCORE: tl.constexpr, TERMS: tl.constexpr, MIRROR: tl.constexpr,
     KINDS: tl.constexpr,
 ):  # fmt: skip
     """Maps of pixels, from max z and sum exp(z - max z); and their sums: weighted cross-entropy, weight (NaN with a
     label that is no class), valid pixels, and a NaN where the selection meets one, which it cannot see; then what
-    smoothing adds, focal loss, divergence and its weights."""
+    smoothing adds, focal loss, divergence and its weights. What is selected where scores decide alone is `decided`, and
+    its sums are `chosen`: boundary term and number."""
     image, y, x = place
-    log_sum = tl.log(total)
+    log_sum = _log(total)
     if lse is not None:
         tl.store(lse + pixel, log_sum, inside)
     own = _label(labels, image, y, x, inside, CLASSES)
-    ce = _cross_entropy(logits, own, stride_c, corners, corner_weights, best, log_sum, FIRST)
+    ce = _cross_entropy(corners, own, stride_c, corner_weights, best, log_sum, FIRST)
     partials += program
     tl.store(partials + 2 * programs, tl.sum((own != -1).to(tl.int32)))
     w = _weights(weight, labels, own, pixel)
@@ -152,30 +165,40 @@ def _record(
         divergence = tm._divergence(sums, log_sum, temperature, KINDS)
         tl.store(partials + 6 * programs, _sum(tl.where(u != 0, u * divergence, 0.0)))
         tl.store(partials + 7 * programs, _sum(u))
-    hazard = tl.zeros_like(ce)
-    if scores is not None:
+    hazard = 0.0
+    if scores is not None or decided is not None:
+        zero = tl.zeros_like(ce)
         hard = tm._focal(ce, gamma) if tm.FOCAL_BOUNDARY & KINDS else ce
-        score, term = _plus(hazard, score_factors[0], ce, SCORE & 1), _plus(hazard, term_factors[0], hard, TERMS & 1)
+        score, term = _plus(zero, score_factors[0], ce, SCORE & 1), _plus(zero, term_factors[0], hard, TERMS & 1)
         if (SCORE | TERMS) & 2:
             label = _row_flipped(labels, place, flip, own >= 0, CLASSES, MIRROR)
-            ce = _cross_entropy(logits, label, stride_c, corners, corner_weights, best, log_sum, FIRST)
+            ce = _cross_entropy(corners, label, stride_c, corner_weights, best, log_sum, FIRST)
             hard = tm._focal(ce, gamma) if tm.FOCAL_BOUNDARY & KINDS else ce
             score, term = _plus(score, score_factors[1], ce, SCORE & 2), _plus(term, term_factors[1], hard, TERMS & 2)
         if (SCORE | TERMS) & 4:
             label = _column_flipped(labels, place, flip, own >= 0, CLASSES, MIRROR)
-            ce = _cross_entropy(logits, label, stride_c, corners, corner_weights, best, log_sum, FIRST)
+            ce = _cross_entropy(corners, label, stride_c, corner_weights, best, log_sum, FIRST)
             hard = tm._focal(ce, gamma) if tm.FOCAL_BOUNDARY & KINDS else ce
             score, term = _plus(score, score_factors[2], ce, SCORE & 4), _plus(term, term_factors[2], hard, TERMS & 4)
-        hazard = tl.where(score == score, 0.0, float("nan"))
-        steps = tl.where(score == score, score * Q_SCALE + 0.5, 0.0)
-        tl.store(scores + pixel, tl.where(steps > Q_MAX, Q_MAX, steps).to(tl.int32).to(tl.uint16), inside)
-        tl.store(terms + pixel, tl.where(w != 0, w * term, 0.0), inside)
-    tl.store(partials + 3 * programs, tl.sum(hazard))
+        steps, term = score * Q_SCALE + 0.5, tl.where(w != 0, w * term, 0.0)
+        no_score = tl.where(score == score, 0.0, float("nan"))
+        if decided is None:
+            steps = tl.where(score == score, steps, 0.0)
+            tl.store(scores + pixel, tl.where(steps > Q_MAX, Q_MAX, steps).to(tl.int32).to(tl.uint16), inside)
+            tl.store(terms + pixel, term, inside)
+            hazard = tl.sum(no_score)
+        else:
+            selected = inside & (steps >= tl.maximum(tau, 1).to(tl.float32))
+            tl.store(decided + pixel, selected.to(tl.uint8), inside)
+            chosen += program
+            tl.store(chosen, _sum(tl.where(selected, term, no_score)))
+            tl.store(chosen + programs, tl.sum(selected.to(tl.int32)))
+    tl.store(partials + 3 * programs, hazard)
 
 
 @triton.jit
 def _amounts(
-    logits, stride_c, corners, corner_weights, best, pixel, place, inside, labels, flip, weight, lse, mask, scales,
+    corners, stride_c, corner_weights, best, pixel, place, inside, labels, flip, weight, lse, mask, scales,
     ce_weight, boundary_weight, term_factors, smoothing, focal_weight, gamma,
     CLASSES: tl.constexpr, FIRST: tl.constexpr, TERMS: tl.constexpr, MIRROR: tl.constexpr, KINDS: tl.constexpr,
 ):  # fmt: skip
@@ -194,9 +217,7 @@ def _amounts(
     rows, columns, of_rows, of_columns = own, own, tl.zeros_like(w), tl.zeros_like(w)
     if (tm.FOCAL | tm.FOCAL_BOUNDARY) & KINDS:
         log_sum = tl.load(lse + pixel, inside, 0.0)
-        slope = tm._focal_slope(
-            _cross_entropy(logits, own, stride_c, corners, corner_weights, best, log_sum, FIRST), gamma
-        )
+        slope = tm._focal_slope(_cross_entropy(corners, own, stride_c, corner_weights, best, log_sum, FIRST), gamma)
         if tm.FOCAL & KINDS:
             of_own += slope * (w * (focal_weight * tl.load(scales)))
         if tm.FOCAL_BOUNDARY & KINDS:
@@ -206,13 +227,13 @@ def _amounts(
         rows = _row_flipped(labels, place, flip, own >= 0, CLASSES, MIRROR)
         of_rows = tl.where(rows >= 0, term_factors[1] * boundary, 0.0)
         if tm.FOCAL_BOUNDARY & KINDS:
-            ce = _cross_entropy(logits, rows, stride_c, corners, corner_weights, best, log_sum, FIRST)
+            ce = _cross_entropy(corners, rows, stride_c, corner_weights, best, log_sum, FIRST)
             of_rows *= tm._focal_slope(ce, gamma)
     if TERMS & 4:
         columns = _column_flipped(labels, place, flip, own >= 0, CLASSES, MIRROR)
         of_columns = tl.where(columns >= 0, term_factors[2] * boundary, 0.0)
         if tm.FOCAL_BOUNDARY & KINDS:
-            ce = _cross_entropy(logits, columns, stride_c, corners, corner_weights, best, log_sum, FIRST)
+            ce = _cross_entropy(corners, columns, stride_c, corner_weights, best, log_sum, FIRST)
             of_columns *= tm._focal_slope(ce, gamma)
     total = of_own + of_rows + of_columns
     factor = tl.where(total != 0, total * _exp(-tl.load(lse + pixel, inside, 0.0)), 0.0)
@@ -220,14 +241,14 @@ def _amounts(
 
 
 @triton.jit
-def _gradient(z, best, classes, labels, amounts, factor, CLASSES: tl.constexpr, TERMS: tl.constexpr):
-    """factor * exp(z - best) less what is taken at the labels; NaN may come of a factor of 0 too."""
+def _gradient(e, classes, labels, amounts, factor, CLASSES: tl.constexpr, TERMS: tl.constexpr):
+    """factor * e, of e = exp(z - best), less what is taken at the labels; NaN may come of a factor of 0 too."""
     taken = tl.where(classes == labels[0], amounts[0], 0.0)
     if TERMS & 2:
         taken += tl.where(classes == labels[1], amounts[1], 0.0)
     if TERMS & 4:
         taken += tl.where(classes == labels[2], amounts[2], 0.0)
-    return tl.zeros_like(z) if CLASSES == 1 else factor * _exp(z - best) - taken
+    return tl.zeros_like(e) if CLASSES == 1 else factor * e - taken
 
 
 class Inputs(NamedTuple):
@@ -265,10 +286,21 @@ def _floats(options: Any) -> tuple[float, ...]:
     return tuple(map(float, (options.ce_weight, options.boundary_weight, *options.terms)))
 
 
-def _partials(like: Tensor, programs: int, kinds: int, classes: int) -> tuple[Tensor, Tensor | None]:
-    """Memory of a score kernel's sums: see `_record`; and of those of overlap, I, P and Y of each class."""
-    partials = scratch(like, torch.float64, 8 if kinds & tm.OF_PIXELS.value else 4, programs)
-    return partials, scratch(like, torch.float32, programs, 3, classes) if kinds & tm.OVERLAP.value else None
+class Sums(NamedTuple):
+    """Of each program of a score kernel: see `_record`; and those of overlap, I, P and Y of each class."""
+
+    partials: Tensor
+    chosen: Tensor | None
+    overlap: Tensor | None
+
+
+def _sums(like: Tensor, programs: int, warps: int, kinds: int, classes: int, decided: Tensor | None) -> Sums:
+    """Their memory; overlap has sums of so many warps of a program."""
+    return Sums(
+        scratch(like, torch.float64, 8 if kinds & tm.OF_PIXELS.value else 4, programs),
+        None if decided is None else scratch(like, torch.float64, 2, programs),
+        scratch(like, torch.float32, programs * warps, 3, classes) if kinds & tm.OVERLAP.value else None,
+    )
 
 
 def _strides(teacher: Tensor | None) -> tuple[int, ...]:

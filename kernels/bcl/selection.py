@@ -15,29 +15,33 @@ from bcmfnet.kernels.bcl import pixels as px
 from bcmfnet.kernels.bcl.pixels import ANY_NUMBERS, PIXELS
 
 BYTE = tl.constexpr(256)
+SELECTED = 2 * PIXELS  # pixels of a program
+RUN = tl.constexpr(8)  # A lane reads so many neighbouring pixels, of 16-bit scores 16 bytes.
 
 
 @triton.jit(**ANY_NUMBERS)
 def candidates_kernel(
     scores, mask, histogram, count, H, W,
-    PER_IMAGE: tl.constexpr, REACH: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr,
+    PER_IMAGE: tl.constexpr, REACH: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Pixels whose score is the largest around; and their number by score, [low byte, high byte]: neighbouring scores
-    are frequent together, so their counts are not neighbours."""
-    pixel = tl.program_id(0).to(INDEX) * PIXELS + tl.arange(0, PIXELS)
-    inside = pixel < count
+    are frequent together, so their counts are not neighbours. Program (rows of all images, columns)."""
     H, W = H.to(INDEX), W.to(INDEX)
-    image, y, x = px._place(pixel, H, W)
+    row = tl.program_id(0).to(INDEX) * ROWS + tl.arange(0, ROWS)[:, None]
+    x = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None]
+    y, pixel = row % H, row * W + x
+    inside = (x < W) & (pixel < count)
     q = tl.load(scores + pixel, inside, 0).to(tl.int32)
     largest = q
     for down in range(-REACH, REACH + 1):
+        near, line = inside & (y + down >= 0) & (y + down < H), scores + (pixel + down * W)
         for right in range(-REACH, REACH + 1):
-            near = inside & (y + down >= 0) & (y + down < H) & (x + right >= 0) & (x + right < W)
-            largest = tl.maximum(largest, tl.load(scores + (pixel + down * W + right), near, 0).to(tl.int32))
+            beside = near & (x + right >= 0) & (x + right < W)
+            largest = tl.maximum(largest, tl.load(line + right, beside, 0).to(tl.int32))
     candidate = (q == largest) & (q > 0)
     tl.store(mask + pixel, candidate.to(tl.uint8), inside)
     if PER_IMAGE:
-        histogram += image * BYTE * BYTE
+        histogram += row // H * BYTE * BYTE
     tl.atomic_add(histogram + (q % BYTE * BYTE + q // BYTE), 1, candidate, sem="relaxed")
 
 
@@ -75,29 +79,43 @@ def select_kernel(
     PER_IMAGE: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """Of the candidates in the mask those from the threshold on; and their sums: boundary term and number."""
-    pixel = tl.program_id(0).to(INDEX) * PIXELS + tl.arange(0, PIXELS)
+    lane = tl.program_id(0).to(INDEX) * (PIXELS // RUN) + tl.arange(0, PIXELS // RUN)[:, None]
+    pixel = lane * RUN + tl.arange(0, RUN)[None]
     inside = pixel < count
     t = tl.load(threshold + pixel // plane, inside, 0) if PER_IMAGE else tl.load(threshold)
     selected = (tl.load(mask + pixel, inside, 0) != 0) & (tl.load(scores + pixel, inside, 0).to(tl.int32) >= t)
     tl.store(mask + pixel, selected.to(tl.uint8), inside)
     partials += tl.program_id(0)
-    tl.store(partials, tl.sum(tl.load(terms + pixel, selected, 0.0).to(tl.float64)))
+    tl.store(partials, px._sum(tl.load(terms + pixel, selected, 0.0)))
     tl.store(partials + tl.num_programs(0), tl.sum(selected.to(tl.int32)))
+
+
+def ranks(options: Any) -> bool:
+    """Whether a pixel is selected by more than its own score: by those around it, or by its rank."""
+    return options.nms > 1 or options.ratio != 0 or options.min_kept > 0 or options.max_kept is not None
 
 
 def select(options: Any, scores: Tensor, terms: Tensor, threshold: Tensor, mask: Tensor) -> Tensor:
     """Write thresholds and mask; sums float64 [2, programs] of the selected pixels."""
     count, (_, H, W) = scores.numel(), scores.shape
-    programs = triton.cdiv(count, PIXELS)
-    constants = {"PER_IMAGE": options.per_image, "INDEX": index_type(count + PIXELS), "PIXELS": PIXELS}
+    constants = {"PER_IMAGE": options.per_image, "INDEX": index_type(count + PIXELS * max(W, 1))}
     histogram = torch.zeros((threshold.numel(), BYTE.value**2), dtype=torch.int32, device=scores.device)
     reach = min(options.nms // 2, max(H, W))
-    candidates_kernel[(programs,)](scores, mask, histogram, count, H, W, REACH=reach, **constants)
+    rows, columns = candidates_at_once(W)
+    grid = triton.cdiv(len(scores) * H, rows), triton.cdiv(W, columns)
+    candidates_kernel[grid](scores, mask, histogram, count, H, W, REACH=reach, ROWS=rows, COLUMNS=columns, **constants)
     ratio = struct.unpack("q", struct.pack("d", options.ratio))[0]
     most = 2**62 if options.max_kept is None else min(options.max_kept, 2**62)
     threshold_kernel[(threshold.numel(),)](
         histogram, threshold, px._tau(options), ratio, min(options.min_kept, most), most, BLOCK=32, num_warps=8
     )
+    programs = triton.cdiv(count, SELECTED)
     partials = scratch(scores, torch.float64, 2, programs)
-    select_kernel[(programs,)](scores, terms, threshold, mask, partials, count, H * W, **constants)
+    select_kernel[(programs,)](scores, terms, threshold, mask, partials, count, H * W, PIXELS=SELECTED, **constants)
     return partials
+
+
+def candidates_at_once(width: int) -> tuple[int, int]:
+    """Rows and columns of a program, by the width of the images."""
+    columns = min(triton.next_power_of_2(width), PIXELS)
+    return PIXELS // columns, columns

@@ -18,7 +18,7 @@ place; distillation, of pixels without a label too, at a temperature other than 
 OF_PIXELS = tl.constexpr(SMOOTHED.value | FOCAL.value | DISTILLED.value)  # means over pixels
 OF_CLASSES = tl.constexpr(SMOOTHED.value | DISTILLED.value | OVERLAP.value)  # their gradients depend on all classes
 
-LOG2_E = tl.constexpr(1.4426950408889634)
+LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 INF = tl.constexpr(float("inf"))
 
 
@@ -28,6 +28,30 @@ def _exp(x):
         return tl.exp(x)
     else:  # tl.exp spends four more operations on subnormal results
         return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * LOG2_E], tl.float32, True, 1)
+
+
+@triton.jit
+def _shift(best):
+    """What `_exp_below` takes of the largest logits."""
+    return best if INTERPRETED else best * LOG2_E
+
+
+@triton.jit
+def _exp_below(z, shift):
+    """exp(z - best): on a GPU the exponent is z * log2(e) - shift, rounded once."""
+    if INTERPRETED:
+        return tl.exp(z - shift)
+    else:
+        x = tl.fma(z, LOG2_E, -shift)
+        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+
+
+@triton.jit
+def _log(x):
+    if INTERPRETED:
+        return tl.log(x)
+    else:  # tl.log spends 20 more operations on subnormal numbers and on the last bit
+        return LN_2 * tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
 
 
 @triton.jit
@@ -78,21 +102,21 @@ def _over(values, CHUNKED: tl.constexpr):
 
 @triton.jit
 def _add_classes(
-    sums, z, t, class_weight, slope, cold, KINDS: tl.constexpr, CHUNKED: tl.constexpr = False
+    sums, z, e, t, class_weight, slope, cold, KINDS: tl.constexpr, CHUNKED: tl.constexpr = False
 ):  # fmt: skip
-    """Sums over the classes of a pixel with those of z and t, logits of student and teacher less their largest ones:
-    weights times -z, exp(z / T), exp(t / T), what the divergence takes of them, and slopes times exp(z)."""
+    """Sums over the classes of a pixel with those of z and t, logits of student and teacher less their largest ones,
+    and e = exp(z): weights times -z, exp(z / T), exp(t / T), what the divergence takes of them, slopes times e."""
     spread, student, taught, divergence, inner = sums
     if SMOOTHED & KINDS:
         spread += _over(tl.where(class_weight != 0, class_weight * -z, 0.0), CHUNKED)
     if DISTILLED & KINDS:
-        e = _exp(t * cold)
-        taught += _over(e, CHUNKED)
-        divergence += _over(tl.where(e > 0, e * ((t - z) * cold), 0.0), CHUNKED)
+        of_teacher = _exp(t * cold)
+        taught += _over(of_teacher, CHUNKED)
+        divergence += _over(tl.where(of_teacher > 0, of_teacher * ((t - z) * cold), 0.0), CHUNKED)
         if TEMPERED & KINDS:
             student += _over(_exp(z * cold), CHUNKED)
     if OVERLAP & KINDS:
-        inner += _over(slope * _exp(z), CHUNKED)
+        inner += _over(slope * e, CHUNKED)
     return spread, student, taught, divergence, inner
 
 
@@ -139,12 +163,12 @@ def _add_amounts(
 
 
 @triton.jit
-def _gradient(z, t, class_weight, slope, parts, cold, KINDS: tl.constexpr):
-    """What terms of all classes add to factor * exp(z), of z and t less their largest ones."""
+def _gradient(z, e, t, class_weight, slope, parts, cold, KINDS: tl.constexpr):
+    """What terms of all classes add to factor * e, e = exp(z), of z and t less their largest ones."""
     of_slopes, of_weights, of_student, of_teacher = parts
     gradient = tl.zeros_like(z)
     if OVERLAP & KINDS:
-        gradient += of_slopes * slope * _exp(z)
+        gradient += of_slopes * slope * e
     if SMOOTHED & KINDS:
         gradient -= of_weights * class_weight
     if DISTILLED & KINDS:
