@@ -9,8 +9,9 @@ sums        I, P and Y of the classes, where there is an overlap term
 overlap     the values of such terms, and their derivatives by the sums
 gradient    of upsampled logits; at full resolution `backward` has a kernel of its own
 
+Where no other pixel has a say in the selection, by rank or as a neighbour, `score` decides without the three after it.
 With upsampling, a cell is the output pixels that read the same four logits: there are (h + 1) x (w + 1). Tiles are
-[pixels, classes] and [columns, rows]: the compiler lays lanes along the first axis where it sees no unit stride.
+[pixels, classes] and [lanes, columns, rows]: the compiler lays lanes along the first axis where it sees no unit stride.
 Atomics count integers alone, so every run gives the same bits. Counted in the compiled code: no GPU has run this yet.
 """
 
@@ -203,7 +204,7 @@ def aot_cases() -> Iterator[AotCase]:
     for unit, kind in kinds:
         constants = kind | {f"stride_{unit}": 1, "CHUNK": full.held_at_once(kind["CLASSES"], kind["KINDS"])}
         pixels = full.scored_at_once(kind["KINDS"])
-        yield case(full.score_pixels_kernel, pixels // 32, **constants, PIXELS=pixels)
+        yield case(full.score_pixels_kernel, full.scoring_warps(kind["KINDS"]), **constants, PIXELS=pixels)
         yield case(full.gradient_pixels_kernel, 8, **constants | {f"result_{unit}": 1}, PIXELS=PIXELS // 2)
         for side in (2, 8) if kind == kinds[0][1] else (8,):
             for kernel in (upsampled.score_cells_kernel, upsampled.gradient_cells_kernel):

@@ -172,7 +172,7 @@ def gradient_pixels_kernel(
     if tm.OF_CLASSES & KINDS:
         log_sum = tl.load(lse + pixel, inside, 0.0)
         u = px._pixel_weights(labels, pixel, inside)
-        ce = px._cross_entropy((pixels,), indices[0], stride_c, None, best, log_sum, FIRST)
+        ce = px._cross_entropy((pixels,), indices[0], stride_c, None, best, log_sum, CLASSES, FIRST)
         if tm.BY_IMAGE & KINDS:
             slopes += image * 2 * CLASSES
         if teacher is not None:
@@ -221,6 +221,7 @@ def score_pixels(
         *map(float, options.score), *map(float, options.terms), *px._term_floats(options),
         SCORE=px._present(options, options.score), KINDS=kinds, **px._flip(options), **classes,
         **_pixels(pixels, classes["CLASSES"], kinds, target, logits, *_present(inputs.teacher)),
+        num_warps=scoring_warps(kinds),
     )  # fmt: skip
     return sums
 
@@ -230,11 +231,17 @@ def scored_at_once(kinds: int) -> int:
     return PIXELS // 2 if kinds & tm.OF_CLASSES.value else PIXELS
 
 
+def scoring_warps(kinds: int) -> int:
+    """Warps that score them: without terms a lane has two pixels, whose sums take half as many exchanges."""
+    return max(scored_at_once(kinds) // (32 if kinds else 64), 1)
+
+
 def write_gradient(
     grad: Tensor, inputs: Inputs, options: Any, lse: Tensor, mask: Tensor, scales: Tensor, slopes: Tensor | None,
     result: Tensor,
 ) -> None:  # fmt: skip
     pixels = PIXELS // 2  # of 512 the channels_last ones spill
+    num_warps = max(pixels // 32, 1)
     logits, target, *others = inputs
     classes, kinds = px._classes(logits, options), tm.kinds(options, inputs.teacher)
     gradient_pixels_kernel[(triton.cdiv(target.numel(), pixels),)](
@@ -244,6 +251,7 @@ def write_gradient(
         *px._term_floats(options), float(options.focal_weight), float(options.distillation_weight),
         KINDS=kinds, **px._flip(options), **classes,
         **_pixels(pixels, classes["CLASSES"], kinds, target, logits, result, *_present(inputs.teacher)),
+        num_warps=num_warps,
     )  # fmt: skip
 
 
@@ -261,5 +269,5 @@ def _pixels(pixels: int, classes: int, kinds: int, *tensors: Tensor) -> dict[str
     """Constants of a kernel over pixels at full resolution: of the target, and of maps with channels."""
     return {
         "CHUNK": held_at_once(classes, kinds), "PIXELS": pixels,
-        "INDEX": index_type(max(tensors[0].numel() + PIXELS, extent(*tensors))), "num_warps": max(pixels // 32, 1),
+        "INDEX": index_type(max(tensors[0].numel() + PIXELS, extent(*tensors))),
     }  # fmt: skip

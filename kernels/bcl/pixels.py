@@ -112,7 +112,7 @@ def _between(corners, at, corner_weights):
 
 
 @triton.jit
-def _cross_entropy(corners, label, stride_c, corner_weights, best, log_sum, FIRST: tl.constexpr):
+def _cross_entropy(corners, label, stride_c, corner_weights, best, log_sum, CLASSES: tl.constexpr, FIRST: tl.constexpr):
     at = tl.maximum(label - FIRST, 0) * stride_c
     if corner_weights is None:
         z = tl.load(corners[0] + at).to(tl.float32)
@@ -120,7 +120,10 @@ def _cross_entropy(corners, label, stride_c, corner_weights, best, log_sum, FIRS
         z = _between(corners, at, corner_weights)
     if FIRST:
         z = tl.where(label < FIRST, 0.0, z)
-    value = tl.maximum(log_sum - (z - best), 0.0, propagate_nan=tl.PropagateNan.ALL)  # below 0 is a rounding
+    # What is below 0 is a rounding.
+    value = tl.maximum(log_sum - tm._below(z, tm._shift(best)), 0.0, propagate_nan=tl.PropagateNan.ALL)
+    if CLASSES == 1:  # 0 but where it is NaN, not a rounding
+        value *= 0
     return tl.where(label >= 0, value, 0.0)
 
 
@@ -147,7 +150,7 @@ def _record(
     if lse is not None:
         tl.store(lse + pixel, log_sum, inside)
     own = _label(labels, image, y, x, inside, CLASSES)
-    ce = _cross_entropy(corners, own, stride_c, corner_weights, best, log_sum, FIRST)
+    ce = _cross_entropy(corners, own, stride_c, corner_weights, best, log_sum, CLASSES, FIRST)
     partials += program
     tl.store(partials + 2 * programs, tl.sum((own != -1).to(tl.int32)))
     w = _weights(weight, labels, own, pixel)
@@ -172,12 +175,12 @@ def _record(
         score, term = _plus(zero, score_factors[0], ce, SCORE & 1), _plus(zero, term_factors[0], hard, TERMS & 1)
         if (SCORE | TERMS) & 2:
             label = _row_flipped(labels, place, flip, own >= 0, CLASSES, MIRROR)
-            ce = _cross_entropy(corners, label, stride_c, corner_weights, best, log_sum, FIRST)
+            ce = _cross_entropy(corners, label, stride_c, corner_weights, best, log_sum, CLASSES, FIRST)
             hard = tm._focal(ce, gamma) if tm.FOCAL_BOUNDARY & KINDS else ce
             score, term = _plus(score, score_factors[1], ce, SCORE & 2), _plus(term, term_factors[1], hard, TERMS & 2)
         if (SCORE | TERMS) & 4:
             label = _column_flipped(labels, place, flip, own >= 0, CLASSES, MIRROR)
-            ce = _cross_entropy(corners, label, stride_c, corner_weights, best, log_sum, FIRST)
+            ce = _cross_entropy(corners, label, stride_c, corner_weights, best, log_sum, CLASSES, FIRST)
             hard = tm._focal(ce, gamma) if tm.FOCAL_BOUNDARY & KINDS else ce
             score, term = _plus(score, score_factors[2], ce, SCORE & 4), _plus(term, term_factors[2], hard, TERMS & 4)
         steps, term = score * Q_SCALE + 0.5, tl.where(w != 0, w * term, 0.0)
@@ -217,7 +220,9 @@ def _amounts(
     rows, columns, of_rows, of_columns = own, own, tl.zeros_like(w), tl.zeros_like(w)
     if (tm.FOCAL | tm.FOCAL_BOUNDARY) & KINDS:
         log_sum = tl.load(lse + pixel, inside, 0.0)
-        slope = tm._focal_slope(_cross_entropy(corners, own, stride_c, corner_weights, best, log_sum, FIRST), gamma)
+        slope = tm._focal_slope(
+            _cross_entropy(corners, own, stride_c, corner_weights, best, log_sum, CLASSES, FIRST), gamma
+        )
         if tm.FOCAL & KINDS:
             of_own += slope * (w * (focal_weight * tl.load(scales)))
         if tm.FOCAL_BOUNDARY & KINDS:
@@ -227,13 +232,13 @@ def _amounts(
         rows = _row_flipped(labels, place, flip, own >= 0, CLASSES, MIRROR)
         of_rows = tl.where(rows >= 0, term_factors[1] * boundary, 0.0)
         if tm.FOCAL_BOUNDARY & KINDS:
-            ce = _cross_entropy(corners, rows, stride_c, corner_weights, best, log_sum, FIRST)
+            ce = _cross_entropy(corners, rows, stride_c, corner_weights, best, log_sum, CLASSES, FIRST)
             of_rows *= tm._focal_slope(ce, gamma)
     if TERMS & 4:
         columns = _column_flipped(labels, place, flip, own >= 0, CLASSES, MIRROR)
         of_columns = tl.where(columns >= 0, term_factors[2] * boundary, 0.0)
         if tm.FOCAL_BOUNDARY & KINDS:
-            ce = _cross_entropy(corners, columns, stride_c, corner_weights, best, log_sum, FIRST)
+            ce = _cross_entropy(corners, columns, stride_c, corner_weights, best, log_sum, CLASSES, FIRST)
             of_columns *= tm._focal_slope(ce, gamma)
     total = of_own + of_rows + of_columns
     factor = tl.where(total != 0, total * _exp(-tl.load(lse + pixel, inside, 0.0)), 0.0)

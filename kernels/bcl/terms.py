@@ -47,6 +47,12 @@ def _exp_below(z, shift):
 
 
 @triton.jit
+def _below(z, shift):
+    """z - best with the rounding of that exponent, so that it cancels against the logarithm of their sum."""
+    return z - shift if INTERPRETED else LN_2 * tl.fma(z, LOG2_E, -shift)
+
+
+@triton.jit
 def _log(x):
     if INTERPRETED:
         return tl.log(x)

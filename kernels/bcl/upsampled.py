@@ -14,12 +14,12 @@ from bcmfnet.kernels.bcl import terms as tm
 from bcmfnet.kernels.bcl.pixels import ANY_NUMBERS, INF, Inputs
 
 LANES = 2**11 if INTERPRETED.value else 128  # of a program of cells: those of a cell are neighbours
-WARP = tl.constexpr(LANES if INTERPRETED.value else 32)
 SIDE = 64 if INTERPRETED.value else 32  # At most so many lanes have a cell: a warp adds up what they have.
-COLUMNS = 2  # A lane holds at most so many columns, SIDE apart: they share what is read of the corners.
+COLUMNS = 2  # A lane holds at most so many columns, SIDE apart, which share what is read of the corners,
+ROWS = 64 if INTERPRETED.value else 8  # and so many rows.
+WARP = tl.constexpr(LANES if INTERPRETED.value else 32)  # lanes that add up without shared memory
 FAR_BELOW = tl.constexpr(2.0**-60)
-"""Sums of exponentials under a bound from which it is replaced by the largest logit: a float32 ends at 2^-126."""
-ROWS = 64 if INTERPRETED.value else 8  # and so many rows
+"""A sum of exponentials below this takes the largest logit in place of a bound: a float32 ends at 2^-126."""
 
 
 @triton.jit
@@ -81,7 +81,8 @@ def _largest(corners, stride_c, corner_weights, CLASSES: tl.constexpr, FIRST: tl
 
 @triton.jit
 def _bound(corners, stride_c, corner_weights, CLASSES: tl.constexpr, FIRST: tl.constexpr):
-    """What no logit of a pixel is above: between the largest ones of its four corners."""
+    """What no logit of a pixel is above: the largest ones of its four corners, interpolated. It takes no pass over
+    the pixels' own logits, and any number will do that is not so far above them that exponentials end."""
     a, b = tl.load(corners[0]).to(tl.float32), tl.load(corners[1]).to(tl.float32)
     c, d = tl.load(corners[2]).to(tl.float32), tl.load(corners[3]).to(tl.float32)
     if FIRST:
@@ -279,7 +280,7 @@ def gradient_cells_kernel(
                     over_classes, z - best, tm._exp_below(z, shift), t, class_weight, slope, 1 / temperature, KINDS
                 )
             log_sum = tl.load(lse + pixel, inside, 0.0)
-            ce = px._cross_entropy(corners, indices[0], stride_c, corner_weights, best, log_sum, FIRST)
+            ce = px._cross_entropy(corners, indices[0], stride_c, corner_weights, best, log_sum, CLASSES, FIRST)
             amounts, factor, parts, used = tm._add_amounts(
                 amounts, factor, indices[0], px._pixel_weights(labels, pixel, inside), ce, log_sum, over_classes,
                 weight, of_slopes, scales, ce_weight, smoothing, distillation_weight, temperature, CLASSES, KINDS,
