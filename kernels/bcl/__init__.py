@@ -208,8 +208,10 @@ def aot_cases() -> Iterator[AotCase]:
         yield case(full.gradient_pixels_kernel, 8, **constants | {f"result_{unit}": 1}, PIXELS=PIXELS // 2)
         for side in (2, 8) if kind == kinds[0][1] else (8,):
             for kernel in (upsampled.score_cells_kernel, upsampled.gradient_cells_kernel):
-                scores = kernel is upsampled.score_cells_kernel
-                columns = min(side, upsampled.columns_at_once(kind["KINDS"], kind["INDEX"], scores))
+                columns = upsampled.differentiated_at_once(kind["KINDS"])
+                if kernel is upsampled.score_cells_kernel:
+                    columns = upsampled.scored_at_once(kind["KINDS"], kind["INDEX"], kind["SCORE"])
+                columns = min(side, columns)
                 cells = {"LANES": upsampled.LANES, "SIDE": side // columns, "COLUMNS": columns, "ROWS": side}
                 yield case(kernel, 4, **constants, **cells, PIECES_Y=1, PIECES_X=1)
     for per_image in (False, True):

@@ -346,10 +346,15 @@ def write_gradient(
         )  # fmt: skip
 
 
-def columns_at_once(kinds: int, index: tl.dtype, scores: bool) -> int:
-    """Columns that a lane holds at most: with terms, or where scores have offsets of 64 bits, registers are for one."""
-    several = kinds == 0 and index == tl.int32 if scores else kinds in (0, tm.OVERLAP.value)
-    return COLUMNS if several else 1
+def scored_at_once(kinds: int, index: tl.dtype, score: int) -> int:
+    """Columns that a lane scores at most: with terms or offsets of 64 bits registers are for one, and two of
+    cross-entropy alone spill on sm_100."""
+    return COLUMNS if kinds == 0 and index == tl.int32 and score else 1
+
+
+def differentiated_at_once(kinds: int) -> int:
+    """Columns that a lane has the gradient of at most."""
+    return COLUMNS if kinds in (0, tm.OVERLAP.value) else 1
 
 
 def _cells(inputs: Inputs, options: Any, scores: bool) -> tuple[tuple[int, int], dict[str, Any]]:
@@ -362,7 +367,8 @@ def _cells(inputs: Inputs, options: Any, scores: bool) -> tuple[tuple[int, int],
     maps = [map for map in (inputs.logits, inputs.target, inputs.teacher) if map is not None]
     index = index_type(max(lanes, batch * (H + 2 * ROWS) * W, *beyond, batch * channels * h * w, extent(*maps)))
     kinds = tm.kinds(options, inputs.teacher)
-    columns = min(width, columns_at_once(kinds, index, scores))
+    score = px._present(options, options.score)
+    columns = min(width, scored_at_once(kinds, index, score) if scores else differentiated_at_once(kinds))
     side = min(width // columns, SIDE)
     constants = {"INDEX": index, "LANES": LANES, "SIDE": side, "COLUMNS": columns, "ROWS": rows}
     constants |= {"ALIGNED": options.align_corners, "KINDS": kinds, **px._classes(inputs.logits, options)}
