@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +69,9 @@ def providers(case: Case, device: torch.device) -> dict[str, Provider | Unavaila
         images = frame if case.normalized else normalize(frame, memory_format=torch.channels_last)
         return conv2d(images.to(case.dtype), weight, bias, stride=2, padding=1).relu_()
 
-    ours: Callable[..., Tensor] = lambda frame, weight, bias: stem_conv(frame, weight, bias, *affine)  # noqa: E731
+    def ours(frame: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return stem_conv(frame, weight, bias, *affine)
+
     found = op_backends("stem_conv", device, ours)
     return found | {"eager_best": best, "eager": written, "compile": compiled(written)}
 

@@ -67,15 +67,11 @@ def stem_conv(
     pixels = min(triton.next_power_of_2(max(width, 16)), PIXELS)
     with torch.cuda.device_of(images):
         stem_conv_kernel[batch * height, triton.cdiv(width, pixels), triton.cdiv(channels, CHANNELS)](
-            channels, *images.shape[2:], height, width, *images.stride(), *weight.stride(), *_strides(out),
+            channels, *images.shape[2:], height, width, *images.stride(), *weight.stride(),
+            *(out.stride(axis) for axis in (0, 2, 3)),
             *scale, *shift, images, weight, bias, out,
             INDEX=index_type(extent(images, weight, out)), PIXELS=pixels, CHANNELS=CHANNELS, num_warps=WARPS,
         )  # fmt: skip
-
-
-def _strides(out: Tensor) -> tuple[int, int, int]:
-    """Of images, rows and columns."""
-    return out.stride(0), out.stride(2), out.stride(3)
 
 
 def aot_cases() -> Iterator[AotCase]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bcmfnet.errors import ConfigError
+from bcmfnet.reference.stem_conv import affine
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -159,6 +160,5 @@ def normalize(
 @lru_cache
 def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Scale and shift of each channel, float32 [3, 1, 1]; kept, since making them on a GPU waits for it."""
-    scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(3, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(3, 1, 1)
+    scale, shift = (torch.tensor(values, device=device).view(3, 1, 1) for values in affine(mean, std))
     return scale, shift

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bcmfnet.inference.folding import folded
 from bcmfnet.models.ddrnet import DualResolutionNet
+from bcmfnet.reference.stem_conv import affine
 
 OUTPUTS = ("labels", "logits")
 
@@ -42,10 +43,8 @@ class DeployedGraph(nn.Module):
         self.takes_uint8 = False
         if mean is not None and std is not None:
             self.takes_uint8 = True
-            scale = torch.tensor([1 / (255 * s) for s in std])
-            shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
-            self.register_buffer("scale", scale.view(3, 1, 1))
-            self.register_buffer("shift", shift.view(3, 1, 1))
+            for name, values in zip(("scale", "shift"), affine(mean, std), strict=True):
+                self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """RGB [N, 3, H, W], uint8 or normalised float32, to the output."""

@@ -79,8 +79,7 @@ def _affine(dtype: torch.dtype, mean: Sequence[float] | None, std: Sequence[floa
                     f"{name}: expected None with {dtype_name(dtype)} images, which are normalised, got {value!r}"
                 )
         return (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
-    means, stds = _options.normalization(mean, std)
-    return tuple([1 / (255 * s) for s in stds]), tuple([-m / s for m, s in zip(means, stds, strict=True)])
+    return reference.affine(*_options.normalization(mean, std))
 
 
 def _output(images: Tensor, weight: Tensor, bias: Tensor, scale: Sequence[float], shift: Sequence[float]) -> Tensor:

@@ -9,6 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def affine(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Scale and shift of each channel: scale * images + shift is (images / 255 - mean) / std."""
+    return tuple([1 / (255 * s) for s in std]), tuple([-m / s for m, s in zip(mean, std, strict=True)])
+
+
 def stem_conv(images: Tensor, weight: Tensor, bias: Tensor, scale: Sequence[float], shift: Sequence[float]) -> Tensor:
     """relu(conv2d(x, weight, bias, stride=2, padding=1)) of x = scale * images + shift, images [N, 3, H, W].
 

@@ -55,7 +55,8 @@ struct CellTile {
   int leading;
 };
 
-// Gradients by blocks of cells: of the rows of nodes above its rows of cells, [units, segments, classes, nodes], and of the row of nodes below the last of them, [strips, segments, classes, nodes].
+// Gradients by blocks of cells: of the rows of nodes above its rows of cells, [units, segments, classes, nodes], and of
+// the row of nodes below the last of them, [strips, segments, classes, nodes].
 struct Parts {
   float *upper, *lower;
 };

@@ -1,6 +1,6 @@
 // A block normalises the pixels that its tile of the result reads, once, into shared memory, three values to a pixel as
-// in a row of a frame. The nine values that an element reads of each row are then neighbours, and with the tile's first
-// pixel at an even place they start at whole words.
+// in a row of a frame. The nine values that an element reads of each row are then neighbours, and those of the next element
+// lie six further on, so that pairs of them are whole words.
 //
 // 16-bit types multiply by tensor cores: 16 pixels by 32 channels a warp, of three rows by five pairs of taps. float32
 // has eight pixels by four channels a lane.
