@@ -16,15 +16,15 @@ from bcmfnet.engine import run_folder as module
 from bcmfnet.engine.run_folder import LOCK, owned, run_folder
 from bcmfnet.errors import ConfigError
 
-# Owns a folder, and has a child that outlives it, as a loader process may.
+# Owns a folder, and has a child that outlives it, as a loader process may. The child names itself: what it inherited
+# is closed by then.
 OWNER = """
 import os, sys, time
 from pathlib import Path
 from bcmfnet.engine.run_folder import owned
 with owned(Path(sys.argv[1]), "output_dir"):
-    child = os.fork()
-    if child:
-        print(child, flush=True)
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)
     time.sleep(60)
 """
 
@@ -52,6 +52,7 @@ def test_a_lock_dies_with_its_owner(tmp_path):
     finally:
         process.kill()
         os.kill(child, signal.SIGKILL)
+        process.stdout.close()
 
 
 def test_of_many_that_start_at_once_one_owns_the_folder_at_a_time(tmp_path):
