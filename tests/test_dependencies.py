@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -52,3 +53,12 @@ def test_runtimes_are_installed_by_their_extra():
 def test_all_and_dev_hold_what_they_are_said_to():
     assert EXTRAS["all"] == ["bcmfnet[train,runtimes,int8,serve,video,tiff]"]
     assert EXTRAS["dev"][0] == "bcmfnet[all,build]"
+
+
+def test_without_triton_its_tests_are_skipped():
+    """No torch for CPUs brings it."""
+    code = "import sys, pytest; sys.modules['triton'] = None; sys.exit(pytest.main(sys.argv[1:]))"
+    tests = ["tests/ops/test_upsample_argmax.py", "tests/kernels/test_upsample_argmax_triton.py"]
+    command = [sys.executable, "-c", code, *tests, "-q", "-k", "triton", "-p", "no:cacheprovider", "-m", "not gpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert re.fullmatch(r"\d+ skipped, \d+ deselected in .*", done.stdout.splitlines()[-1]), done.stdout

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from sass import cubin, native
 
@@ -29,8 +30,7 @@ SHARED, THREADS = 227 << 10, 1024  # of a block, at most
 @cache
 def install() -> None:
     """Make this the driver of Triton in this process. Skips the test where a tool is missing."""
-    import triton
-
+    triton = pytest.importorskip("triton")
     native.machine()
     triton.runtime.driver.set_active(Driver())
 
