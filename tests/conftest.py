@@ -35,15 +35,17 @@ COMPILED = (("cpu", "cuda"), ("cpu", "sass"))
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tail of a grid is exhaustive, but on a backend that is not interpreted, where it takes no time. The first
-    test of a backend whose sources are compiled for it waits for the compiler: over 300 s under sanitizers.
+    """The tail of a grid is exhaustive but on a backend whose code is its own and not interpreted. The first test of
+    one whose sources are compiled for it waits for the compiler, over 300 s under sanitizers.
     """
     for item in items:
         device = item.callspec.params.get("device") if hasattr(item, "callspec") else None
-        if item.get_closest_marker("tail") and "triton" in (device or "triton"):
+        if item.get_closest_marker("tail") and (device is None or not {"triton", "reference"}.isdisjoint(device)):
             item.add_marker("exhaustive")
-        if device in COMPILED and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(900))
+        if device in COMPILED:
+            item.add_marker("cuda_on_cpu")
+            if not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(900))
 
 
 @pytest.fixture(autouse=True)

@@ -48,7 +48,7 @@ def test_values_that_are_met_often_are_met_in_turn():
 
 
 @grid({"x": [0, 1], "y": [0, 1]}, together=1)
-@pytest.mark.parametrize("device", [("cpu", "cpp"), ("cpu", "triton"), None])
-def test_a_tail_is_exhaustive_where_it_is_interpreted_or_no_backends_test(request, device, x, y):
+@pytest.mark.parametrize("device", [("cpu", "cpp"), ("cpu", "triton"), ("cpu", "reference"), None])
+def test_a_tail_is_exhaustive_but_where_compiled_code_runs(request, device, x, y):
     marked = request.node.get_closest_marker("exhaustive") is not None
     assert marked == (x != y and device != ("cpu", "cpp"))

@@ -18,6 +18,7 @@ from cuda_on_cpu import build as building
 from cuda_on_cpu.build import ALWAYS, CSRC, Library, build
 from sass import build as machine_code
 
+pytestmark = pytest.mark.cuda_on_cpu
 KERNELS = Path(__file__).parent / "kernels"
 FEATURES = [KERNELS / name for name in ("warp.cu", "block.cu", "arithmetic.cu", "mma.cu", "faults.cu")]
 LANES = np.arange(64)
