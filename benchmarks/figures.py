@@ -20,7 +20,7 @@ MACHINES = {"no AMX": "amd-epyc.csv", "AMX": "intel-xeon-processor.csv"}
 INSTRUCTIONS = RESULTS / "instructions-sm90.csv"
 TRITON_INSTRUCTIONS = RESULTS / "instructions-triton-sm90.csv"
 FLOORS_HEAD = "| call, us | launches | instructions issued | issue floor | memory floor | scratch, MB | {} |".format(
-    "Triton: launches | issue floor | memory floor"
+    "Triton: launches | issue floor | memory floor | scratch, MB"
 )
 SCALING_HEAD = "| varied | this library | eager, the best form | eager, three cross-entropies and a sort |"
 STEPS_HEAD = (
@@ -149,9 +149,8 @@ def floors() -> list[str]:
     triton = counted(TRITON_INSTRUCTIONS)
     found = [FLOORS_HEAD, "|---" * (FLOORS_HEAD.count("|") - 1) + "|"]
     for case, row in counted(INSTRUCTIONS).items():
-        issued, scratch = f"{float(row['instructions']) / 1e6:.1f} M", _number(float(row["scratch_bytes"]) / 1e6)
-        cells = [case, row["launches"], issued, *_issue_and_memory(row), scratch]
-        cells += [triton[case]["launches"], *_issue_and_memory(triton[case])] if case in triton else [MISSING] * 3
+        cells = [case, row["launches"], f"{float(row['instructions']) / 1e6:.1f} M", *_floors(row)]
+        cells += [triton[case]["launches"], *_floors(triton[case])] if case in triton else [MISSING] * 4
         found.append(f"| {' | '.join(cells)} |")
     return found
 
@@ -162,8 +161,10 @@ def counted(path: Path) -> dict[str, dict[str, str]]:
         return {row["case"]: row for row in csv.DictReader(file) if row["kernel"] == "all"}
 
 
-def _issue_and_memory(row: dict[str, str]) -> list[str]:
-    return [_number(float(row[column])) for column in ("issue_us", "memory_us_h200")]
+def _floors(row: dict[str, str]) -> list[str]:
+    """Of issue and of memory; and scratch."""
+    floors = [_number(float(row[column])) for column in ("issue_us", "memory_us_h200")]
+    return [*floors, _number(float(row["scratch_bytes"]) / 1e6)]
 
 
 def scaling() -> list[str]:

@@ -1,5 +1,6 @@
 """The Boundary Corrected Loss as a fixed sequence of kernels, without a wait:
 
+nodes       with upsampling, exponents of logits
 score       labels and logits to the cross-entropy and the score of each pixel
 candidates  non-maximum suppression, and a histogram of the scores that are left
 threshold   the score from which candidates are selected, by rank
@@ -116,7 +117,6 @@ def forward(
         lse = scratch(target, torch.float32) if needs_grad else None
         scales = scratch(target, torch.float32, 3) if needs_grad else None
         mask = scratch(target, torch.uint8) if selects else None
-    largest = scratch(target, torch.float32) if low and needs_grad else None
     scores = scratch(target, torch.uint16) if ranks else None
     terms = scratch(target, torch.float32) if ranks else None
     if low or not needs_grad or not options.has_overlap:
@@ -126,7 +126,9 @@ def forward(
     with torch.cuda.device_of(logits):
         maps = lse, scores, terms, None if ranks or not selects else mask
         if low:
-            partials, chosen, overlap_partials = upsampled.score_cells(inputs, options, largest, *maps)
+            nodes = upsampled.nodes_of(logits, options)
+            taught = None if inputs.teacher is None else upsampled.nodes_of(inputs.teacher, options)
+            partials, chosen, overlap_partials = upsampled.score_cells(inputs, options, nodes, taught, *maps)
         else:
             partials, chosen, overlap_partials = full.score_pixels(inputs, options, *maps)
         if ranks:
@@ -149,7 +151,7 @@ def forward(
         if shared_slopes is not None and slopes is not None:
             slopes.copy_(shared_slopes)
         if low and needs_grad:
-            upsampled.write_gradient(inputs, options, largest, lse, mask, scales, slopes, gradient)
+            upsampled.write_gradient(inputs, options, nodes, taught, lse, mask, scales, slopes, gradient)
 
 
 def _finished_at_once(kinds: int) -> int:
@@ -177,7 +179,7 @@ def aot_cases() -> Iterator[AotCase]:
     types = numbers | dict.fromkeys(floats, "fp32") | {"scores": "*u16", "histogram": "*i32"}
     types |= dict.fromkeys(("weight", "terms", "scales", "gradient", "grad", "loss", "values"), "*fp32")
     types |= dict.fromkeys(("partials", "chosen", "select_partials"), "*fp64")
-    types |= dict.fromkeys(("pixel_weight", "largest", "lse", "sums", "slopes"), "*fp32")
+    types |= dict.fromkeys(("pixel_weight", "nodes", "teacher_nodes", "lse", "sums", "slopes"), "*fp32")
     types |= dict.fromkeys(("mask", "decided"), "*u8")
     types |= {"threshold": "*i32", "counts": "*i64", "groups": "i32"}
 
@@ -190,25 +192,30 @@ def aot_cases() -> Iterator[AotCase]:
         return AotCase(name, function, signature, constants, num_warps)
 
     terms = {"KINDS": 127, "SCORE": 6, "TERMS": 1}  # all, but overlap of the batch
-    plain = {"KINDS": 0, "FIRST": 0, "ALIGNED": False} | dict.fromkeys(("pixel_weight", "teacher", "sums", "slopes"))
+    teachers = ("teacher", "teacher_nodes")
+    plain = {"KINDS": 0, "FIRST": 0, "ALIGNED": False} | dict.fromkeys((*teachers, "pixel_weight", "sums", "slopes"))
     usual = {"CLASSES": 19, "SCORE": 6, "TERMS": 7, "MIRROR": False, "INDEX": tl.int32, "step_y": 1, "target_w": 1}
     default = usual | plain | {"TERMS": 1, "scores": None, "terms": None}  # scores decide
     usual |= plain | {"decided": None, "chosen": None}
     kinds = [("w", usual | {"logits": logits}) for logits in ("fp32", "fp16", "bf16")]
     kinds += [("c", usual), ("c", default | {"logits": "bf16"}), ("w", default | {"weight": None})]
-    kinds += [("w", usual | dict.fromkeys(("weight", "scores", "terms", "mask")) | {"SCORE": 0, "TERMS": 0})]
+    unselected = dict.fromkeys(("scores", "terms", "mask")) | {"SCORE": 0, "TERMS": 0}
+    kinds += [("w", usual | unselected | {"weight": None})]
     kinds += [("w", usual | {"CLASSES": 150, "target": "i64", "MIRROR": True}), ("w", usual | {"INDEX": tl.int64})]
     rich = {name: value for name, value in usual.items() if name not in plain or value is not None} | terms
     kinds += [("w", rich), ("c", rich | {"logits": "bf16"}), ("w", rich | {"CLASSES": 150, "KINDS": 255})]
-    kinds += [("w", rich | {"KINDS": 64, "teacher": None}), ("w", usual | {"CLASSES": 2, "FIRST": 1, "ALIGNED": True})]
+    overlapping = rich | {"KINDS": 64} | dict.fromkeys(teachers)
+    kinds += [("w", overlapping), ("w", overlapping | unselected)]
+    kinds += [("w", usual | {"CLASSES": 2, "FIRST": 1, "ALIGNED": True})]
     for unit, kind in kinds:
         constants = kind | {f"stride_{unit}": 1, "CHUNK": full.held_at_once(kind["CLASSES"], kind["KINDS"])}
         pixels = full.scored_at_once(kind["KINDS"])
         yield case(full.score_pixels_kernel, full.scoring_warps(kind["KINDS"]), **constants, PIXELS=pixels)
         yield case(full.gradient_pixels_kernel, 8, **constants | {f"result_{unit}": 1}, PIXELS=PIXELS // 2)
+        yield case(upsampled.nodes_kernel, 4, **constants, NODES=upsampled.NODES)
         for side in (2, 8) if kind == kinds[0][1] else (8,):
             for kernel in (upsampled.score_cells_kernel, upsampled.gradient_cells_kernel):
-                columns = upsampled.differentiated_at_once(kind["KINDS"])
+                columns = upsampled.differentiated_at_once(kind["KINDS"], kind["TERMS"])
                 if kernel is upsampled.score_cells_kernel:
                     columns = upsampled.scored_at_once(kind["KINDS"], kind["INDEX"], kind["SCORE"])
                 columns = min(side, columns)

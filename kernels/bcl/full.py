@@ -47,7 +47,7 @@ def _over_classes(
         t, class_weight, slope = _of_classes(
             first, of_teacher, teacher_c, best_of_teacher, weight, slopes, CLASSES, FIRST, KINDS, CHUNK
         )
-        sums = tm._add_classes(sums, z, px._exp(z), t, class_weight, slope, 1 / temperature, KINDS, True)
+        sums = tm._add_classes(sums, z, tm._exp(z), t, class_weight, slope, 1 / temperature, KINDS, True)
     return sums
 
 
@@ -77,7 +77,7 @@ def _overlap_sums(
     for first in range(0, CLASSES, CHUNK):
         classes = first + tl.arange(0, CHUNK)[None]
         z = _load_classes(pixels, first, stride_c, CLASSES, FIRST, CHUNK) - best
-        p, mine = tl.where(counts, share * px._exp(z), 0.0), classes == own
+        p, mine = tl.where(counts, share * tm._exp(z), 0.0), classes == own
         inside = classes < CLASSES
         tl.store(sums + classes, tl.sum(tl.where(mine, p, 0.0), 0, keep_dims=True), inside)
         tl.store(sums + (CLASSES + classes), tl.sum(p, 0, keep_dims=True), inside)
@@ -130,9 +130,12 @@ def score_pixels_kernel(
             sums + tl.program_id(0).to(INDEX) * 3 * CLASSES, logits + at, stride_c, best, total, own,
             px._pixel_weights(labels, pixel, own >= 0), CLASSES, FIRST, CHUNK,
         )  # fmt: skip
+    log_sum = tm._log(total)
+    if lse is not None:
+        tl.store(lse + pixel, log_sum, inside)
     px._record(
-        (logits + at,), stride_c, None, best, total, over_classes, pixel, place, inside,
-        labels, (step_y, step_x, offset_y, offset_x), weight, lse, scores, terms, decided, partials, chosen,
+        (logits + at,), stride_c, None, best, log_sum, over_classes, pixel, place, inside,
+        labels, (step_y, step_x, offset_y, offset_x), weight, scores, terms, decided, partials, chosen,
         tl.program_id(0), tl.num_programs(0), tau, (s0, s1, s2), (g0, g1, g2), smoothing, gamma, temperature,
         CLASSES, FIRST, SCORE, TERMS, MIRROR, KINDS,
     )  # fmt: skip
@@ -163,14 +166,16 @@ def gradient_pixels_kernel(
     for first in range(CHUNK, CLASSES, CHUNK):
         other = _load_classes(pixels, first, stride_c, CLASSES, FIRST, CHUNK)
         best = tl.maximum(best, tl.max(other, 1, keep_dims=True))
-    indices, amounts, factor = px._amounts(
-        (pixels,), stride_c, None, best, pixel, place, inside, labels, (step_y, step_x, offset_y, offset_x), weight,
-        lse, mask, scales, ce_weight, boundary_weight, (g0, g1, g2), smoothing, focal_weight, gamma,
+    log_sum = tl.load(lse + pixel, inside, 0.0)
+    indices, amounts, spread = px._amounts(
+        (pixels,), stride_c, None, best, log_sum, pixel, place, inside, labels, (step_y, step_x, offset_y, offset_x),
+        weight, mask, scales, ce_weight, boundary_weight, (g0, g1, g2), smoothing, focal_weight, gamma,
         CLASSES, FIRST, TERMS, MIRROR, KINDS,
     )  # fmt: skip
+    scale = tm._exp(-log_sum)
+    factor = tl.where(spread != 0, spread * scale, 0.0)
     used, of_teacher, best_of_teacher = factor != 0, None, None
     if tm.OF_CLASSES & KINDS:
-        log_sum = tl.load(lse + pixel, inside, 0.0)
         u = px._pixel_weights(labels, pixel, inside)
         ce = px._cross_entropy((pixels,), indices[0], stride_c, None, best, log_sum, CLASSES, FIRST)
         if tm.BY_IMAGE & KINDS:
@@ -184,11 +189,11 @@ def gradient_pixels_kernel(
             CLASSES, FIRST, KINDS, CHUNK,
         )  # fmt: skip
         amounts, factor, parts, used = tm._add_amounts(
-            amounts, factor, indices[0], u, ce, log_sum, over_classes, weight, slopes, scales, ce_weight, smoothing,
+            amounts, factor, indices[0], u, ce, scale, over_classes, weight, slopes, scales, ce_weight, smoothing,
             distillation_weight, temperature, CLASSES, KINDS,
         )  # fmt: skip
     tl.debug_barrier()
-    times, shift = tl.load(grad), tm._shift(best)
+    times, shift, indices = tl.load(grad), tm._shift(best), px._numbers(indices)
     for first in range(0, CLASSES, CHUNK):
         if CLASSES > CHUNK:
             z = _load_classes(pixels, first, stride_c, CLASSES, FIRST, CHUNK)

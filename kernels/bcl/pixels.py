@@ -10,9 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bcmfnet.kernels._common import INTERPRETED, lerp, scratch
+from bcmfnet.kernels._common import INTERPRETED, lerp, load_corners, scratch
 from bcmfnet.kernels.bcl import terms as tm
-from bcmfnet.kernels.bcl.terms import _exp, _log
 
 PIXELS = 2**14 if INTERPRETED.value else 512  # of a program; a lane has one where it reads logits
 HELD = 32  # A lane holds so many classes; of more the gradient reads the others twice.
@@ -104,24 +103,24 @@ def _plus(total, coefficient, values, PRESENT: tl.constexpr):
 
 
 @triton.jit
-def _between(corners, at, corner_weights):
-    """Logits of pixels between four pointers, that far behind them."""
-    a, b = tl.load(corners[0] + at).to(tl.float32), tl.load(corners[1] + at).to(tl.float32)
-    c, d = tl.load(corners[2] + at).to(tl.float32), tl.load(corners[3] + at).to(tl.float32)
-    return lerp(lerp(a, b, corner_weights[1]), lerp(c, d, corner_weights[1]), corner_weights[0])
+def _between(corners, at, corner_weights, best):
+    """Exponents of pixels, less `best` where it is given, between four pointers, that far behind them."""
+    a, b, c, d = load_corners(at, corners)
+    x = lerp(lerp(a, b, corner_weights[1]), lerp(c, d, corner_weights[1]), corner_weights[0])
+    return x if best is None else x - best
 
 
 @triton.jit
 def _cross_entropy(corners, label, stride_c, corner_weights, best, log_sum, CLASSES: tl.constexpr, FIRST: tl.constexpr):
-    at = tl.maximum(label - FIRST, 0) * stride_c
-    if corner_weights is None:
-        z = tl.load(corners[0] + at).to(tl.float32)
+    """Of labels, 0 where there is none. At full resolution, without weights of corners, `best` are the largest logits
+    and `log_sum` is less them; with upsampling `best` is what is taken from exponents: see `_between`."""
+    if corner_weights is not None:
+        below = _between(corners, tl.maximum(label, 0) * stride_c, corner_weights, best) * tm.LN_2
     else:
-        z = _between(corners, at, corner_weights)
-    if FIRST:
-        z = tl.where(label < FIRST, 0.0, z)
+        z = tl.load(corners[0] + tl.maximum(label - FIRST, 0) * stride_c).to(tl.float32)
+        below = tm._below(tl.where(label < FIRST, 0.0, z) if FIRST else z, tm._shift(best))
     # What is below 0 is a rounding.
-    value = tl.maximum(log_sum - tm._below(z, tm._shift(best)), 0.0, propagate_nan=tl.PropagateNan.ALL)
+    value = tl.maximum(log_sum - below, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if CLASSES == 1:  # 0 but where it is NaN, not a rounding
         value *= 0
     return tl.where(label >= 0, value, 0.0)
@@ -135,20 +134,17 @@ def _sum(values):
 
 @triton.jit
 def _record(
-    corners, stride_c, corner_weights, best, total, sums, pixel, place, inside, labels, flip, weight,
-    lse, scores, terms, decided, partials, chosen, program, programs, tau, score_factors, term_factors,
+    corners, stride_c, corner_weights, best, log_sum, sums, pixel, place, inside, labels, flip, weight,
+    scores, terms, decided, partials, chosen, program, programs, tau, score_factors, term_factors,
     smoothing, gamma, temperature,
     CLASSES: tl.constexpr, FIRST: tl.constexpr, SCORE: tl.constexpr, TERMS: tl.constexpr, MIRROR: tl.constexpr,
     KINDS: tl.constexpr,
 ):  # fmt: skip
-    """Maps of pixels, from max z and sum exp(z - max z); and their sums: weighted cross-entropy, weight (NaN with a
-    label that is no class), valid pixels, and a NaN where the selection meets one, which it cannot see; then what
+    """Scores of pixels, from max z and log sum exp(z - max z); and their sums: weighted cross-entropy, weight (NaN with
+    a label that is no class), valid pixels, and a NaN where the selection meets one, which it cannot see; then what
     smoothing adds, focal loss, divergence and its weights. What is selected where scores decide alone is `decided`, and
     its sums are `chosen`: boundary term and number."""
     image, y, x = place
-    log_sum = _log(total)
-    if lse is not None:
-        tl.store(lse + pixel, log_sum, inside)
     own = _label(labels, image, y, x, inside, CLASSES)
     ce = _cross_entropy(corners, own, stride_c, corner_weights, best, log_sum, CLASSES, FIRST)
     partials += program
@@ -201,11 +197,11 @@ def _record(
 
 @triton.jit
 def _amounts(
-    corners, stride_c, corner_weights, best, pixel, place, inside, labels, flip, weight, lse, mask, scales,
+    corners, stride_c, corner_weights, best, log_sum, pixel, place, inside, labels, flip, weight, mask, scales,
     ce_weight, boundary_weight, term_factors, smoothing, focal_weight, gamma,
     CLASSES: tl.constexpr, FIRST: tl.constexpr, TERMS: tl.constexpr, MIRROR: tl.constexpr, KINDS: tl.constexpr,
 ):  # fmt: skip
-    """Labels of pixels and what the gradient takes there; and the factor of exp(z - max z), which spreads their sum."""
+    """Labels of pixels, what the gradient takes there, and the sum of that, which probabilities spread."""
     image, y, x = place
     own = _label(labels, image, y, x, inside, CLASSES)
     w = _weights(weight, labels, own, pixel)
@@ -219,7 +215,6 @@ def _amounts(
     at_own = term_factors[0] * boundary
     rows, columns, of_rows, of_columns = own, own, tl.zeros_like(w), tl.zeros_like(w)
     if (tm.FOCAL | tm.FOCAL_BOUNDARY) & KINDS:
-        log_sum = tl.load(lse + pixel, inside, 0.0)
         slope = tm._focal_slope(
             _cross_entropy(corners, own, stride_c, corner_weights, best, log_sum, CLASSES, FIRST), gamma
         )
@@ -240,20 +235,34 @@ def _amounts(
         if tm.FOCAL_BOUNDARY & KINDS:
             ce = _cross_entropy(corners, columns, stride_c, corner_weights, best, log_sum, CLASSES, FIRST)
             of_columns *= tm._focal_slope(ce, gamma)
-    total = of_own + of_rows + of_columns
-    factor = tl.where(total != 0, total * _exp(-tl.load(lse + pixel, inside, 0.0)), 0.0)
-    return (own, rows, columns), (of_own, of_rows, of_columns), factor
+    return (own, rows, columns), (of_own, of_rows, of_columns), of_own + of_rows + of_columns
+
+
+@triton.jit
+def _numbers(labels):
+    """Labels as `_is` compares them, which are fewer than a float32 has integers."""
+    return _kept(labels[0].to(tl.float32)), _kept(labels[1].to(tl.float32)), _kept(labels[2].to(tl.float32))
+
+
+@triton.jit
+def _is(labels, classes):
+    """1 where float32 labels are those classes, else 0: of floats one operation has that."""
+    if INTERPRETED:
+        return tl.where(labels == classes, 1.0, 0.0)
+    else:
+        classes = classes.to(tl.float32)
+        return tl.inline_asm_elementwise("set.eq.f32.f32 $0, $1, $2;", "=f,f,f", [labels, classes], tl.float32, True, 1)
 
 
 @triton.jit
 def _gradient(e, classes, labels, amounts, factor, CLASSES: tl.constexpr, TERMS: tl.constexpr):
     """factor * e, of e = exp(z - best), less what is taken at the labels; NaN may come of a factor of 0 too."""
-    taken = tl.where(classes == labels[0], amounts[0], 0.0)
+    gradient = factor * e - amounts[0] * _is(labels[0], classes)
     if TERMS & 2:
-        taken += tl.where(classes == labels[1], amounts[1], 0.0)
+        gradient -= amounts[1] * _is(labels[1], classes)
     if TERMS & 4:
-        taken += tl.where(classes == labels[2], amounts[2], 0.0)
-    return tl.zeros_like(e) if CLASSES == 1 else factor * e - taken
+        gradient -= amounts[2] * _is(labels[2], classes)
+    return tl.zeros_like(e) if CLASSES == 1 else gradient
 
 
 class Inputs(NamedTuple):

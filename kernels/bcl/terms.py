@@ -23,11 +23,16 @@ INF = tl.constexpr(float("inf"))
 
 
 @triton.jit
-def _exp(x):
+def _exp2(x):
     if INTERPRETED:
-        return tl.exp(x)
-    else:  # tl.exp spends four more operations on subnormal results
-        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * LOG2_E], tl.float32, True, 1)
+        return tl.exp2(x)
+    else:  # tl.exp2 spends four more operations on subnormal results
+        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+
+
+@triton.jit
+def _exp(x):
+    return tl.exp(x) if INTERPRETED else _exp2(x * LOG2_E)
 
 
 @triton.jit
@@ -39,11 +44,7 @@ def _shift(best):
 @triton.jit
 def _exp_below(z, shift):
     """exp(z - best): on a GPU the exponent is z * log2(e) - shift, rounded once."""
-    if INTERPRETED:
-        return tl.exp(z - shift)
-    else:
-        x = tl.fma(z, LOG2_E, -shift)
-        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+    return tl.exp(z - shift) if INTERPRETED else _exp2(tl.fma(z, LOG2_E, -shift))
 
 
 @triton.jit
@@ -136,15 +137,16 @@ def _divergence(sums, log_sum, temperature, KINDS: tl.constexpr):
 
 @triton.jit
 def _add_amounts(
-    amounts, factor, own, pixel_weight, ce, log_sum, sums, weight, slopes, scales, ce_weight, smoothing,
+    amounts, factor, own, pixel_weight, ce, scale, sums, weight, slopes, scales, ce_weight, smoothing,
     distillation_weight, temperature, CLASSES: tl.constexpr, KINDS: tl.constexpr,
 ):  # fmt: skip
-    """What the gradient takes at labels, and its factor of exp(z), with those of terms of all classes; what these
-    multiply slopes, class weights, exp(z / T) and exp(t / T) by; and whether a pixel has any part."""
+    """What the gradient takes at labels, and its factor of e = exp(z), with those of terms of all classes; what these
+    multiply slopes times e, class weights, exp(z / T) and exp(t / T) by; and whether a pixel has any part. A
+    probability is `scale` times e."""
     spread, student, taught, divergence, inner = sums
     of_own, of_rows, of_columns = amounts
     zero = tl.zeros_like(factor)
-    used, counted, scale = factor != 0, tl.where(own >= 0, pixel_weight, 0.0), _exp(-log_sum)
+    used, counted = factor != 0, tl.where(own >= 0, pixel_weight, 0.0)
     of_slopes, of_weights, of_student, of_teacher = zero, zero, zero, zero
     if OVERLAP & KINDS:
         hit = counted * tl.load(slopes + (CLASSES + tl.maximum(own, 0))) * _exp(-ce)

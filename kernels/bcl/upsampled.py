@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from bcmfnet.kernels._common import INTERPRETED, cell_source, extent, in_cell, index_type, lerp, lerp_weight
+from bcmfnet.kernels._common import INTERPRETED, cell_source, extent, in_cell, index_type, lerp_weight, scratch
 from bcmfnet.kernels.bcl import pixels as px
 from bcmfnet.kernels.bcl import terms as tm
 from bcmfnet.kernels.bcl.pixels import ANY_NUMBERS, INF, Inputs
 
+NODES = 2**14 if INTERPRETED.value else 256  # of a program
 LANES = 2**11 if INTERPRETED.value else 128  # of a program of cells: those of a cell are neighbours
 SIDE = 64 if INTERPRETED.value else 32  # At most so many lanes have a cell: a warp adds up what they have.
 COLUMNS = 2  # A lane holds at most so many columns, SIDE apart, which share what is read of the corners,
 ROWS = 64 if INTERPRETED.value else 8  # and so many rows.
 WARP = tl.constexpr(LANES if INTERPRETED.value else 32)  # lanes that add up without shared memory
 FAR_BELOW = tl.constexpr(2.0**-60)
-"""A sum of exponentials below this takes the largest logit in place of a bound: a float32 ends at 2^-126."""
+"""A sum of exponentials below this takes the largest one in place of the nodes': a float32 ends at 2^-126."""
 
 
 @triton.jit
@@ -51,77 +53,75 @@ def _piece(
     return pixel, place, inside, (image, low_y, high_y, low_x, high_x), (weight_y, weight_x)
 
 
-@triton.jit
-def _corners(logits, source, strides):
-    """Pointers to the logits at a cell's corners."""
-    image, low_y, high_y, low_x, high_x = source
-    top, bottom = image * strides[0] + low_y * strides[2], image * strides[0] + high_y * strides[2]
-    left, right = low_x * strides[3], high_x * strides[3]
-    return logits + (top + left), logits + (top + right), logits + (bottom + left), logits + (bottom + right)
+@triton.jit(**ANY_NUMBERS)
+def nodes_kernel(
+    count, h, w, stride_n, stride_c, stride_h, stride_w, logits, nodes,
+    CLASSES: tl.constexpr, FIRST: tl.constexpr, INDEX: tl.constexpr, NODES: tl.constexpr,
+):  # fmt: skip
+    """Exponents of logits less the largest of their node [batch, CLASSES, h, w]; FIRST is the first class that has a
+    channel: of those before logits are 0.
 
-
-@triton.jit
-def _class(c, corners, stride_c, corner_weights, FIRST: tl.constexpr):
-    """Logits of a class; FIRST is the first one that has a channel."""
-    if FIRST:
-        return tl.where(c < FIRST, 0.0, px._between(corners, tl.maximum(c - FIRST, 0) * stride_c, corner_weights))
-    else:
-        return px._between(corners, c * stride_c, corner_weights)
-
-
-@triton.jit
-def _largest(corners, stride_c, corner_weights, CLASSES: tl.constexpr, FIRST: tl.constexpr):
-    best = px._between(corners, 0, corner_weights)
+    What is interpolated of them is above no logit of a pixel less the largest one, and the same for all its classes: a
+    softmax needs no more.
+    """
+    stride_c, plane = tl.cast(stride_c, INDEX), h.to(INDEX) * w.to(INDEX)
+    node = tl.program_id(0).to(INDEX) * NODES + tl.arange(0, NODES)
+    exists = node < count
+    image, y, x = px._place(node, h.to(INDEX), w.to(INDEX))
+    logits += image * stride_n + y * stride_h + x * stride_w
+    nodes += image * (CLASSES * plane) + node % plane
+    best = tl.load(logits, exists).to(tl.float32)
+    for c in range(1, CLASSES - FIRST):
+        best = tl.maximum(best, tl.load(logits + c * stride_c, exists).to(tl.float32))
     if FIRST:
         best = tl.maximum(best, 0.0)
-    for c in range(1, CLASSES - FIRST):
-        best = tl.maximum(best, px._between(corners, c * stride_c, corner_weights))
+        tl.store(nodes, -best * tm.LOG2_E, exists)
+    for c in range(FIRST, CLASSES):
+        z = tl.load(logits + (c - FIRST) * stride_c, exists).to(tl.float32)
+        tl.store(nodes + c * plane, (z - best) * tm.LOG2_E, exists)
+
+
+@triton.jit
+def _corners(nodes, source, h, w, CLASSES: tl.constexpr):
+    """Pointers to the exponents of the first class at a cell's corners."""
+    image, low_y, high_y, low_x, high_x = source
+    nodes += image * (CLASSES * h * w)
+    top, bottom = low_y * w, high_y * w
+    return nodes + (top + low_x), nodes + (top + high_x), nodes + (bottom + low_x), nodes + (bottom + high_x)
+
+
+@triton.jit
+def _largest(corners, plane, corner_weights, CLASSES: tl.constexpr):
+    best = px._between(corners, 0, corner_weights, None)
+    for c in range(1, CLASSES):
+        best = tl.maximum(best, px._between(corners, c * plane, corner_weights, None))
     return best
 
 
 @triton.jit
-def _bound(corners, stride_c, corner_weights, CLASSES: tl.constexpr, FIRST: tl.constexpr):
-    """What no logit of a pixel is above: the largest ones of its four corners, interpolated. It takes no pass over
-    the pixels' own logits, and any number will do that is not so far above them that exponentials end."""
-    a, b = tl.load(corners[0]).to(tl.float32), tl.load(corners[1]).to(tl.float32)
-    c, d = tl.load(corners[2]).to(tl.float32), tl.load(corners[3]).to(tl.float32)
-    if FIRST:
-        a, b, c, d = tl.maximum(a, 0.0), tl.maximum(b, 0.0), tl.maximum(c, 0.0), tl.maximum(d, 0.0)
-    for k in range(1, CLASSES - FIRST):
-        a = tl.maximum(a, tl.load(corners[0] + k * stride_c).to(tl.float32))
-        b = tl.maximum(b, tl.load(corners[1] + k * stride_c).to(tl.float32))
-        c = tl.maximum(c, tl.load(corners[2] + k * stride_c).to(tl.float32))
-        d = tl.maximum(d, tl.load(corners[3] + k * stride_c).to(tl.float32))
-    return lerp(lerp(a, b, corner_weights[1]), lerp(c, d, corner_weights[1]), corner_weights[0])
-
-
-@triton.jit
 def _softmax(
-    corners, stride_c, corner_weights, best, of_teacher, weight, temperature,
-    CLASSES: tl.constexpr, FIRST: tl.constexpr, KINDS: tl.constexpr,
-):  # fmt: skip
-    """Sums over the classes of pixels: of exp(z - best), and those that terms take."""
-    total, shift = tl.zeros_like(best), tm._shift(best)
+    corners, plane, corner_weights, best, of_teacher, weight, temperature, CLASSES: tl.constexpr, KINDS: tl.constexpr
+):
+    """Sums over the classes of pixels: of exponentials, of exponents less `best`, and those that terms take."""
+    total = tl.zeros_like(corner_weights[0] + corner_weights[1])
     over_classes = (total, total, total, total, total)
     for c in range(CLASSES):
-        z = _class(c, corners, stride_c, corner_weights, FIRST)
-        e = tm._exp_below(z, shift)
+        x = px._between(corners, c * plane, corner_weights, best)
+        e = tm._exp2(x)
         total += e
         if (tm.SMOOTHED | tm.DISTILLED) & KINDS:
-            t, class_weight, slope = _of_class(c, of_teacher, corner_weights, weight, None, CLASSES, FIRST, KINDS)
-            over_classes = tm._add_classes(over_classes, z - best, e, t, class_weight, slope, 1 / temperature, KINDS)
+            t, class_weight, slope = _of_class(c, of_teacher, plane, corner_weights, weight, None, CLASSES, KINDS)
+            over_classes = tm._add_classes(over_classes, x * tm.LN_2, e, t, class_weight, slope, 1 / temperature, KINDS)
     return total, over_classes
 
 
 @triton.jit
-def _of_class(
-    c, teacher, corner_weights, weight, slopes, CLASSES: tl.constexpr, FIRST: tl.constexpr, KINDS: tl.constexpr
-):
+def _of_class(c, teacher, plane, corner_weights, weight, slopes, CLASSES: tl.constexpr, KINDS: tl.constexpr):
     """What terms read of a class: the teacher's logits less the largest, the weight, the slope; None where they are
-    not. `teacher` is its corners, their stride, and the largest ones."""
+    not. `teacher` is its corners, and the largest exponents."""
     t, class_weight, slope = 0.0, 0.0, 0.0
     if tm.DISTILLED & KINDS:
-        t = _class(c, teacher[0], teacher[1], corner_weights, FIRST) - teacher[2]
+        t = px._between(teacher[0], c * plane, corner_weights, teacher[1]) * tm.LN_2
     if tm.SMOOTHED & KINDS:
         class_weight = tm._class_weight(weight, c, CLASSES)
     if tm.OVERLAP & KINDS:
@@ -137,15 +137,13 @@ def _over_warp(values):
 
 
 @triton.jit
-def _overlap_sums(
-    sums, corners, stride_c, corner_weights, best, total, own, u, CLASSES: tl.constexpr, FIRST: tl.constexpr
-):
+def _overlap_sums(sums, corners, plane, corner_weights, log_sum, own, u, CLASSES: tl.constexpr):
     """Store I, P and Y of the pixels of each warp [warps, 3, CLASSES]."""
-    counts, share, shift = own >= 0, u / total, tm._shift(best)
+    counts, best = own >= 0, log_sum * tm.LOG2_E
     warp = sums + tl.arange(0, u.shape[0] // WARP) * (3 * CLASSES)
     for c in range(CLASSES):
-        z = _class(c, corners, stride_c, corner_weights, FIRST)
-        p, mine = tl.where(counts, share * tm._exp_below(z, shift), 0.0), own == px._kept(c)
+        x = px._between(corners, c * plane, corner_weights, best)
+        p, mine = tl.where(counts, u * tm._exp2(x), 0.0), own == px._kept(c)
         tl.store(warp + c, _over_warp(tl.where(mine, p, 0.0)))
         tl.store(warp + (CLASSES + c), _over_warp(p))
         tl.store(warp + (2 * CLASSES + c), _over_warp(tl.where(mine, u, 0.0)))
@@ -153,16 +151,15 @@ def _overlap_sums(
 
 @triton.jit(**ANY_NUMBERS)
 def score_cells_kernel(
-    batch, h, w, H, W,
-    stride_n, stride_c, stride_h, stride_w, target_n, target_h, target_w, teacher_n, teacher_c, teacher_h, teacher_w,
-    logits, target, weight, pixel_weight, teacher, largest, lse, scores, terms, decided, partials, chosen, sums,
+    batch, h, w, H, W, target_n, target_h, target_w,
+    nodes, target, weight, pixel_weight, teacher_nodes, lse, scores, terms, decided, partials, chosen, sums,
     ignore, step_y, step_x, offset_y, offset_x, tau, s0, s1, s2, g0, g1, g2, smoothing, gamma, temperature,
     CLASSES: tl.constexpr, FIRST: tl.constexpr, SCORE: tl.constexpr, TERMS: tl.constexpr, MIRROR: tl.constexpr,
     KINDS: tl.constexpr, ALIGNED: tl.constexpr,
     INDEX: tl.constexpr, LANES: tl.constexpr, SIDE: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Program (cells, column of pieces, row of pieces)."""
-    h, w, H, W, stride_c = h.to(INDEX), w.to(INDEX), H.to(INDEX), W.to(INDEX), tl.cast(stride_c, INDEX)
+    h, w, H, W = h.to(INDEX), w.to(INDEX), H.to(INDEX), W.to(INDEX)
     columns, pieces = tl.num_programs(0), tl.num_programs(1) * tl.num_programs(2)
     program = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * columns + tl.program_id(0)
     if tm.BY_IMAGE & KINDS:  # a program has pixels of one image, and those of an image are neighbours
@@ -180,35 +177,36 @@ def score_cells_kernel(
         image, cell_y, cell_x, lane % SIDE, tl.program_id(2), tl.program_id(1), batch, h, w, H, W,
         ALIGNED, SIDE, COLUMNS, ROWS,
     )  # fmt: skip
-    corners = _corners(logits, source, (stride_n, stride_c, stride_h, stride_w))
+    corners, plane = _corners(nodes, source, h, w, CLASSES), h * w
     labels = target, (target_n, target_h, target_w), ignore, pixel_weight, (H, W)
-    of_teacher = None
-    if teacher is not None:
-        teacher_c = tl.cast(teacher_c, INDEX)
-        corners_t = _corners(teacher, source, (teacher_n, teacher_c, teacher_h, teacher_w))
-        of_teacher = corners_t, teacher_c, _largest(corners_t, teacher_c, corner_weights, CLASSES, FIRST)
-    OF_PIXELS: tl.constexpr = (tm.SMOOTHED | tm.DISTILLED | tm.TEMPERED) & KINDS
+    best, of_teacher = None, None
+    if teacher_nodes is not None:
+        corners_t = _corners(teacher_nodes, source, h, w, CLASSES)
+        of_teacher = corners_t, _largest(corners_t, plane, corner_weights, CLASSES)
     if tm.TEMPERED & KINDS:  # sums of other powers could end before
-        best = _largest(corners, stride_c, corner_weights, CLASSES, FIRST)
-    else:
-        best = _bound(corners, stride_c, corner_weights, CLASSES, FIRST)
+        best = _largest(corners, plane, corner_weights, CLASSES)
+    OF_PIXELS: tl.constexpr = (tm.SMOOTHED | tm.DISTILLED | tm.TEMPERED) & KINDS
     total, over_classes = _softmax(
-        corners, stride_c, corner_weights, best, of_teacher, weight, temperature, CLASSES, FIRST, OF_PIXELS
+        corners, plane, corner_weights, best, of_teacher, weight, temperature, CLASSES, OF_PIXELS
     )
-    if tl.max((inside & (total < FAR_BELOW)).to(tl.int32)) > 0:
-        best = _largest(corners, stride_c, corner_weights, CLASSES, FIRST)
-        total, over_classes = _softmax(
-            corners, stride_c, corner_weights, best, of_teacher, weight, temperature, CLASSES, FIRST, OF_PIXELS
-        )
-    if largest is not None:
-        tl.store(largest + pixel, best, inside)
+    log_sum = tm._log(total)
+    if best is None:
+        if tl.max((inside & (total < FAR_BELOW)).to(tl.int32)) > 0:
+            far = _largest(corners, plane, corner_weights, CLASSES)
+            total, _ = _softmax(corners, plane, corner_weights, far, None, None, temperature, CLASSES, 0)
+            log_sum = far * tm.LN_2 + tm._log(total)
+        if lse is not None:
+            tl.store(lse + pixel, log_sum, inside)
+    elif lse is not None:
+        tl.store(lse + pixel, best * tm.LN_2 + log_sum, inside)
     if sums is not None:
         own = px._label(labels, place[0], place[1], place[2], inside, CLASSES)
         u, sums = px._pixel_weights(labels, pixel, own >= 0), sums + program.to(INDEX) * (LANES // WARP * 3 * CLASSES)
-        _overlap_sums(sums, corners, stride_c, corner_weights, best, total, own, u, CLASSES, FIRST)
+        of_all = log_sum if best is None else best * tm.LN_2 + log_sum
+        _overlap_sums(sums, corners, plane, corner_weights, of_all, own, u, CLASSES)
     px._record(
-        corners, stride_c, corner_weights, best, total, over_classes, pixel, place, inside,
-        labels, (step_y, step_x, offset_y, offset_x), weight, lse, scores, terms, decided, partials, chosen, program,
+        corners, plane, corner_weights, best, log_sum, over_classes, pixel, place, inside,
+        labels, (step_y, step_x, offset_y, offset_x), weight, scores, terms, decided, partials, chosen, program,
         tl.num_programs(0) * pieces, tau, (s0, s1, s2), (g0, g1, g2), smoothing, gamma, temperature,
         CLASSES, FIRST, SCORE, TERMS, MIRROR, KINDS,
     )  # fmt: skip
@@ -226,9 +224,8 @@ def _add(at, values, mask, adds, phase, SIDE: tl.constexpr):
 
 @triton.jit(**ANY_NUMBERS)
 def gradient_cells_kernel(
-    batch, h, w, H, W,
-    stride_n, stride_c, stride_h, stride_w, target_n, target_h, target_w, teacher_n, teacher_c, teacher_h, teacher_w,
-    logits, target, weight, pixel_weight, teacher, largest, lse, mask, scales, slopes, gradient,
+    batch, h, w, H, W, target_n, target_h, target_w,
+    nodes, target, weight, pixel_weight, teacher_nodes, lse, mask, scales, slopes, gradient,
     ignore, step_y, step_x, offset_y, offset_x, ce_weight, boundary_weight, g0, g1, g2, smoothing, gamma, temperature,
     focal_weight, distillation_weight, parity_y, parity_x,
     CLASSES: tl.constexpr, FIRST: tl.constexpr, TERMS: tl.constexpr, MIRROR: tl.constexpr, KINDS: tl.constexpr,
@@ -240,9 +237,9 @@ def gradient_cells_kernel(
     They share no logit, so the gradient needs neither atomics nor scratch memory. Those of even rows and columns meet
     every logit, and come first: they set what the others add to.
     """
-    h, w, H, W, stride_c = h.to(INDEX), w.to(INDEX), H.to(INDEX), W.to(INDEX), tl.cast(stride_c, INDEX)
+    h, w, H, W = h.to(INDEX), w.to(INDEX), H.to(INDEX), W.to(INDEX)
     lane = tl.program_id(0).to(INDEX) * LANES + tl.arange(0, LANES)[:, None, None]
-    phase = lane % SIDE
+    phase, plane = lane % SIDE, h * w
     image, cell_y, cell_x = _cell(lane // SIDE, h, w, parity_y, parity_x, 2)
     exists = image < batch
     below, right = exists & (cell_y > 0) & (cell_y < h), (cell_x > 0) & (cell_x < w)
@@ -253,76 +250,98 @@ def gradient_cells_kernel(
             image, cell_y, cell_x, phase, piece // PIECES_X, piece % PIECES_X, batch, h, w, H, W,
             ALIGNED, SIDE, COLUMNS, ROWS,
         )  # fmt: skip
-        corners = _corners(logits, source, (stride_n, stride_c, stride_h, stride_w))
-        best = tl.load(largest + pixel, inside, INF)  # where no pixel is every exponential is 0
-        shift = tm._shift(best)
-        indices, amounts, factor = px._amounts(
-            corners, stride_c, corner_weights, best, pixel, place, inside, labels,
-            (step_y, step_x, offset_y, offset_x), weight, lse, mask, scales, ce_weight, boundary_weight, (g0, g1, g2),
+        corners = _corners(nodes, source, h, w, CLASSES)
+        best = tl.load(lse + pixel, inside, INF) * tm.LOG2_E  # where no pixel is every exponential is 0
+        log_sum = tl.zeros_like(best)  # exponentials of what is below these are probabilities
+        own, amounts, total = px._amounts(
+            corners, plane, corner_weights, best, log_sum, pixel, place, inside, labels,
+            (step_y, step_x, offset_y, offset_x), weight, mask, scales, ce_weight, boundary_weight, (g0, g1, g2),
             smoothing, focal_weight, gamma, CLASSES, FIRST, TERMS, MIRROR, KINDS,
         )  # fmt: skip
-        used, of_teacher, of_slopes, parts = factor != 0, None, slopes, None
+        used, of_teacher, of_slopes, parts = total != 0, None, slopes, None
         if tm.OF_CLASSES & KINDS:
             if tm.BY_IMAGE & KINDS:
                 of_slopes += place[0] * 2 * CLASSES
-            if teacher is not None:
-                step_t = tl.cast(teacher_c, INDEX)
-                corners_t = _corners(teacher, source, (teacher_n, teacher_c, teacher_h, teacher_w))
-                of_teacher = corners_t, step_t, _largest(corners_t, step_t, corner_weights, CLASSES, FIRST)
-            zero = tl.zeros_like(factor)
-            over_classes = (zero, zero, zero, zero, zero)
+            if teacher_nodes is not None:
+                corners_t = _corners(teacher_nodes, source, h, w, CLASSES)
+                of_teacher = corners_t, _largest(corners_t, plane, corner_weights, CLASSES)
+            over_classes = (log_sum, log_sum, log_sum, log_sum, log_sum)
             for c in range(CLASSES):
-                z = _class(c, corners, stride_c, corner_weights, FIRST)
+                x = px._between(corners, c * plane, corner_weights, best)
                 t, class_weight, slope = _of_class(
-                    c, of_teacher, corner_weights, weight, of_slopes, CLASSES, FIRST, KINDS
+                    c, of_teacher, plane, corner_weights, weight, of_slopes, CLASSES, KINDS
                 )
                 over_classes = tm._add_classes(
-                    over_classes, z - best, tm._exp_below(z, shift), t, class_weight, slope, 1 / temperature, KINDS
+                    over_classes, x * tm.LN_2, tm._exp2(x), t, class_weight, slope, 1 / temperature, KINDS
                 )
-            log_sum = tl.load(lse + pixel, inside, 0.0)
-            ce = px._cross_entropy(corners, indices[0], stride_c, corner_weights, best, log_sum, CLASSES, FIRST)
-            amounts, factor, parts, used = tm._add_amounts(
-                amounts, factor, indices[0], px._pixel_weights(labels, pixel, inside), ce, log_sum, over_classes,
+            ce = px._cross_entropy(corners, own[0], plane, corner_weights, best, log_sum, CLASSES, FIRST)
+            amounts, total, parts, used = tm._add_amounts(
+                amounts, total, own[0], px._pixel_weights(labels, pixel, inside), ce, 1.0, over_classes,
                 weight, of_slopes, scales, ce_weight, smoothing, distillation_weight, temperature, CLASSES, KINDS,
             )  # fmt: skip
         some = (
             tl.max(tl.max(used.to(tl.int32), 2, keep_dims=True), 1, keep_dims=True) > 0
         )  # the logits of the others may be NaN
         adds = parity_y + parity_x + piece > 0
-        amounts, factor = (px._kept(amounts[0]), px._kept(amounts[1]), px._kept(amounts[2])), px._kept(factor)
+        own, lower_weight, upper_weight = px._numbers(own), corner_weights[0], 1 - corner_weights[0]
+        ALONE: tl.constexpr = TERMS & 6 == 0 and tm.OF_CLASSES & KINDS == 0  # all is taken at the label of a pixel
+        if ALONE:
+            upper_weight, lower_weight = px._kept(total * upper_weight), px._kept(total * lower_weight)
+        amounts, total = (px._kept(amounts[0]), px._kept(amounts[1]), px._kept(amounts[2])), px._kept(total)
         for c in range(FIRST, CLASSES):
-            z = _class(c, corners, stride_c, corner_weights, FIRST)
-            e = tm._exp_below(z, shift)
-            g = px._gradient(e, px._kept(c), indices, amounts, factor, CLASSES, TERMS)
+            x = px._between(corners, c * plane, corner_weights, best)
+            p = tm._exp2(x)
+            if ALONE and CLASSES > 1:
+                g = p - px._is(own[0], px._kept(c))
+            else:
+                g = px._gradient(p, px._kept(c), own, amounts, total, CLASSES, TERMS)
             if tm.OF_CLASSES & KINDS:
                 t, class_weight, slope = _of_class(
-                    c, of_teacher, corner_weights, weight, of_slopes, CLASSES, FIRST, KINDS
+                    c, of_teacher, plane, corner_weights, weight, of_slopes, CLASSES, KINDS
                 )
-                g += tm._gradient(z - best, e, t, class_weight, slope, parts, 1 / temperature, KINDS)
-            upper = tl.where(some, tl.sum(g * (1 - corner_weights[0]), 2, keep_dims=True), 0.0)
-            lower = tl.where(some, tl.sum(g * corner_weights[0], 2, keep_dims=True), 0.0)
-            at = gradient + (corner + (c - FIRST) * h * w)
-            _add(at, tl.sum(upper * (1 - corner_weights[1]), 1), exists, adds, phase, SIDE)
-            _add(at + 1, tl.sum(upper * corner_weights[1], 1), exists & right, adds, phase, SIDE)
-            _add(at + w, tl.sum(lower * (1 - corner_weights[1]), 1), below, adds, phase, SIDE)
-            _add(at + w + 1, tl.sum(lower * corner_weights[1], 1), below & right, adds, phase, SIDE)
+                g += tm._gradient(x * tm.LN_2, p, t, class_weight, slope, parts, 1 / temperature, KINDS)
+            upper, lower = tl.sum(g * upper_weight, 2, keep_dims=True), tl.sum(g * lower_weight, 2, keep_dims=True)
+            at = gradient + (corner + (c - FIRST) * plane)
+            left_weight = 1 - corner_weights[1]
+            _add(at, _of_some(some, upper * left_weight), exists, adds, phase, SIDE)
+            _add(at + 1, _of_some(some, upper * corner_weights[1]), exists & right, adds, phase, SIDE)
+            _add(at + w, _of_some(some, lower * left_weight), below, adds, phase, SIDE)
+            _add(at + w + 1, _of_some(some, lower * corner_weights[1]), below & right, adds, phase, SIDE)
         tl.debug_barrier()  # before the next piece reads what this one wrote
 
 
+@triton.jit
+def _of_some(some, values):
+    """Sums over the columns of lanes, those that have any part."""
+    return tl.where(some, tl.sum(values, 1, keep_dims=True), 0.0)
+
+
+def nodes_of(logits: Tensor, options: Any) -> Tensor:
+    """Exponents of nodes float32 [N, classes, h, w]."""
+    (batch, _, h, w), constants = logits.shape, px._classes(logits, options)
+    nodes = scratch(logits, torch.float32, batch, constants["CLASSES"], h, w)
+    index = index_type(max(extent(logits), nodes.numel() + NODES))
+    nodes_kernel[(triton.cdiv(batch * h * w, NODES),)](
+        batch * h * w, h, w, *logits.stride(), logits, nodes, INDEX=index, NODES=NODES, **constants
+    )
+    return nodes
+
+
 def score_cells(
-    inputs: Inputs, options: Any, largest: Tensor | None, lse: Tensor | None, scores: Tensor | None,
-    terms: Tensor | None, decided: Tensor | None,
+    inputs: Inputs, options: Any, nodes: Tensor, teacher_nodes: Tensor | None, lse: Tensor | None,
+    scores: Tensor | None, terms: Tensor | None, decided: Tensor | None,
 ) -> px.Sums:  # fmt: skip
-    """Write the maps of upsampled pixels."""
-    logits, target, *others = inputs
-    (batch, _, h, w), (pieces_y, pieces_x), constants = logits.shape, *_cells(inputs, options, True)
+    """Write the maps of upsampled pixels; nodes and teacher_nodes are what `nodes_of` makes."""
+    (batch, _, h, w), target = nodes.shape, inputs.target
+    (pieces_y, pieces_x), constants = _cells(inputs, options, True)
     images = max(batch, 1) if constants["KINDS"] & tm.BY_IMAGE.value else 1
     programs = images * triton.cdiv(batch // images * (h + 1) * (w + 1) * constants["SIDE"], LANES)
     programs_of_all, warps = programs * pieces_x * pieces_y, LANES // WARP.value
     sums = px._sums(target, programs_of_all, warps, constants["KINDS"], constants["CLASSES"], decided)
     score_cells_kernel[programs, pieces_x, pieces_y](
-        batch, h, w, *target.shape[1:], *logits.stride(), *target.stride(), *px._strides(inputs.teacher),
-        logits, target, *others, largest, lse, scores, terms, decided, *sums, *px._labels(options), px._tau(options),
+        batch, h, w, *target.shape[1:], *target.stride(),
+        nodes, target, inputs.weight, inputs.pixel_weight, teacher_nodes, lse, scores, terms, decided, *sums,
+        *px._labels(options), px._tau(options),
         *map(float, options.score), *map(float, options.terms), *px._term_floats(options),
         SCORE=px._present(options, options.score), **px._flip(options), **constants,
     )  # fmt: skip
@@ -330,16 +349,16 @@ def score_cells(
 
 
 def write_gradient(
-    inputs: Inputs, options: Any, largest: Tensor, lse: Tensor, mask: Tensor | None, scales: Tensor,
-    slopes: Tensor | None, gradient: Tensor,
+    inputs: Inputs, options: Any, nodes: Tensor, teacher_nodes: Tensor | None, lse: Tensor, mask: Tensor | None,
+    scales: Tensor, slopes: Tensor | None, gradient: Tensor,
 ) -> None:  # fmt: skip
-    logits, target, *others = inputs
-    (batch, _, h, w), (pieces_y, pieces_x), constants = logits.shape, *_cells(inputs, options, False)
+    (batch, _, h, w), target = nodes.shape, inputs.target
+    (pieces_y, pieces_x), constants = _cells(inputs, options, False)
     for parity_y, parity_x in ((0, 0), (0, 1), (1, 0), (1, 1)):
         cells = batch * ((h + 2 - parity_y) // 2) * ((w + 2 - parity_x) // 2)
         gradient_cells_kernel[(triton.cdiv(cells * constants["SIDE"], LANES),)](
-            batch, h, w, *target.shape[1:], *logits.stride(), *target.stride(), *px._strides(inputs.teacher),
-            logits, target, *others, largest, lse, mask, scales, slopes, gradient,
+            batch, h, w, *target.shape[1:], *target.stride(),
+            nodes, target, inputs.weight, inputs.pixel_weight, teacher_nodes, lse, mask, scales, slopes, gradient,
             *px._labels(options), *px._floats(options), *px._term_floats(options),
             float(options.focal_weight), float(options.distillation_weight), parity_y, parity_x,
             PIECES_Y=pieces_y, PIECES_X=pieces_x, **px._flip(options), **constants,
@@ -347,31 +366,38 @@ def write_gradient(
 
 
 def scored_at_once(kinds: int, index: tl.dtype, score: int) -> int:
-    """Columns that a lane scores at most: with terms or offsets of 64 bits registers are for one, and two of
-    cross-entropy alone spill on sm_100."""
-    return COLUMNS if kinds == 0 and index == tl.int32 and score else 1
+    """Columns that a lane scores at most: with other terms, or overlap and a score, or offsets of 64 bits registers are
+    for one."""
+    few = kinds == 0 or kinds == tm.OVERLAP.value and not score
+    return COLUMNS if few and index == tl.int32 else 1
 
 
-def differentiated_at_once(kinds: int) -> int:
-    """Columns that a lane has the gradient of at most."""
+def differentiated_at_once(kinds: int, terms: int) -> int:
+    """Columns that a lane has the gradient of at most: the more, the fewer sums are exchanged between lanes."""
+    if kinds == 0 and terms & 6 == 0:
+        return 2 * COLUMNS
     return COLUMNS if kinds in (0, tm.OVERLAP.value) else 1
 
 
 def _cells(inputs: Inputs, options: Any, scores: bool) -> tuple[tuple[int, int], dict[str, Any]]:
     """In how many rows and columns of pieces cells are taken, and constants of a kernel over cells."""
-    (batch, channels, h, w), (H, W) = inputs.logits.shape, inputs.target.shape[1:]
+    (batch, _, h, w), (H, W) = inputs.logits.shape, inputs.target.shape[1:]
     scale_y, scale_x = (_longest(*sides, options.align_corners) for sides in ((h, H), (w, W)))
     rows, width = min(triton.next_power_of_2(scale_y), ROWS), min(triton.next_power_of_2(scale_x), SIDE * COLUMNS)
     lanes = batch * (h + 1) * (w + 1) * width + LANES
     beyond = 2 * (h + 1) * (H + 2 * ROWS), 2 * (w + 1) * (W + 2 * width)
-    maps = [map for map in (inputs.logits, inputs.target, inputs.teacher) if map is not None]
-    index = index_type(max(lanes, batch * (H + 2 * ROWS) * W, *beyond, batch * channels * h * w, extent(*maps)))
+    constants = px._classes(inputs.logits, options)
+    nodes = batch * constants["CLASSES"] * h * w
+    index = index_type(max(lanes, batch * (H + 2 * ROWS) * W, *beyond, nodes, extent(inputs.target)))
     kinds = tm.kinds(options, inputs.teacher)
-    score = px._present(options, options.score)
-    columns = min(width, scored_at_once(kinds, index, score) if scores else differentiated_at_once(kinds))
+    if scores:
+        columns = scored_at_once(kinds, index, px._present(options, options.score))
+    else:
+        columns = differentiated_at_once(kinds, px._present(options, options.terms))
+    columns = min(width, columns)
     side = min(width // columns, SIDE)
-    constants = {"INDEX": index, "LANES": LANES, "SIDE": side, "COLUMNS": columns, "ROWS": rows}
-    constants |= {"ALIGNED": options.align_corners, "KINDS": kinds, **px._classes(inputs.logits, options)}
+    constants |= {"INDEX": index, "LANES": LANES, "SIDE": side, "COLUMNS": columns, "ROWS": rows}
+    constants |= {"ALIGNED": options.align_corners, "KINDS": kinds}
     return (triton.cdiv(scale_y, rows), triton.cdiv(scale_x, side * columns)), constants
 
 

@@ -130,15 +130,14 @@ def rows_of(case: Case, backend: str) -> list[dict[str, Any]]:
         implementation = native.native()
     backends.register(case.op, "cpu", backend, implementation)
     native.machine().scratch()
-    with native.machine().counting() as counts, backends.use_backend(backend):
+    with triton_driver.scratch() as sizes, native.machine().counting() as counts, backends.use_backend(backend):
         case.run()
     rows = [row_of(case, count) for count in by_kernel(counts)]
     total = {"case": case.name, "kernel": "all"}
     for column in COLUMNS:
         if column in ("launches", "instructions", *CLASSES) or "bytes_" in column or "_us" in column:
             total[column] = round(sum(row[column] for row in rows), 3)
-    if backend == "cuda":  # what Triton's launchers ask torch for is not counted
-        total["scratch_bytes"] = case.images * native.machine().scratch()
+    total["scratch_bytes"] = case.images * (sum(sizes) if backend == "triton" else native.machine().scratch())
     return [*rows, total]
 
 

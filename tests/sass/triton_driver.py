@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,23 @@ def install() -> None:
     triton = pytest.importorskip("triton")
     native.machine()
     triton.runtime.driver.set_active(Driver())
+
+
+@contextmanager
+def scratch() -> Iterator[list[int]]:
+    """The bytes of each scratch tensor that the Triton kernels' launchers ask torch for inside."""
+    from bcmfnet.kernels import _common
+
+    sizes = []
+
+    def empty(*arguments: Any, **options: Any) -> torch.Tensor:
+        tensor = torch.empty(*arguments, **options)
+        sizes.append(tensor.nbytes)
+        return tensor
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_common, "torch", SimpleNamespace(empty=empty))
+        yield sizes
 
 
 class Driver:
