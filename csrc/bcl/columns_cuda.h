@@ -165,6 +165,10 @@ __device__ void read_logits(const View& logits, int64_t at, int classes, bool bi
     if (i < classes) z[i] = i == 0 && binary ? 0.0f : as_float(*from);
 }
 
+// Logits may be the least numbers there are, of classes that are left out: their exponents would be infinite, and no
+// number between two source pixels. What is infinite itself stays so.
+constexpr float kLeastExponent = -0x1p126f;
+
 // The exponents to base 2 of a source pixel. A softmax does not change where all logits of a pixel lose the same: their
 // largest, so that exponents are at most 0. Returns the least, or NaN.
 template <int K>
@@ -185,8 +189,13 @@ __device__ float exponents_of(
   const float shift = kLog2E * most;
   float least = 0;
 #pragma unroll
-  for (int i = 0; i < K; ++i)
-    if (i < classes) exponents[i] = exponent(exponents[i], shift), least = least_of(least, exponents[i]);
+  for (int i = 0; i < K; ++i) {
+    if (i >= classes) continue;
+    const bool is_infinite = exponents[i] == -kInfinity;
+    exponents[i] = exponent(exponents[i], shift);
+    if (exponents[i] < kLeastExponent && !is_infinite) exponents[i] = kLeastExponent;
+    least = least_of(least, exponents[i]);
+  }
   return least;
 }
 

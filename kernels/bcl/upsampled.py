@@ -14,6 +14,9 @@ from bcmfnet.kernels.bcl import pixels as px
 from bcmfnet.kernels.bcl import terms as tm
 from bcmfnet.kernels.bcl.pixels import ANY_NUMBERS, INF, Inputs
 
+LEAST = tl.constexpr(-(2.0**126))
+"""Of exponents: of the least float32, that of a class that is left out, the product would be infinite, and no number
+between two nodes. What is infinite itself stays so."""
 NODES = 2**14 if INTERPRETED.value else 256  # of a program
 LANES = 2**11 if INTERPRETED.value else 128  # of a program of cells: those of a cell are neighbours
 SIDE = 64 if INTERPRETED.value else 32  # At most so many lanes have a cell: a warp adds up what they have.
@@ -61,8 +64,8 @@ def nodes_kernel(
     """Exponents of logits less the largest of their node [batch, CLASSES, h, w]; FIRST is the first class that has a
     channel: of those before logits are 0.
 
-    What is interpolated of them is above no logit of a pixel less the largest one, and the same for all its classes: a
-    softmax needs no more.
+    Interpolated, they are the exponents of a pixel's classes less a number that is common to all of them, and none is
+    above 0: a softmax needs no more.
     """
     stride_c, plane = tl.cast(stride_c, INDEX), h.to(INDEX) * w.to(INDEX)
     node = tl.program_id(0).to(INDEX) * NODES + tl.arange(0, NODES)
@@ -78,7 +81,8 @@ def nodes_kernel(
         tl.store(nodes, -best * tm.LOG2_E, exists)
     for c in range(FIRST, CLASSES):
         z = tl.load(logits + (c - FIRST) * stride_c, exists).to(tl.float32)
-        tl.store(nodes + c * plane, (z - best) * tm.LOG2_E, exists)
+        exponent = (z - best) * tm.LOG2_E
+        tl.store(nodes + c * plane, tl.where((exponent < LEAST) & (z > -INF), LEAST, exponent), exists)
 
 
 @triton.jit

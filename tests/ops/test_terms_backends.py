@@ -141,6 +141,28 @@ EDGES = {
 NAMES = [name if "every" in name else pytest.param(name, marks=pytest.mark.any_backend) for name in EDGES]
 
 
+@pytest.mark.parametrize("classes", [4, pytest.param(40, marks=pytest.mark.tail)])
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize(
+    "terms", [["boundary"], ["boundary", "focal", "dice", "jaccard", "distillation"],
+              pytest.param([], marks=pytest.mark.tail), pytest.param(["dice"], marks=pytest.mark.tail)], ids=" ".join,
+)  # fmt: skip
+def test_classes_that_are_masked_by_the_least_number(device, terms, grid, classes):
+    """That is what is often written in the logits of a class that is to be left out, and no factor may carry it on."""
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = (2 * torch.randn(2, classes, *grid, generator=generator) for _ in range(2))
+    logits[:, 2] = teacher[:, 2] = torch.finfo(torch.float32).min
+    target = torch.randint(0, 2, (2, *SIZE), generator=generator)
+    tensors = {"teacher": teacher} if "distillation" in terms else {}
+    options = {"ce": 1.0, "threshold": 0.0} | dict.fromkeys(terms, 1.0)  # no rounding decides what is selected
+    value, _, gradient = evaluated(device, logits, target, tensors, options)
+    exact = logits.double().requires_grad_()
+    known = term_options(**options)
+    expected = reference.loss(exact, target, known, None, None, teacher.double() if tensors else None)[0]
+    assert_close(value, expected.detach())
+    assert_close(gradient, torch.autograd.grad(expected, exact)[0])
+
+
 def edge(name: str, grid=SIZE):
     """A case with the terms of that name: logits, labels of SIZE with ignored ones, tensors and options."""
     generator, options = torch.Generator().manual_seed(0), dict(EDGES[name])
