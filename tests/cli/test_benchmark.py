@@ -77,7 +77,7 @@ def test_a_provider_that_disagrees_has_no_time_and_fails_the_command(bcmfnet, mo
     [
         (["upsample"], "NAMES: expected some of "),
         (["--case", "2x2"], "--case: expected a pattern of "),
-        (["--providers", "nvcc"], "--providers: expected some of "),
+        (["upsample_argmax", "--providers", "nvcc"], "--providers: expected some of "),
         (["--seconds", "0"], "--seconds: expected a number above 0 to 3600, got 0"),
         (["--threads", "0"], "--threads: expected an integer from 1 to 4096, got 0"),
         (["--threads", "two"], "--threads: expected an integer from 1 to 4096, got 'two'"),
