@@ -18,8 +18,15 @@ import pytest
 from tiny import FRAMES, TINY
 
 from bcmfnet.data import write_png
+from bcmfnet.engine import report
 from bcmfnet.engine.checkpoint import read_checkpoint
 from bcmfnet.engine.run_folder import owned
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_drawn(monkeypatch):
+    """Pictures take a second a run; tests of the engine have them."""
+    monkeypatch.setattr(report, "draw_run", lambda *arguments: None)
 
 
 def show(bcmfnet, *argv):
