@@ -163,7 +163,7 @@ def _add_amounts(
         amount = share * (distillation_weight * temperature * tl.load(scales + 2))
         of_teacher = amount / taught
         if TEMPERED & KINDS:
-            of_student = amount / student
+            of_student = tl.where(amount != 0, amount / student, 0.0)  # where no pixel is there is no sum
         else:
             factor += amount * scale
         used |= share != 0
