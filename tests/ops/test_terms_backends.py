@@ -296,6 +296,16 @@ def test_threads_and_layouts_give_equal_bits(device, name, grid):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("temperature", [0.7, 2.0])
+def test_distillation_at_a_temperature_where_cells_have_few_pixels(device, temperature):
+    """Cells at the border have half as many as others, and the lanes that are left have no part."""
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = (torch.randn(2, 5, 3, 5, generator=generator) for _ in range(2))
+    target = torch.randint(0, 5, (2, 24, 40), generator=generator)
+    options = {"ce": 1.0, "distillation": 1.0, "distillation_temperature": temperature}
+    assert agrees(device, logits, target, {"teacher": teacher}, options, "temperature")
+
+
 @pytest.mark.tail
 @pytest.mark.usefixtures("poisoned", "deterministic")
 @pytest.mark.parametrize("grid", GRIDS)
