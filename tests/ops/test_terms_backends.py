@@ -296,6 +296,17 @@ def test_threads_and_layouts_give_equal_bits(device, name, grid):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_binary_logit_may_be_the_least_number(device, grid):
+    logits, target = torch.zeros(2, 1, *grid), torch.zeros(2, *SIZE, dtype=torch.int64)
+    logits[0] = torch.finfo(torch.float32).min
+    value, _, gradient = evaluated(device, logits, target, {}, {"ce": 1.0, "binary": True})
+    exact = logits.double().requires_grad_()
+    expected = reference.loss(exact, target, term_options(ce=1.0, binary=True), None, None, None)[0]
+    assert_close(value, expected.detach())
+    assert_close(gradient, torch.autograd.grad(expected, exact)[0])
+
+
 @pytest.mark.parametrize("temperature", [0.7, 2.0])
 def test_distillation_at_a_temperature_where_cells_have_few_pixels(device, temperature):
     """Cells at the border have half as many as others, and the lanes that are left have no part."""

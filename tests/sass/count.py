@@ -19,6 +19,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial, reduce
 from itertools import groupby, product
@@ -130,7 +131,8 @@ def rows_of(case: Case, backend: str) -> list[dict[str, Any]]:
         implementation = native.native()
     backends.register(case.op, "cpu", backend, implementation)
     native.machine().scratch()
-    with triton_driver.scratch() as sizes, native.machine().counting() as counts, backends.use_backend(backend):
+    asked = triton_driver.scratch() if backend == "triton" else nullcontext([])
+    with asked as sizes, native.machine().counting() as counts, backends.use_backend(backend):
         case.run()
     rows = [row_of(case, count) for count in by_kernel(counts)]
     total = {"case": case.name, "kernel": "all"}

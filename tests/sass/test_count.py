@@ -95,12 +95,12 @@ def test_the_committed_file_has_every_column(backend):
     assert cases == {row["case"] for row in rows if row["kernel"] == "all"} and len(cases) > 10
 
 
-@pytest.mark.parametrize(("backend", "most"), [("cuda", 40e6), ("triton", 60e6)])
-def test_the_upsampled_loss_of_eight_images_takes_little_scratch(backend, most):
+@pytest.mark.parametrize(("backend", "cases", "most"), [("cuda", 4, 40e6), ("triton", 2, 60e6)])
+def test_the_upsampled_loss_of_eight_images_takes_little_scratch(backend, cases, most):
     """Eight images of 1024x1024 in 19 classes, whose logits at that size would take 638 MB. Triton's kernels keep maps
     of what the CUDA kernels hold, and where ranks decide more of them."""
     with RESULTS[backend].open() as file:
         rows = [row for row in csv.DictReader(file) if row["kernel"] == "all"]
     scratch = {row["case"]: int(row["scratch_bytes"]) for row in rows if row["case"].startswith("bcl-8x19x128x128")}
     scratch = {case: size for case, size in scratch.items() if backend == "cuda" or not case.endswith("paper")}
-    assert len(scratch) >= 2 and 20e6 < min(scratch.values()) and max(scratch.values()) < most
+    assert len(scratch) == cases and 20e6 < min(scratch.values()) and max(scratch.values()) < most
